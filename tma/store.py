@@ -1,0 +1,99 @@
+"""Files that are whole or absent: the cache folder, atomic writes, locks and content digests.
+
+Everything is first written under a name of its own beside its destination, flushed to disk, and
+then renamed. A process that is killed leaves at most a `.new-…` entry, which the next writer of the
+same destination removes under the lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+
+def cache_dir() -> Path:
+    """Return the folder of everything that can be made again: `TMA_CACHE`, else `~/.cache/tma`."""
+    return Path(os.environ.get("TMA_CACHE") or Path.home() / ".cache" / "tma").expanduser()
+
+
+def digest(*parts: str | bytes) -> str:
+    """Return the SHA-256 of the parts in hexadecimal; parts are length-prefixed, so that
+    ("ab", "c") and ("a", "bc") differ.
+    """
+    sha = hashlib.sha256()
+    for part in parts:
+        raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
+        sha.update(len(raw).to_bytes(8, "little") + raw)
+    return sha.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal, as `sha256sum` prints it."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON text that is the same for equal values: keys sorted, no NaN."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a destination; a second process waits until it is free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        for stale in path.parent.glob(f".new-{path.name}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends without an error.
+
+    The caller holds `locked(path)`; after an error nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".new-{path.name}-", dir=path.parent))
+    try:
+        yield draft
+        for file in draft.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        draft.chmod(0o755)
+        draft.rename(path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file to write; it replaces `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".new-{path.name}-", dir=path.parent) as folder:
+        draft = Path(folder) / path.name
+        yield draft
+        _flush(draft)
+        draft.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as readable JSON, atomically."""
+    with new_file(path) as draft:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+        draft.write_text(text + "\n", encoding="utf-8")
+
+
+def _flush(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
