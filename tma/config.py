@@ -59,7 +59,7 @@ _LARGE = {
 }
 
 SCALES: dict[str, Scale] = {
-    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 4),
+    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 5),
     "study": Scale("under an hour on one GPU", _SMALL, None, 200, 16, 1024, 2e-5, 10),
     "paper": Scale("the paper's settings", _LARGE, None, 1800, 16, 1024, 1e-6, 10, "bf16"),
 }
@@ -104,7 +104,11 @@ class StudyConfig:
 
     def runs(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of one order, one for each seed."""
-        settings = {"model": self.model, "dataset": self.dataset, "steps": self.steps} | changes
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "dataset": self.dataset,
+            "steps": self.steps,
+        } | changes
         return [
             RunConfig.at(self.scale, order=order, seed=seed, **settings)
             for seed in range(self.seeds)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
-"""Share of the tasks (without tasks: of the instances) that a dataset without a test split tests on."""
+"""Share of tasks (or instances, without tasks) that test where a dataset has no test split."""
 
 _COLUMNS = {
     "prompt": ("prompt", "inputs_pretokenized"),
@@ -77,14 +77,17 @@ def _read(name: str) -> Mapping[str, Dataset]:
 
     path = Path(name)
     try:
+        splits: Mapping[str, Dataset]
         if path.suffix in DATA_SUFFIXES:
             kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
-            return datasets.load_dataset(kind, data_files=str(path))
-        return datasets.load_dataset(name)
+            splits = datasets.load_dataset(kind, data_files=str(path))
+        else:
+            splits = datasets.load_dataset(name)
     except Exception as error:
         # Every reader below `datasets` has its own error classes; the user needs one message.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DataError(f"dataset={name!r} could not be read: {reason[0]}") from error
+    return splits
 
 
 def _part(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
@@ -120,10 +123,8 @@ def _held_out(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dic
     keys = [row["task"] if by_task else number for number, row in enumerate(rows)]
     units = sorted(set(keys), key=str)
     if len(units) < 2:
-        kind = "task" if by_task else "instance"
-        raise DataError(
-            f"cannot hold out test data: the dataset has {len(units)} {kind}s, needs 2."
-        )
+        kind = "tasks" if by_task else "instances"
+        raise DataError(f"cannot hold out test data: {len(units)} {kind}; expected at least 2.")
     random.Random(f"{seed}/held out").shuffle(units)
     test = set(units[: max(1, round(HELD_OUT * len(units)))])
     return [r for r, key in zip(rows, keys, strict=True) if (key in test) == (split == "test")]

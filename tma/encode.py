@@ -10,6 +10,7 @@ An over-long instance loses the middle of its prompt, never its response below o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a position without loss."""
+BATCH_COST = 128
+"""Tokens that take as long as what a micro-batch costs whatever its size: the weights are cast and
+the gradients added up once in each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class MicroBatch:
 
     members: tuple[int, ...]
     """Positions of the instances in the sequence that was batched."""
+    ids: tuple[str, ...]
+    """Ids of the instances."""
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
     kept: torch.Tensor
@@ -107,24 +113,38 @@ def _fitted(
 
 
 def micro_batches(encoded: Sequence[Encoded], micro_tokens: int) -> list[MicroBatch]:
-    """Return the instances as micro-batches of similar length.
+    """Return the instances as micro-batches of similar length, the longest first.
 
-    Longest first, so that the largest memory is asked for first; a micro-batch is closed when one
-    more row would exceed the budget, or be padded by more than a quarter.
+    Among the groupings of the instances sorted by length, the one with the least padded tokens is
+    taken, where each micro-batch counts `BATCH_COST` tokens more.
 
     Args:
         encoded: instances.
         micro_tokens: rows × width of a micro-batch at most; one over-long row still gets its own.
     """
     by_length = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].tokens), i))
-    groups: list[list[int]] = []
-    for i in by_length:
-        width = len(encoded[groups[-1][0]].tokens) if groups else 0
-        full = not groups or width * (len(groups[-1]) + 1) > micro_tokens
-        if full or len(encoded[i].tokens) < 0.75 * width:
-            groups.append([])
-        groups[-1].append(i)
+    cuts = _cuts([len(encoded[i].tokens) for i in by_length], micro_tokens)
+    groups = [by_length[start:end] for start, end in itertools.pairwise(cuts)]
     return [_padded([encoded[i] for i in group], tuple(group)) for group in groups]
+
+
+def _cuts(lengths: Sequence[int], micro_tokens: int) -> list[int]:
+    """Return where to cut falling lengths into groups, both ends included."""
+    cost, start_of = [0], [0]
+    for end in range(1, len(lengths) + 1):
+        best, start = cost[end - 1] + lengths[end - 1], end - 1
+        for i in range(end - 2, -1, -1):
+            width = lengths[i] * (end - i)
+            if width > micro_tokens:
+                break
+            if cost[i] + width < best:
+                best, start = cost[i] + width, i
+        cost.append(best + BATCH_COST)
+        start_of.append(start)
+    cuts = [len(lengths)]
+    while cuts[-1]:
+        cuts.append(start_of[cuts[-1]])
+    return cuts[::-1]
 
 
 def _padded(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
@@ -137,4 +157,4 @@ def _padded(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
         # The logits at position p predict the token at p + 1.
         labels[r, row.response_start - 1 : len(ids) - 1] = ids[row.response_start :]
     kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-    return MicroBatch(members, tokens, kept, labels[:, kept])
+    return MicroBatch(members, tuple(row.id for row in rows), tokens, kept, labels[:, kept])

@@ -17,6 +17,7 @@ Fields = dict[str, str]
 
 
 def clean(value: object) -> str:
+    """Return text without runs of blanks and without the residue of spreadsheet line ends."""
     return re.sub(r"[ \t\xa0]+", " ", str(value)).replace("_x000D_", "").strip()
 
 
@@ -164,7 +165,7 @@ def _sentence(row: Row, _other: Row, rng: random.Random) -> Fields:
         return {}
     # The first word is kept in its place: its capital would give the answer away.
     at = rng.randrange(1, len(words) - 1)
-    swapped = words[:at] + [words[at + 1], words[at]] + words[at + 2 :]
+    swapped = [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
     return {
         "sentence": sentence,
         "lower": sentence.lower() if sentence.lower() != sentence else "",

@@ -103,7 +103,7 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         )
         # The weights are dequantised by now; transformers still marks the model as quantised, and
         # refuses to save it until these marks are gone.
-        model.is_quantized, model.hf_quantizer = False, None
+        vars(model).update(is_quantized=False, hf_quantizer=None)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.config._name_or_path = ""  # else the draft's path is kept in config.json

@@ -17,7 +17,7 @@ _BLOCK_BYTES = 64 * 2**20
 
 
 def similarities(train: NDArray[np.float32], test: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return cosine similarities of unit rows, (m, n): out[j, i] = round(test[j] · train[i], 10)."""
+    """Return cosine similarities of unit rows, (m, n): out[j, i] = test[j] · train[i], rounded."""
     product = test.astype(np.float64) @ train.astype(np.float64).T
     return np.round(product, DECIMALS)
 

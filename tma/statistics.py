@@ -44,14 +44,13 @@ class Difference:
 
 def curves(runs: Runs) -> pd.DataFrame:
     """Return one row an (order, seed, step): order, seed, step, loss (mean over instances)."""
-    parts = [
-        run.losses.groupby("step", as_index=False)["loss"]
-        .mean()
-        .assign(order=order, seed=run.config.seed)
-        for order, made in runs.items()
-        for run in made
-    ]
-    return pd.concat(parts, ignore_index=True)[["order", "seed", "step", "loss"]]
+    parts = []
+    for order, made in runs.items():
+        for run in made:
+            means = run.losses.groupby("step", as_index=False)["loss"].mean()
+            parts.append(means.assign(order=order, seed=run.config.seed))
+    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    return table.reindex(columns=["order", "seed", "step", "loss"])
 
 
 def summary(runs: Runs) -> pd.DataFrame:
@@ -91,8 +90,8 @@ def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> l
     """Return the paired difference of two orders at every step that both evaluated.
 
     Args:
-        first, second: runs of the two orders on the same test instances; losses are averaged over
-            seeds for each instance first.
+        first: runs of the one order; losses are averaged over seeds for each instance.
+        second: runs of the other order, on the same test instances.
         seed: seed of the bootstrap.
 
     Returns:
@@ -123,3 +122,19 @@ def _by_instance(runs: Sequence[Run]) -> pd.DataFrame:
     losses = pd.concat([run.losses for run in runs])
     losses = losses.assign(task=losses["task"].fillna(losses["id"]))
     return losses.pivot_table(index=["task", "id"], columns="step", values="loss").sort_index()
+
+
+def verdict(lower: Difference, higher: Difference) -> str:
+    """Judge a claim that one order lies below random and another above it, at the last step.
+
+    Args:
+        lower: the order that should be better than random, minus random.
+        higher: the order that should be worse, minus random.
+
+    Returns:
+        "supported" where both intervals lie on the claimed side of zero, "not supported" where one
+        lies wholly on the other side, else "inconclusive".
+    """
+    if lower.high < 0 and higher.low > 0:
+        return "supported"
+    return "not supported" if lower.low > 0 or higher.high < 0 else "inconclusive"

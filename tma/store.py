@@ -78,7 +78,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write; it replaces `path` when the block ends without an error."""
+    """Yield the name of a file to write; it becomes `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".new-{path.name}-", dir=path.parent) as folder:
         draft = Path(folder) / path.name

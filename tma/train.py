@@ -57,29 +57,21 @@ def train(
         OrderError: the loop consumed other instances than the order says.
         TrainingError: a loss is NaN or infinite.
     """
-    accelerator = Accelerator()
-    precision = resolve_precision(config.precision, accelerator.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    model, optimizer = accelerator.prepare(model, optimizer)
+    loop, ids = _Loop(model, config), [row.id for row in ordered]
     total = math.ceil(len(ordered) / config.batch_size)
-    history = History()
-    _measure(history, 0, model, test, config, precision)
-    for step in (bar := tqdm(range(1, total + 1), desc=config.order, unit="step")):
-        rows = ordered[(step - 1) * config.batch_size : step * config.batch_size]
-        rate = learning_rate(config, step - 1, total)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss, tokens = _step(model, optimizer, rows, config, precision, accelerator, history)
-        _check_order(history.consumed, ordered, step)
+    loop.measure(0, test)
+    bar = tqdm(range(1, total + 1), desc=config.order, unit="step", mininterval=5)
+    for step in bar:
+        start = (step - 1) * config.batch_size
+        rows = ordered[start : start + config.batch_size]
+        loss = loop.step(step, rows, learning_rate(config, step - 1, total))
+        check_order(loop.history.consumed, ids, start, start + len(rows))
         if not math.isfinite(loss):
             raise TrainingError(f"step {step}: loss is {loss}; instances {[r.id for r in rows]}")
-        history.steps.append({"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens})
         if step % config.eval_every == 0 or step == total:
-            _measure(history, step, model, test, config, precision)
-        bar.set_postfix(loss=f"{loss:.3f}", test=f"{_last_mean(history):.3f}")
-    return history
+            loop.measure(step, test)
+        bar.set_postfix(loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", refresh=False)
+    return loop.history
 
 
 def learning_rate(config: RunConfig, step: int, total: int) -> float:
@@ -89,53 +81,61 @@ def learning_rate(config: RunConfig, step: int, total: int) -> float:
     return config.learning_rate * ratio
 
 
-def _step(
-    model: PreTrainedModel,
-    optimizer: Any,
-    rows: Sequence[Encoded],
-    config: RunConfig,
-    precision: str,
-    accelerator: Accelerator,
-    history: History,
-) -> tuple[float, int]:
-    """Make one optimizer step; return the mean loss of its response tokens and their number."""
-    model.train()
-    tokens = sum(row.response_tokens for row in rows)
-    total, seen = 0.0, []
-    for batch in micro_batches(rows, config.micro_tokens):
-        loss = summed_losses(model, batch, precision).sum() / tokens
-        accelerator.backward(loss)
-        total += loss.item()
-        seen += batch.members
-    accelerator.clip_grad_norm_(model.parameters(), config.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    # Micro-batches go by length; within the step the order is the one given.
-    history.consumed += [rows[member].id for member in sorted(seen)]
-    return total, tokens
+def check_order(consumed: Sequence[str], ordered: Sequence[str], start: int, end: int) -> None:
+    """Compare the ids that were consumed, from place `start` to before `end`, with the order.
 
-
-def _check_order(consumed: Sequence[str], ordered: Sequence[Encoded], step: int) -> None:
-    expected = [row.id for row in ordered[: len(consumed)]]
-    for place, (got, wanted) in enumerate(zip(consumed, expected, strict=True)):
+    Raises:
+        OrderError: they differ, or another number was consumed; the message names the first place
+            and both ids.
+    """
+    for place in range(start, max(end, len(consumed))):
+        got = consumed[place] if place < len(consumed) else "nothing"
+        wanted = ordered[place] if place < end else "nothing"
         if got != wanted:
-            raise OrderError(f"step {step}, place {place}: consumed {got}, the order says {wanted}")
+            raise OrderError(f"place {place}: consumed {got}, the order says {wanted}")
 
 
-def _measure(
-    history: History,
-    step: int,
-    model: PreTrainedModel,
-    test: Sequence[Encoded],
-    config: RunConfig,
-    precision: str,
-) -> None:
-    sums = response_losses(model, test, config.micro_tokens, precision)
-    for row, loss in zip(test, sums, strict=True):
-        entry = {"step": step, "id": row.id, "task": row.task}
-        history.losses.append(entry | {"loss_sum": float(loss), "tokens": row.response_tokens})
+class _Loop:
+    """The model, its optimizer and what was measured so far."""
 
+    def __init__(self, model: PreTrainedModel, config: RunConfig) -> None:
+        self.accelerator = Accelerator()
+        self.config = config
+        self.precision = resolve_precision(config.precision, self.accelerator.device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.history = History()
+        self.test_loss = math.nan
 
-def _last_mean(history: History) -> float:
-    last = [entry for entry in history.losses if entry["step"] == history.losses[-1]["step"]]
-    return sum(entry["loss_sum"] / entry["tokens"] for entry in last) / len(last)
+    def step(self, step: int, rows: Sequence[Encoded], rate: float) -> float:
+        """Make one optimizer step; return the mean loss of its response tokens, in nats."""
+        self.model.train()
+        tokens = sum(row.response_tokens for row in rows)
+        total, seen = 0.0, list[str]()
+        for batch in micro_batches(rows, self.config.micro_tokens):
+            loss = summed_losses(self.model, batch, self.precision).sum() / tokens
+            self.accelerator.backward(loss)
+            total += float(loss.detach())
+            seen += batch.ids
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # Micro-batches go by length; within the step the order is the one given.
+        places = {row.id: place for place, row in enumerate(rows)}
+        self.history.consumed += sorted(seen, key=lambda name: places.get(name, len(rows)))
+        entry = {"step": step, "loss": total, "learning_rate": rate, "tokens": tokens}
+        self.history.steps.append(entry)
+        return total
+
+    def measure(self, step: int, test: Sequence[Encoded]) -> None:
+        """Take the loss of every test instance."""
+        sums = response_losses(self.model, test, self.config.micro_tokens, self.precision)
+        tokens = [row.response_tokens for row in test]
+        for row, loss, count in zip(test, sums, tokens, strict=True):
+            entry = {"step": step, "id": row.id, "task": row.task}
+            self.history.losses.append(entry | {"loss_sum": float(loss), "tokens": count})
+        self.test_loss = float((sums / tokens).mean())

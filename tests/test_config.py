@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tma
+from tma.config import SCALES, RunConfig, StudyConfig
+from tma.errors import ParameterError
+
+# What stands in a notebook after its parameters cell.
+GIVEN = {
+    "model": "llama",
+    "scale": "pocket",
+    "dataset": None,
+    "seeds": 1,
+    "steps": None,
+    "output_dir": "out",
+}
+
+
+def test_the_scale_fills_what_is_not_given() -> None:
+    study = tma.study_settings({**GIVEN, "In": [], "get_ipython": None, "_dh": []})
+    assert study == StudyConfig("llama", "pocket", "pocket", 1, 16, "out")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
+        ({"model": 7}, "model=7 "),
+        ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
+        ({"scale": "Pocket"}, "did you mean pocket"),
+        ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
+        ({"scale": "study"}, "dataset=None: scale 'study'"),
+        ({"steps": -3}, "steps=-3 .* at least 1"),
+        ({"steps": 2.5}, "steps=2.5 "),
+        ({"seeds": 0}, "seeds=0 .* at least 1"),
+        ({"seeds": True}, "seeds=True "),
+        ({"modle": "llama"}, r"parameter name='modle' .* did you mean model\?"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_value_and_choices(
+    changed: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words) as caught:
+        tma.study_settings({**GIVEN, **changed})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(ParameterError, match=r"output_dir=.*the name of a folder"):
+        tma.study_settings({**GIVEN, "output_dir": str(taken)})
+
+
+def test_steps_stand_for_instances() -> None:
+    config = RunConfig.at("pocket", order="tma_nft", steps=10)
+    assert config.limit == 160
+    assert config.model == "smollm2-135m-instruct"
+    assert RunConfig.at("pocket", order="random", steps=10, batch_size=4).limit == 40
+
+
+def test_the_paper_scale_has_the_papers_settings() -> None:
+    config = RunConfig.at("paper", order="tma_nft", dataset="declare-lab/flan-mini")
+    assert config.model == "meta-llama/Llama-2-7b-hf"
+    assert (config.batch_size, config.max_tokens, config.eval_every) == (16, 1024, 10)
+    assert (config.learning_rate, config.weight_decay, config.clip_norm) == (1e-6, 0.0, 1.0)
+    assert config.final_rate_ratio == 0.1
+
+
+def test_every_scale_has_every_preset() -> None:
+    assert {name: set(scale.models) for name, scale in SCALES.items()} == {
+        name: {"llama", "gemma", "qwen"} for name in ("pocket", "study", "paper")
+    }
+
+
+def test_settings_travel_as_json() -> None:
+    config = RunConfig.at("pocket", order="tma_fft", seed=3)
+    assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"order": "nearset"}, "order='nearset'"),
+        ({"batch_size": 0}, "batch_size=0 .* at least 1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan .* a positive number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 .* at least 0"),
+        ({"precision": "fp16"}, "precision='fp16' .* auto, bf16, fp32"),
+        ({"micro_tokens": 100}, "micro_tokens=100 is less than max_tokens=256"),
+        ({"limit": 0}, "limit=0 .* at least 1"),
+    ],
+)
+def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:
+    config = RunConfig.at("pocket", order="random")
+    with pytest.raises(ParameterError, match=words):
+        dataclasses.replace(config, **change)  # type: ignore[arg-type]
+
+
+def test_checking_parameters_waits_for_no_heavy_library() -> None:
+    heavy = ("torch", "transformers", "datasets", "sentence_transformers", "pandas")
+    script = f"import sys, tma; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tma
+from tma import data, store
+from tma.config import RunConfig
+from tma.runs import Run
+
+
+@pytest.fixture
+def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
+    assert cache.is_dir()
+    return RunConfig.at(
+        "pocket",
+        order="tma_nft",
+        model=str(tiny_model),
+        dataset=str(dataset_file),
+        steps=3,
+        batch_size=8,
+        eval_every=2,
+    )
+
+
+def test_a_run_leaves_its_tables_its_order_and_its_manifest(config: RunConfig) -> None:
+    run = tma.run(config)
+    names = {p.name for p in run.folder.iterdir()}
+    assert names == {"losses.parquet", "training.parquet", "order.json", "manifest.json"}
+    test = tma.load(config.dataset, split="test")
+    steps = run.manifest["steps"]
+    evaluated = sorted({0, *range(2, steps + 1, 2), steps})
+    assert sorted(run.losses["step"].unique()) == evaluated
+    assert len(run.losses) == len(evaluated) * len(test)
+    assert set(run.losses["id"]) == set(test["id"])
+    assert (run.losses["loss"] * run.losses["tokens"]).tolist() == pytest.approx(
+        run.losses["loss_sum"].tolist()
+    )
+    assert run.training["step"].tolist() == list(range(1, steps + 1))
+    assert run.config.precision in ("bf16", "fp32")
+
+
+def test_the_order_of_training_is_the_arranged_one(config: RunConfig) -> None:
+    run = tma.run(config)
+    train, test = (tma.load(config.dataset, split=split) for split in ("train", "test"))
+    rows = tma.arrange("tma_nft", tma.embed(train), tma.embed(test), limit=24)
+    assert run.order == train.select(rows)["id"]
+    assert run.manifest["inputs"]["order"] == store.digest(*run.order)
+    assert run.manifest["instances"] == len(rows) >= 24
+
+
+def test_the_same_settings_are_read_not_trained_again(config: RunConfig) -> None:
+    first = tma.run(config)
+    stamp = (first.folder / "manifest.json").stat().st_mtime_ns
+    again = tma.run(replace(config))
+    assert again.folder == first.folder
+    assert (again.folder / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_other_settings_or_data_are_another_run(config: RunConfig, tmp_path: Path) -> None:
+    first = tma.run(config)
+    assert tma.run(replace(config, order="tma_fft")).folder != first.folder
+    other = tmp_path / "other.jsonl"
+    other.write_text(Path(config.dataset).read_text().replace("three", "3"))
+    assert tma.run(replace(config, dataset=str(other))).folder != first.folder
+
+
+def test_training_again_gives_the_same_numbers(config: RunConfig) -> None:
+    first = tma.run(config).losses
+    (tma.run(config).folder / "manifest.json").unlink()
+    assert tma.run(config).losses.equals(first)
+
+
+SCRIPT = """
+import json, sys, tma
+from tma.config import RunConfig
+run = tma.run(RunConfig.from_json(json.loads(sys.argv[1])))
+print(json.dumps({"folder": str(run.folder), "final": run.losses["loss"].iloc[-1]}))
+"""
+
+
+def started(config: RunConfig) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", SCRIPT, json.dumps(config.to_json())]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_train_one_run_once(config: RunConfig) -> None:
+    config = replace(config, seed=11, order="tma_rt")
+    answers = [
+        json.loads(p.communicate(timeout=120)[0]) for p in [started(config), started(config)]
+    ]
+    assert answers[0] == answers[1]
+    manifest = Run(Path(answers[0]["folder"])).manifest
+    assert manifest["config"]["seed"] == 11
+
+
+def test_a_killed_run_is_not_taken_for_a_finished_one(config: RunConfig, cache: Path) -> None:
+    config = replace(config, seed=12, order="random", limit=40, batch_size=1, eval_every=1)
+    before = set((cache / "runs").iterdir())
+    process = started(config)
+    deadline = time.monotonic() + 120
+    assert process.stderr is not None
+    while "step/s" not in process.stderr.readline():
+        assert time.monotonic() < deadline
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = [p for p in set((cache / "runs").iterdir()) - before if p.is_dir()]
+    assert not any((folder / "manifest.json").exists() for folder in left)
+    run = tma.run(config)
+    assert run.manifest["steps"] == 40
+    assert list(run.folder.glob(".new-*")) == []
+
+
+def test_the_fingerprint_of_the_data_stands_in_the_manifest(config: RunConfig) -> None:
+    train = tma.load(config.dataset, split="train")
+    assert tma.run(config).manifest["inputs"]["train"] == data.fingerprint(train)
+
+
+def test_the_real_model_learns_the_real_suite(cache: Path) -> None:
+    assert cache.is_dir()
+    config = RunConfig.at("pocket", order="tma_min", steps=2, eval_every=2, max_tokens=96)
+    run = tma.run(replace(config, limit=20, batch_size=16))
+    means = run.losses.groupby("step")["loss"].mean()
+    assert means.iloc[-1] < 0.9 * means.iloc[0]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tma import store
+
+
+def test_digest_separates_its_parts() -> None:
+    assert store.digest("ab", "c") != store.digest("a", "bc")
+    assert store.digest("a") == store.digest(b"a")
+    assert store.digest("tma")[:16] == "31a3363011dd9619"
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    with store.locked(target), store.new_folder(target) as draft:
+        (draft / "a.txt").write_text("a")
+        assert not target.exists()
+    assert (target / "a.txt").read_text() == "a"
+
+
+def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    with pytest.raises(RuntimeError), store.locked(target), store.new_folder(target) as draft:
+        (draft / "half.txt").write_text("a")
+        raise RuntimeError
+    with pytest.raises(RuntimeError), store.new_file(tmp_path / "file.txt") as file:
+        file.write_text("half")
+        raise RuntimeError
+    assert [p.name for p in tmp_path.iterdir()] == ["made.lock"]
+
+
+def test_a_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    store.write_json(path, {"a": 1})
+    store.write_json(path, {"a": "é"})
+    assert path.read_text(encoding="utf-8") == '{\n  "a": "é"\n}\n'
+
+
+def test_not_a_number_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.write_json(tmp_path / "value.json", float("nan"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+    script = (
+        "import sys, time; from pathlib import Path; from tma import store\n"
+        "p = Path(sys.argv[1])\n"
+        "with store.locked(p), store.new_folder(p) as d:\n"
+        "    (d / 'half').write_text('x'); print('ready', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(target)], stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        writer.kill()
+    assert not target.exists()
+    assert len(list(tmp_path.glob(".new-*"))) == 1
+    start = time.monotonic()
+    with store.locked(target), store.new_folder(target) as draft:
+        (draft / "whole").write_text("y")
+    assert time.monotonic() - start < 10
+    assert list(tmp_path.glob(".new-*")) == []
+    assert [p.name for p in target.iterdir()] == ["whole"]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import tma
+from tma import models
+from tma.config import RunConfig
+from tma.encode import Encoded, encode
+from tma.errors import OrderError, TrainingError
+from tma.evaluate import resolve_precision, response_losses
+from tma.train import check_order, learning_rate, train
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return RunConfig(
+        model="org/tiny",
+        dataset="pocket",
+        order="random",
+        limit=None,
+        batch_size=8,
+        max_tokens=64,
+        learning_rate=1e-3,
+        eval_every=2,
+        micro_tokens=128,
+        precision="fp32",
+    )
+
+
+@pytest.fixture
+def encoded(dataset_file: Path, tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    return encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)
+
+
+def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, steps: int) -> None:
+    """The same training without any of its economies: all padding, all logits, one batch a step."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    total = math.ceil(len(rows) / config.batch_size)
+    for step in range(steps):
+        batch = rows[step * config.batch_size : (step + 1) * config.batch_size]
+        tokens = torch.zeros(len(batch), 64, dtype=torch.long)
+        mask = torch.zeros_like(tokens)
+        labels = torch.full_like(tokens, -100)
+        for r, row in enumerate(batch):
+            ids = torch.tensor(row.tokens)
+            tokens[r, : len(ids)], mask[r, : len(ids)] = ids, 1
+            labels[r, row.response_start : len(ids)] = ids[row.response_start :]
+        logits = model(input_ids=tokens, attention_mask=mask).logits
+        losses = torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        )
+        losses.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.param_groups[0]["lr"] = learning_rate(config, step, total)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_three_steps_equal_those_of_a_plain_padded_loop(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    rows = encoded[:24]
+    ours, plain = (models.load(str(tiny_model))[0] for _ in range(2))
+    train(ours, rows, encoded[24:26], config)
+    plain_loop(plain, rows, config, steps=3)
+    start = models.load(str(tiny_model))[0]
+    for (name, a), b, c in zip(
+        ours.named_parameters(), plain.parameters(), start.parameters(), strict=True
+    ):
+        assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b - c), name
+
+
+def test_the_order_consumed_is_the_order_given(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    rows = encoded[::-1][:19]
+    history = train(models.load(str(tiny_model))[0], rows, encoded[:3], config)
+    assert history.consumed == [row.id for row in rows]
+    assert [entry["step"] for entry in history.steps] == [1, 2, 3]
+    assert [entry["tokens"] for entry in history.steps][2] == sum(
+        row.response_tokens for row in rows[16:]
+    )
+    assert [entry["step"] for entry in history.losses] == [0] * 3 + [2] * 3 + [3] * 3
+
+
+def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
+    tiny_model: Path,
+    encoded: list[Encoded],
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import tma.train as loop
+
+    whole = loop.micro_batches
+    monkeypatch.setattr(loop, "micro_batches", lambda rows, budget: whole(rows[1:], budget))
+    with pytest.raises(
+        OrderError, match=f"place 0: consumed {encoded[1].id}, the order says {encoded[0].id}"
+    ):
+        train(models.load(str(tiny_model))[0], encoded[:16], encoded[:2], config)
+
+
+def test_the_first_difference_from_the_order_is_named() -> None:
+    check_order(["a", "b"], "abc", 0, 2)
+    with pytest.raises(OrderError, match="place 1: consumed c, the order says b"):
+        check_order(["a", "c"], "abc", 0, 2)
+    with pytest.raises(OrderError, match="place 2: consumed d, the order says nothing"):
+        check_order(["a", "b", "d"], "abc", 1, 2)
+    with pytest.raises(OrderError, match="place 1: consumed nothing, the order says b"):
+        check_order(["a"], "abc", 0, 2)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    model = models.load(str(tiny_model))[0]
+    with torch.no_grad():
+        next(iter(model.parameters())).fill_(float("nan"))
+    with pytest.raises(TrainingError, match=f"test loss of instance {encoded[0].id} is nan"):
+        train(model, encoded[:8], encoded[:2], config)
+
+
+def test_training_learns_what_it_sees(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    fast = replace(config, learning_rate=0.02)
+    history = train(models.load(str(tiny_model))[0], encoded, encoded[:8], fast)
+    means = [sum(e["loss_sum"] for e in history.losses if e["step"] == s) for s in (0, 4, 5)]
+    assert means[2] < means[1] < 0.9 * means[0]
+
+
+def test_the_rate_falls_from_its_peak_to_a_tenth(config: RunConfig) -> None:
+    rates = [learning_rate(config, step, 5) for step in range(5)]
+    assert rates == pytest.approx([1e-3, 8.68198e-4, 5.5e-4, 2.31802e-4, 1e-4], rel=1e-5)
+    assert learning_rate(config, 0, 1) == 1e-3
+
+
+def test_losses_equal_those_of_the_whole_logits_of_the_real_model(
+    weights: Path, dataset_file: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)[::7]
+    model = models.load(str(weights))[0]
+    found = response_losses(model, rows, 128, "fp32")
+    for row, loss in zip(rows, found, strict=True):
+        tokens = torch.tensor([row.tokens])
+        labels = tokens.clone()
+        labels[0, : row.response_start] = -100
+        with torch.inference_mode():
+            expected = model(input_ids=tokens, labels=labels).loss * row.response_tokens
+        assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_bf16_stays_near_fp32(tiny_model: Path, encoded: list[Encoded]) -> None:
+    model = models.load(str(tiny_model))[0]
+    exact, fast = (response_losses(model, encoded, 256, p) for p in ("fp32", "bf16"))
+    assert abs(exact - fast).max() < 0.05 * exact.min()
+
+
+def test_auto_precision_is_settled_before_training() -> None:
+    assert resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
