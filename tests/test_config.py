@@ -41,7 +41,7 @@ def test_the_scale_fills_what_is_not_given() -> None:
         ({"steps": 2.5}, "steps=2.5 "),
         ({"seeds": 0}, "seeds=0 .* at least 1"),
         ({"seeds": True}, "seeds=True "),
-        ({"modle": "llama"}, r"parameter name='modle' .* did you mean model\?"),
+        ({"modle": "llama"}, r"parameter name='modle' .*did you mean model\?"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_value_and_choices(

@@ -28,7 +28,7 @@ def test_the_prompt_format_is_the_papers(tokenizer: PreTrainedTokenizerBase) -> 
     assert text == "<|im_start|>User: Say hi.\nAssistant: Hello there<|im_end|>"
     response = tokenizer.decode(list(found.tokens[found.response_start :]))
     assert response == " Hello there<|im_end|>"
-    assert found.tokens == (1, 11126, 42, 14354, 13842, 30, 198, 9519, 9531, 42, 16813, 665, 2)
+    assert found.tokens == (1, 11126, 42, 16172, 15876, 30, 198, 9519, 9531, 42, 38699, 665, 2)
     assert (found.response_start, found.response_tokens) == (10, 3)
 
 

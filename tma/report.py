@@ -72,9 +72,10 @@ def glue(**values: str | float) -> None:
     The book's text shows them with the glue role of MyST-NB, whose record format this is; nothing
     of the book's tools is needed to run a notebook.
     """
-    from IPython.display import display
+    from IPython.core import display_functions
 
+    publish: Any = display_functions.publish_display_data
     for name, value in values.items():
         kind = "application/papermill.record/text/plain"
         mark = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
-        display({kind: repr(value)}, raw=True, metadata=mark)
+        publish({kind: repr(value)}, metadata=mark)
