@@ -65,8 +65,8 @@ def test_the_chapter_shows_its_numbers_figure_and_citation(site: Path) -> None:
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_published_notebooks_hold_the_code_of_the_current_ones(path: Path) -> None:
-    published = [c for c in nbformat.read(path, as_version=4).cells]
-    published = [c for c in published if "injected-parameters" not in c.metadata.get("tags", [])]
+    cells = nbformat.read(path, as_version=4).cells
+    published = [c for c in cells if "injected-parameters" not in c.metadata.get("tags", [])]
     current = nbformat.read(ROOT / "notebooks" / path.name, as_version=4).cells
     assert [c.source for c in published] == [c.source for c in current]
 

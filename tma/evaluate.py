@@ -30,20 +30,27 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def summed_losses(model: PreTrainedModel, batch: MicroBatch, precision: str) -> torch.Tensor:
+def arithmetic(model: PreTrainedModel, precision: str) -> torch.autocast:
+    """Return the context in which a model computes in "bf16" (autocast) or "fp32".
+
+    It goes around all micro-batches of a step, not around each: the weights are cast once inside.
+    """
+    device = next(model.parameters()).device
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """Return each row's summed response loss, (rows,) float32, in nats.
 
     Args:
         model: a causal language model, on the device where it computes.
         batch: a micro-batch.
-        precision: "bf16" for autocast, "fp32" for none.
     """
     device = next(model.parameters()).device
     labels = batch.labels.to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(
-            input_ids=batch.tokens.to(device), logits_to_keep=batch.kept.to(device), use_cache=False
-        ).logits
+    logits = model(
+        input_ids=batch.tokens.to(device), logits_to_keep=batch.kept.to(device), use_cache=False
+    ).logits
     real = labels != IGNORED
     losses = torch.nn.functional.cross_entropy(logits[real].float(), labels[real], reduction="none")
     rows = real.nonzero()[:, 0]
@@ -66,9 +73,9 @@ def response_losses(
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
-    with torch.inference_mode():
+    with torch.inference_mode(), arithmetic(model, precision):
         for batch in micro_batches(encoded, micro_tokens):
-            out[list(batch.members)] = summed_losses(model, batch, precision).cpu().numpy()
+            out[list(batch.members)] = summed_losses(model, batch).cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(out))
     if bad.size:
         raise TrainingError(f"test loss of instance {encoded[bad[0]].id} is {out[bad[0]]}")

@@ -24,7 +24,7 @@ from tma.fields import DERIVE, Fields, Row, question_fields
 
 TRAIN_INSTANCES, TEST_INSTANCES = 20, 5
 """Instances a task."""
-LONGEST = 420
+LONGEST = 360
 """Characters of prompt and response together at most, where the source sets no other bound."""
 
 

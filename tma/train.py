@@ -20,7 +20,7 @@ from tqdm import tqdm
 from tma.config import RunConfig
 from tma.encode import Encoded, micro_batches
 from tma.errors import OrderError, TrainingError
-from tma.evaluate import resolve_precision, response_losses, summed_losses
+from tma.evaluate import arithmetic, resolve_precision, response_losses, summed_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -114,11 +114,12 @@ class _Loop:
         self.model.train()
         tokens = sum(row.response_tokens for row in rows)
         total, seen = 0.0, list[str]()
-        for batch in micro_batches(rows, self.config.micro_tokens):
-            loss = summed_losses(self.model, batch, self.precision).sum() / tokens
-            self.accelerator.backward(loss)
-            total += float(loss.detach())
-            seen += batch.ids
+        with arithmetic(self.model, self.precision):
+            for batch in micro_batches(rows, self.config.micro_tokens):
+                loss = summed_losses(self.model, batch).sum() / tokens
+                self.accelerator.backward(loss)
+                total += float(loss.detach())
+                seen += batch.ids
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
