@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tma.encode import BATCH_COST, IGNORED, Encoded, _cuts, encode, micro_batches
+from tma.encode import BATCH_COST, Encoded, _cuts, encode, micro_batches
 from tma.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,12 +61,18 @@ def made(*shapes: tuple[int, int]) -> list[Encoded]:
     ]
 
 
-def test_labels_stand_where_the_response_is_predicted() -> None:
+def test_each_response_token_is_predicted_from_the_place_before_it() -> None:
     [batch] = micro_batches(made((5, 3), (4, 2)), 64)
-    assert batch.members == (0, 1)
+    assert (batch.members, batch.ids) == ((0, 1), ("0", "1"))
     assert batch.tokens.tolist() == [[0, 1, 2, 3, 4], [100, 101, 102, 103, 0]]
-    assert batch.kept.tolist() == [1, 2, 3]
-    assert batch.labels.tolist() == [[IGNORED, 3, 4], [102, 103, IGNORED]]
+    row, position = batch.places
+    assert list(zip(row.tolist(), position.tolist(), strict=True)) == [
+        (0, 2),
+        (0, 3),
+        (1, 1),
+        (1, 2),
+    ]
+    assert batch.targets.tolist() == [3, 4, 102, 103]
 
 
 def test_the_budget_counts_padding() -> None:
@@ -100,6 +106,5 @@ def test_every_instance_is_in_one_micro_batch(shapes: list[tuple[int, int]]) -> 
     assert sorted(m for b in batches for m in b.members) == list(range(len(rows)))
     for batch in batches:
         for r, member in enumerate(batch.members):
-            row = rows[member]
-            labels = [int(x) for x in batch.labels[r] if x != IGNORED]
-            assert labels == list(row.tokens[row.response_start :])
+            targets = batch.targets[batch.places[0] == r].tolist()
+            assert targets == list(rows[member].tokens[rows[member].response_start :])

@@ -12,7 +12,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Scale:
     """Peak rate of AdamW."""
     eval_every: int
     """Steps between two evaluations."""
+    micro_tokens: int
+    """Padded tokens of a micro-batch at most."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
 
@@ -59,9 +61,9 @@ _LARGE = {
 }
 
 SCALES: dict[str, Scale] = {
-    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 5),
-    "study": Scale("under an hour on one GPU", _SMALL, None, 200, 16, 1024, 2e-5, 10),
-    "paper": Scale("the paper's settings", _LARGE, None, 1800, 16, 1024, 1e-6, 10, "bf16"),
+    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 5, 1024),
+    "study": Scale("under an hour on one GPU", _SMALL, None, 200, 16, 1024, 2e-5, 10, 16384),
+    "paper": Scale("the paper's settings", _LARGE, None, 1800, 16, 1024, 1e-6, 10, 16384, "bf16"),
 }
 
 
@@ -185,12 +187,11 @@ class RunConfig:
         _check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         batch_size = changes.get("batch_size", base.batch_size)
+        shared = {f.name for f in fields(Scale)} & {f.name for f in fields(cls)} - {"dataset"}
         settings: dict[str, Any] = {
             "dataset": own_dataset(scale, changes.pop("dataset", None)),
             "limit": changes.pop("steps", base.steps) * batch_size,
-            **{f: getattr(base, f) for f in ("batch_size", "max_tokens", "learning_rate")},
-            "eval_every": base.eval_every,
-            "precision": base.precision,
+            **{f: getattr(base, f) for f in shared},
         }
         weights = base.models.get(model, model)
         return cls(model=weights, order=order, seed=seed, **(settings | changes))

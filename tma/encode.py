@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-IGNORED = -100
-"""Label of a position without loss."""
 BATCH_COST = 128
 """Tokens that take as long as what a micro-batch costs whatever its size: the weights are cast and
 the gradients added up once in each."""
@@ -59,11 +57,10 @@ class MicroBatch:
     """Ids of the instances."""
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
-    kept: torch.Tensor
-    """(k,) int64 positions whose logits predict a response token of any row."""
-    labels: torch.Tensor
-    """(rows, k) int64: labels[r, c] is the token after position kept[c] of row r where that is a
-    response token, else `IGNORED`."""
+    places: tuple[torch.Tensor, torch.Tensor]
+    """Row and position, each (k,) int64, of what predicts a response token: the token before it."""
+    targets: torch.Tensor
+    """(k,) int64: the response token predicted there."""
 
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
@@ -150,11 +147,11 @@ def _cuts(lengths: Sequence[int], micro_tokens: int) -> list[int]:
 def _padded(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
     width = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    labels = torch.full((len(rows), width), IGNORED)
+    response = torch.zeros(len(rows), width, dtype=torch.bool)
     for r, row in enumerate(rows):
-        ids = torch.tensor(row.tokens)
-        tokens[r, : len(ids)] = ids
-        # The logits at position p predict the token at p + 1.
-        labels[r, row.response_start - 1 : len(ids) - 1] = ids[row.response_start :]
-    kept = (labels != IGNORED).any(dim=0).nonzero().squeeze(1)
-    return MicroBatch(members, tuple(row.id for row in rows), tokens, kept, labels[:, kept])
+        tokens[r, : len(row.tokens)] = torch.tensor(row.tokens)
+        response[r, row.response_start : len(row.tokens)] = True
+    at_row, at = response.nonzero(as_tuple=True)
+    ids = tuple(row.id for row in rows)
+    # The logits at position p predict the token at p + 1.
+    return MicroBatch(members, ids, tokens, (at_row, at - 1), tokens[response])

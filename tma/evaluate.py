@@ -6,14 +6,15 @@ attention mask is needed; that leaves the attention kernel its fastest path.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tma.encode import IGNORED, Encoded, MicroBatch, micro_batches
+from tma.encode import Encoded, MicroBatch, micro_batches
 from tma.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -47,14 +48,32 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
         batch: a micro-batch.
     """
     device = next(model.parameters()).device
-    labels = batch.labels.to(device)
-    logits = model(
-        input_ids=batch.tokens.to(device), logits_to_keep=batch.kept.to(device), use_cache=False
-    ).logits
-    real = labels != IGNORED
-    losses = torch.nn.functional.cross_entropy(logits[real].float(), labels[real], reduction="none")
-    rows = real.nonzero()[:, 0]
-    return torch.zeros(len(labels), device=device).index_add(0, rows, losses)
+    row, position = (places.to(device) for places in batch.places)
+    with _head_only_at(model, row, position):
+        logits = model(input_ids=batch.tokens.to(device), use_cache=False).logits
+    losses = torch.nn.functional.cross_entropy(
+        logits.float(), batch.targets.to(device), reduction="none"
+    )
+    return torch.zeros(len(batch.ids), device=device).index_add(0, row, losses)
+
+
+@contextmanager
+def _head_only_at(
+    model: PreTrainedModel, row: torch.Tensor, position: torch.Tensor
+) -> Iterator[None]:
+    """Let the output head see only these hidden states; the logits are then (k, vocabulary).
+
+    Whatever a model does to its logits afterwards (scaling, soft caps) it still does, which
+    calling the head ourselves would leave out.
+    """
+    output_embeddings: Any = model.get_output_embeddings
+    handle = output_embeddings().register_forward_pre_hook(
+        lambda _head, args: (args[0][row, position],)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def response_losses(
