@@ -72,6 +72,8 @@ def with_result(readme: str, result: str) -> str:
 
 def main() -> None:
     """Publish the study's notebook, figure and result."""
+    for folder in ("notebooks", "images"):
+        (ROOT / "book" / folder).mkdir(exist_ok=True)
     notebook = nbformat.read(ROOT / "out" / f"{NAME}.ipynb", as_version=4)
     nbformat.write(publishable(notebook), ROOT / "book" / "notebooks" / f"{NAME}.ipynb")
     shutil.copy(ROOT / "out" / NAME / "curves.svg", ROOT / "book" / "images" / f"{NAME}.svg")

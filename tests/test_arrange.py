@@ -121,8 +121,10 @@ def test_limit_zero_takes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ORDERS)
-def test_a_limit_beyond_the_data_takes_every_row_once(name: str) -> None:
-    taken = tma.arrange(name, X, Y, limit=1000)
+def test_without_a_limit_every_row_is_taken_once(name: str) -> None:
+    taken = tma.arrange(name, X, Y)
+    assert taken.tolist() == tma.arrange(name, X, Y, limit=7).tolist()
+    assert taken.tolist() == tma.arrange(name, X, Y, limit=1000).tolist()
     assert taken.dtype == np.int64
     assert sorted(taken.tolist()) == list(range(7))
 

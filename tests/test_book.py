@@ -63,6 +63,10 @@ def test_the_chapter_shows_its_numbers_figure_and_citation(site: Path) -> None:
     assert 'alt="Two line charts over training steps.' in text
 
 
+def test_there_are_chapters() -> None:
+    assert [path.stem for path in CHAPTERS] == ["04_tma"]
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_published_notebooks_hold_the_code_of_the_current_ones(path: Path) -> None:
     cells = nbformat.read(path, as_version=4).cells

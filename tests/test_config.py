@@ -24,7 +24,7 @@ GIVEN = {
 
 
 def test_the_scale_fills_what_is_not_given() -> None:
-    study = tma.study_settings({**GIVEN, "In": [], "get_ipython": None, "_dh": []})
+    study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
     assert study == StudyConfig("llama", "pocket", "pocket", 1, 16, "out")
 
 
@@ -33,6 +33,10 @@ def test_the_scale_fills_what_is_not_given() -> None:
     [
         ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
         ({"model": 7}, "model=7 "),
+        ({"model": None}, "model=None "),
+        ({"model": ""}, "model='' "),
+        ({"dataset": 0}, "dataset=0 "),
+        ({"output_dir": None}, "output_dir=None "),
         ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
         ({"scale": "Pocket"}, "did you mean pocket"),
         ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
@@ -41,7 +45,6 @@ def test_the_scale_fills_what_is_not_given() -> None:
         ({"steps": 2.5}, "steps=2.5 "),
         ({"seeds": 0}, "seeds=0 .* at least 1"),
         ({"seeds": True}, "seeds=True "),
-        ({"modle": "llama"}, r"parameter name='modle' .*did you mean model\?"),
     ],
 )
 def test_a_wrong_parameter_is_named_with_value_and_choices(
@@ -50,6 +53,22 @@ def test_a_wrong_parameter_is_named_with_value_and_choices(
     with pytest.raises(ParameterError, match=words) as caught:
         tma.study_settings({**GIVEN, **changed})
     assert "\n" not in str(caught.value)
+
+
+def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused() -> None:
+    injected = [
+        "",
+        'from typing import Optional\nmodel = "llama"',
+        "# Parameters\nmodle = 'gemma'\n",
+    ]
+    with pytest.raises(ParameterError, match=r"parameter name='modle' .*\(did you mean model\?\)"):
+        tma.study_settings({**GIVEN, "In": injected, "modle": "gemma"})
+
+
+def test_only_shuffled_orders_are_run_for_every_seed() -> None:
+    study = tma.study_settings({**GIVEN, "seeds": 3})
+    assert [config.seed for config in study.runs("tma_rt")] == [0, 1, 2]
+    assert [config.seed for config in study.runs("tma_nft")] == [0]
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -64,6 +83,12 @@ def test_steps_stand_for_instances() -> None:
     assert config.limit == 160
     assert config.model == "smollm2-135m-instruct"
     assert RunConfig.at("pocket", order="random", steps=10, batch_size=4).limit == 40
+
+
+@pytest.mark.parametrize("steps", [-3, None, "3", 0])
+def test_wrong_steps_are_named_as_steps(steps: object) -> None:
+    with pytest.raises(ParameterError, match=f"steps={steps!r} .* at least 1"):
+        RunConfig.at("pocket", order="random", steps=steps)
 
 
 def test_the_paper_scale_has_the_papers_settings() -> None:
@@ -95,6 +120,8 @@ def test_settings_travel_as_json() -> None:
         ({"precision": "fp16"}, "precision='fp16' .* auto, bf16, fp32"),
         ({"micro_tokens": 100}, "micro_tokens=100 is less than max_tokens=256"),
         ({"limit": 0}, "limit=0 .* at least 1"),
+        ({"micro_tokens": "x"}, "micro_tokens='x' "),
+        ({"clip_norm": "x"}, "clip_norm='x' "),
     ],
 )
 def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:

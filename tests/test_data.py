@@ -81,11 +81,47 @@ def test_unusable_files_are_named(
         tma.load(write(tmp_path / "a.jsonl", rows), split="train")
 
 
-def test_a_broken_file_is_one_data_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"prompt": "p", "respon', "could not be read: .*JSON"),
+        ("", "could not be read: the file is empty"),
+        ('{"prompt": [{"role": "user"}], "response": "r"}\n' * 3, "column prompt holds a list"),
+        ('{"prompt": "p", "response": " "}\n' * 3, "expected at least 2"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_data_error(
+    tmp_path: Path, content: str, words: str
+) -> None:
     path = tmp_path / "broken.jsonl"
-    path.write_text('{"prompt": "p", "respon')
-    with pytest.raises(DataError, match=r"broken\.jsonl' could not be read"):
+    path.write_text(content)
+    with pytest.raises(DataError, match=words):
         tma.load(str(path), split="train")
+
+
+def test_the_answers_zero_and_false_are_answers(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p{k}", "response": k % 2} for k in range(20)]
+    name = write(tmp_path / "zero.jsonl", rows)
+    answers = [r for split in ("train", "test") for r in tma.load(name, split=split)["response"]]
+    assert sorted(answers) == ["0"] * 10 + ["1"] * 10
+
+
+def test_text_in_a_table_stays_as_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "odd [1].csv"
+    answers = ["None", "NA", "01000", "1.50", "null", "yes"]
+    path.write_text("prompt,response\n" + "".join(f"p{k},{a}\n" for k, a in enumerate(answers)))
+    found = [r for split in ("train", "test") for r in tma.load(str(path), split=split)["response"]]
+    assert sorted(found) == sorted(answers)
+
+
+def test_a_row_without_task_among_others_stands_for_itself(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"p{k}", "response": "r", "task": "a" if k < 10 else None} for k in range(100)
+    ]
+    name = write(tmp_path / "some.jsonl", rows)
+    train, test = (tma.load(name, split=split) for split in ("train", "test"))
+    assert len(train) + len(test) == 100
+    assert len(test) <= 9 + 10
 
 
 def test_an_unknown_split_is_refused() -> None:
@@ -94,9 +130,12 @@ def test_an_unknown_split_is_refused() -> None:
 
 
 def test_what_is_embedded_is_prompt_and_response(dataset_file: Path) -> None:
-    train = tma.load(str(dataset_file), split="train").filter(lambda r: r["task"] == "count")
-    if len(train):
-        assert data.texts(train)[0] == "How many letters has aaa? three"
+    texts = [
+        t
+        for split in ("train", "test")
+        for t in data.texts(tma.load(str(dataset_file), split=split))
+    ]
+    assert "How many letters has aaa? three" in texts
 
 
 def test_the_fingerprint_knows_content_and_order(dataset_file: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import tma
 from tma import assets, models
+from tma.config import RunConfig
 from tma.errors import ParameterError
 
 
@@ -42,12 +44,21 @@ def test_converted_weights_are_the_dequantised_ones(weights: Path) -> None:
             assert torch.equal(found, torch.from_numpy(expected.copy()))
 
 
-def test_the_model_answers_sensibly(weights: Path) -> None:
-    model, tokenizer = models.load(str(weights))
-    ids = tokenizer("The capital of France is", return_tensors="pt")
+def reading_loss(name: str) -> float:
+    """Loss in nats a token on plain English; a model with damaged weights has 6 and more."""
+    model, tokenizer = models.load(name)
+    text = (
+        "Paris is the capital of France. It lies on the river Seine, and more than two million "
+        "people live there. Every year many visitors come to see its museums, its churches and "
+        "the Eiffel Tower."
+    )
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        out = model.generate(**ids, max_new_tokens=3, do_sample=False)
-    assert "Paris" in tokenizer.decode(out[0])
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
+def test_the_converted_model_reads_english(weights: Path) -> None:
+    assert reading_loss(str(weights)) < 3
 
 
 def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
@@ -63,10 +74,18 @@ def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_gemma_preset_joins_its_parts_and_trains_as_a_model() -> None:
+def test_the_gemma_preset_joins_its_parts_and_reads_english() -> None:
     model, tokenizer = models.load("gemma-3-270m")
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
-    ids = tokenizer("The capital of France is", return_tensors="pt")
-    with torch.inference_mode():
-        out = model.generate(**ids, max_new_tokens=3, do_sample=False)
-    assert "Paris" in tokenizer.decode(out[0])
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<bos>", "<eos>")
+    assert reading_loss("gemma-3-270m") < 3
+
+
+@pytest.mark.slow
+def test_the_gemma_preset_trains(cache: Path, dataset_file: Path) -> None:
+    assert cache.is_dir()
+    config = RunConfig.at(
+        "pocket", order="tma_nft", model="gemma", dataset=str(dataset_file), steps=3, batch_size=8
+    )
+    means = tma.run(config).losses.groupby("step")["loss"].mean()
+    assert means.iloc[-1] < means.iloc[0]

@@ -80,6 +80,15 @@ def test_the_interval_covers_the_choice_of_tasks(tmp_path: Path) -> None:
     assert not last.clear
 
 
+def test_one_task_is_not_a_certainty(tmp_path: Path) -> None:
+    # One instance gains 1, the other loses 1: both of one task.
+    single: dict[tuple[str, str], list[float]] = {("a", "a1"): [4, 2, 1], ("a", "a2"): [4, 2, 1]}
+    other: dict[tuple[str, str], list[float]] = {("a", "a1"): [4, 2, 2], ("a", "a2"): [4, 2, 0]}
+    near = [stored(tmp_path / "near", "tma_nft", single)]
+    last = statistics.differences(near, [stored(tmp_path / "other", "tma_rt", other)])[-1]
+    assert (last.estimate, last.low, last.high) == (0, -1, 1)
+
+
 def test_seeds_are_averaged_before_the_pairs_are_compared(tmp_path: Path) -> None:
     shifted = {key: [v + 0.2 for v in values] for key, values in NEAR.items()}
     both = [

@@ -74,7 +74,8 @@ def arrange(
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row; None where there are no tasks.
         limit: N, rows wanted; None: all. TMA takes whole rounds, and so goes past N by less than
-            one round (for the two-sided orders: by less than one near and one far round).
+            one round (for the two-sided orders: by less than one near and one far round). Where
+            the near and the far half of a two-sided order share rows, fewer than N come out.
         seed: seed of `random` and `tma_rt`.
 
     Returns:
@@ -179,8 +180,11 @@ def _rt(rows: Rows) -> Order:
 
 
 def _halves(rows: Rows) -> tuple[list[Order], list[Order]]:
-    near = test_centric_rounds(rows.X, rows.Y, -(-rows.limit // 2))
-    far = test_centric_rounds(rows.X, rows.Y, rows.limit // 2, farthest=True)
+    # All rows wanted: half of them from each side would share some and so leave others out.
+    whole = rows.limit >= len(rows.X)
+    near_half, far_half = (rows.limit,) * 2 if whole else (-(-rows.limit // 2), rows.limit // 2)
+    near = test_centric_rounds(rows.X, rows.Y, near_half)
+    far = test_centric_rounds(rows.X, rows.Y, far_half, farthest=True)
     return near, far
 
 

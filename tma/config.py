@@ -7,6 +7,7 @@ numerical library, so that a wrong parameter is answered at once.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import math
@@ -20,6 +21,8 @@ from tma.errors import ParameterError
 
 ORDERS = ("random", "tma_min", "tma_max", "tma_nft", "tma_fft", "tma_rt")
 """Names that `tma.arrange` knows."""
+SHUFFLED = ("random", "tma_rt")
+"""Those among them that depend on the seed."""
 
 PRECISIONS = ("auto", "bf16", "fp32")
 DATASETS = ("pocket",)
@@ -82,7 +85,7 @@ class StudyConfig:
     dataset: str
     """Known name, hub id, or file."""
     seeds: int
-    """Number of seeds; the seeds are 0, 1, …"""
+    """Number of seeds, 0, 1, …, of the orders that are shuffled."""
     steps: int
     """Training steps wanted."""
     output_dir: str
@@ -105,7 +108,7 @@ class StudyConfig:
         return folder
 
     def runs(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of one order, one for each seed."""
+        """Return the run settings of one order: one a seed where the order depends on it."""
         settings: dict[str, Any] = {
             "model": self.model,
             "dataset": self.dataset,
@@ -113,7 +116,7 @@ class StudyConfig:
         } | changes
         return [
             RunConfig.at(self.scale, order=order, seed=seed, **settings)
-            for seed in range(self.seeds)
+            for seed in range(self.seeds if order in SHUFFLED else 1)
         ]
 
 
@@ -159,7 +162,13 @@ class RunConfig:
         _check_dataset(self.dataset)
         _check_choice("order", self.order, ORDERS)
         _check_choice("precision", self.precision, PRECISIONS)
-        for name, least in (("batch_size", 1), ("eval_every", 1), ("seed", 0), ("max_tokens", 8)):
+        for name, least in (
+            ("batch_size", 1),
+            ("eval_every", 1),
+            ("seed", 0),
+            ("max_tokens", 8),
+            ("micro_tokens", 8),
+        ):
             _check_count(name, getattr(self, name), least)
         if self.limit is not None:
             _check_count("limit", self.limit, 1)
@@ -187,10 +196,12 @@ class RunConfig:
         _check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         batch_size = changes.get("batch_size", base.batch_size)
+        steps = changes.pop("steps", base.steps)
+        _check_count("steps", steps, 1)
         shared = {f.name for f in fields(Scale)} & {f.name for f in fields(cls)} - {"dataset"}
         settings: dict[str, Any] = {
             "dataset": own_dataset(scale, changes.pop("dataset", None)),
-            "limit": changes.pop("steps", base.steps) * batch_size,
+            "limit": steps * batch_size,
             **{f: getattr(base, f) for f in shared},
         }
         weights = base.models.get(model, model)
@@ -212,7 +223,7 @@ BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
 
 def own_dataset(scale: str, dataset: str | None) -> str:
     """Return the dataset asked for, or the scale's own."""
-    chosen = dataset or SCALES[scale].dataset
+    chosen = SCALES[scale].dataset if dataset is None else dataset
     if chosen is None:
         raise ParameterError(
             f"dataset=None: scale '{scale}' has no data of its own yet. Give a hub id or a "
@@ -224,30 +235,34 @@ def own_dataset(scale: str, dataset: str | None) -> str:
 PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
 """Names of the notebook parameters."""
 
-# What a kernel keeps in a notebook's namespace beside the reader's own names.
-_KERNEL_NAMES = frozenset({"In", "Out", "exit", "quit", "open", "get_ipython", "Optional"})
 
-
-def study_settings(namespace: Mapping[str, Any], **defaults: Any) -> StudyConfig:
+def study_settings(namespace: Mapping[str, Any]) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
     Args:
         namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
-            notebook does not know; any other name found here is therefore refused.
-        defaults: `output_dir` and whatever else stands in for a parameter that is None.
+            notebook does not know; here such a name is refused.
 
     Raises:
         ParameterError: a name or a value cannot be used.
     """
-    names = {n for n in namespace if not n.startswith("_")} - _KERNEL_NAMES
-    for name in sorted(names - set(PARAMETERS) - {"tma"}):
-        raise _wrong("parameter name", name, _choices(PARAMETERS, name))
-    given: dict[str, Any] = {n: namespace[n] for n in PARAMETERS if namespace.get(n) is not None}
-    values = {**defaults, **given}
-    _check_choice("scale", values.get("scale"), tuple(SCALES))
-    values["dataset"] = own_dataset(values["scale"], values.get("dataset"))
-    values.setdefault("steps", SCALES[values["scale"]].steps)
+    for name in _injected(namespace.get("In", ())):
+        if name not in PARAMETERS:
+            raise _wrong("parameter name", name, _choices(PARAMETERS, name))
+    values: dict[str, Any] = {name: namespace.get(name) for name in PARAMETERS}
+    scale = values["scale"]
+    _check_choice("scale", scale, tuple(SCALES))
+    values["dataset"] = own_dataset(scale, values["dataset"])
+    if values["steps"] is None:
+        values["steps"] = SCALES[scale].steps
     return StudyConfig(**values)
+
+
+def _injected(cells: Sequence[str]) -> list[str]:
+    """Return the names that papermill's cell assigns, from the sources of the cells that ran."""
+    own = [cell for cell in cells if cell.startswith("# Parameters\n")]
+    found = [node for cell in own for node in ast.walk(ast.parse(cell))]
+    return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -260,14 +275,17 @@ def _check_count(name: str, value: object, least: int) -> None:
         raise _wrong(name, value, f"a whole number of at least {least}")
 
 
-def _check_positive(name: str, value: float, *, zero: bool) -> None:
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+def _check_positive(name: str, value: object, *, zero: bool) -> None:
+    number = isinstance(value, int | float) and math.isfinite(value)
+    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
         raise _wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
 
 
 def _check_model(value: object, names: Sequence[str]) -> None:
-    if not isinstance(value, str) or not (
-        value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value)
+    if (
+        not isinstance(value, str)
+        or not value
+        or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
     ):
         expected = f"{_choices(names, value)}, a hub id (owner/name), or an existing folder"
         raise _wrong("model", value, expected)

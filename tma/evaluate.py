@@ -27,7 +27,9 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    fast = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    backend: Any = torch.backends.mkldnn
+    onednn = device.type == "cpu" and backend.is_available()
+    fast = onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return "bf16" if fast else "fp32"
 
 

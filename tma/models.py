@@ -58,7 +58,7 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
     source = str(converted(name)) if name in GGUF else name
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
         )
@@ -73,7 +73,8 @@ def fingerprint(name: str) -> str:
     if name in GGUF:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
-        return digest(*(file_digest(f) for f in sorted(Path(name).glob("*")) if f.is_file()))
+        files = [f for f in sorted(Path(name).glob("*")) if f.is_file()]
+        return digest(*(part for f in files for part in (f.name, file_digest(f))))
     return name
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from tma.config import SCALES, RunConfig, StudyConfig
 from tma.data import texts
-from tma.runs import VERSIONS, Run, hardware
+from tma.runs import Run, hardware
 from tma.store import new_file
 
 if TYPE_CHECKING:
@@ -21,31 +19,40 @@ if TYPE_CHECKING:
 
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> str:
     """Return in words what is run, on which data and on what hardware; Markdown."""
-    tasks = [len({task for task in part["task"] if task}) for part in (train, test)]
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
     return (
         f"Scale **{study.scale}** ({SCALES[study.scale].purpose}). Model **{config.model}**, all "
-        f"parameters trained. Data **{config.dataset}**: {len(train):,} training instances from "
-        f"{tasks[0]} tasks, {words:.0f} words each on average, and {len(test):,} test instances "
-        f"from {tasks[1]} other tasks. {study.seeds} seed(s). Hardware: {hardware()}."
+        f"parameters trained, {config.batch_size} instances a step, {study.steps} steps wanted. "
+        f"Data **{config.dataset}**: {len(train):,} training and {len(test):,} test instances, "
+        f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds of the "
+        f"shuffled orders: {study.seeds}. Hardware: {hardware()}."
     )
+
+
+def _tasks(train: Dataset, test: Dataset) -> str:
+    trained, tested = ({task for task in part["task"] if task} for part in (train, test))
+    if not trained or not tested:
+        return "without tasks"
+    shared = len(trained & tested)
+    seen = f"{shared} of them also trained on" if shared else "none of them trained on"
+    return f"training tasks: {len(trained)}; test tasks: {len(tested)}, {seen}"
 
 
 def provenance(runs: Sequence[Run]) -> pd.DataFrame:
     """Return settings, fingerprints and versions of runs as rows of name and value.
 
-    A setting in which the runs differ is left out here; it is what the study varies.
+    Where the runs differ, all their values are given.
     """
-    manifests = [run.manifest for run in runs]
-    shared: dict[str, Any] = {}
-    for group in ("config", "inputs", "versions"):
-        for name, value in manifests[0][group].items():
-            if all(manifest[group].get(name) == value for manifest in manifests):
-                shared[name if group == "config" else f"{group}: {name}"] = value
-    shared |= {"hardware": manifests[0]["hardware"], "python": manifests[0]["python"]}
-    shared["training seconds"] = sum(manifest["seconds"] for manifest in manifests)
-    assert set(VERSIONS) <= {n.removeprefix("versions: ") for n in shared} or len(manifests) > 1
-    return pd.DataFrame({"value": {name: str(value) for name, value in shared.items()}})
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        manifest = dict(run.manifest)
+        for group in ("config", "inputs", "versions"):
+            named = manifest.pop(group).items()
+            manifest |= {n if group == "config" else f"{group}: {n}": v for n, v in named}
+        for name, value in manifest.items():
+            found.setdefault(name, []).append(str(value))
+    values = {name: " · ".join(dict.fromkeys(each)) for name, each in found.items()}
+    return pd.DataFrame({"value": values})
 
 
 def save(study: StudyConfig, figure: Figure, table: pd.DataFrame) -> None:
@@ -59,11 +66,6 @@ def save(study: StudyConfig, figure: Figure, table: pd.DataFrame) -> None:
         table.to_csv(draft)
     with new_file(study.out / "summary.txt") as draft:
         draft.write_text(table.to_string(float_format="%.3f") + "\n", encoding="utf-8")
-
-
-def shown(folder: Path) -> str:
-    """Return a folder relative to the working folder, as a reader would type it."""
-    return os.path.relpath(folder)
 
 
 def glue(**values: str | float) -> None:

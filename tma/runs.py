@@ -6,8 +6,10 @@ waits for the lock and reads the result.
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -43,7 +45,7 @@ class Run:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """Settings, fingerprints, versions, hardware, seconds."""
-        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
         return found
 
     @property
@@ -72,7 +74,7 @@ class Run:
     @property
     def order(self) -> list[str]:
         """Ids of the training instances in the order in which they were consumed."""
-        found: list[str] = json.loads((self.folder / "order.json").read_text())["ids"]
+        found: list[str] = json.loads((self.folder / "order.json").read_text("utf-8"))["ids"]
         return found
 
 
@@ -92,6 +94,9 @@ def run(config: RunConfig) -> Run:
         with locked(folder):
             if not (folder / "manifest.json").is_file():
                 _make(folder, config, inputs, train, test)
+                # The model and its optimizer hold each other in cycles; the next run of the same
+                # process must not have to wait for their memory.
+                gc.collect()
     return Run(folder)
 
 
@@ -119,9 +124,13 @@ def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
 def _make(
     folder: Path, config: RunConfig, inputs: dict[str, str], train: Dataset, test: Dataset
 ) -> None:
+    import torch
+
     from tma import encode, models
     from tma.train import train as fine_tune
 
+    for stale in folder.glob(".new-*"):  # left by a run that was killed while it stored
+        shutil.rmtree(stale)
     started = time.monotonic()
     X, Y = embed(train), embed(test)
     rows = arrange(
@@ -130,7 +139,9 @@ def _make(
     model, tokenizer = models.load(config.model)
     encoded = encode.encode(train.select(rows), tokenizer, config.max_tokens)
     held_out = encode.encode(test, tokenizer, config.max_tokens)
-    history = fine_tune(model, encoded, held_out, config)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)  # dropout, where a model has it
+        history = fine_tune(model, encoded, held_out, config)
     _store(folder, history)
     manifest = {
         "config": config.to_json(),

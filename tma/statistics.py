@@ -2,7 +2,8 @@
 
 All losses are means over test instances of the loss a response token, in nats. Two orders are
 compared on the same test instances; the interval is a bootstrap over whole test tasks, because
-instances of one task are alike and resampling them one by one would promise too much.
+instances of one task are alike and resampling them one by one would promise too much. Where all
+test instances belong to one task, they are resampled, and the interval holds for that task alone.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> l
     Args:
         first: runs of the one order; losses are averaged over seeds for each instance.
         second: runs of the other order, on the same test instances.
-        seed: seed of the bootstrap.
+        seed: seed of the bootstrap; the spread over the runs' own seeds is not in the interval.
 
     Returns:
         One `Difference` a step, with a percentile interval of 2,000 resamples of the test tasks.
@@ -105,7 +106,9 @@ def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> l
         raise ValueError("the two orders were evaluated on different test instances")
     steps = [step for step in a.columns if step in b.columns]
     gap = a[steps] - b[steps]
-    tasks = gap.groupby(level="task", sort=True)
+    # A single task cannot be resampled; its instances then stand for themselves.
+    level = "task" if gap.index.get_level_values("task").nunique() > 1 else "id"
+    tasks = gap.groupby(level=level, sort=True)
     sums, counts = tasks.sum().to_numpy(), tasks.size().to_numpy()
     draws = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1, keepdims=True)

@@ -71,6 +71,7 @@ def train(
         if step % config.eval_every == 0 or step == total:
             loop.measure(step, test)
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", refresh=False)
+    loop.accelerator.free_memory()
     return loop.history
 
 
