@@ -84,7 +84,7 @@ def test_unusable_files_are_named(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"prompt": "p", "respon', "could not be read: .*JSON"),
+        ('{"prompt": "p", "respon', "could not be read: Unmatched"),
         ("", "could not be read: the file is empty"),
         ('{"prompt": [{"role": "user"}], "response": "r"}\n' * 3, "column prompt holds a list"),
         ('{"prompt": "p", "response": " "}\n' * 3, "expected at least 2"),

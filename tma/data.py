@@ -7,6 +7,7 @@ single instances.
 
 from __future__ import annotations
 
+import csv
 import glob
 import logging
 import random
@@ -94,10 +95,20 @@ def _file(path: Path) -> dict[str, Any]:
     if "::" in str(path):
         raise DataError(f"dataset={str(path)!r}: a name with '::' cannot be read; rename the file.")
     kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
-    # A label 01 or None is text here; guessing types would rewrite it.
-    as_text = {"dtype": str, "keep_default_na": False} if kind == "csv" else {}
-    file = glob.escape(str(path.resolve()))
-    return {"path": kind, "data_files": file, "cache_dir": str(cache_dir() / "datasets"), **as_text}
+    given = {"path": kind, "data_files": glob.escape(str(path.resolve()))}
+    return given | {"cache_dir": str(cache_dir() / "datasets")} | _as_text(path, kind)
+
+
+def _as_text(path: Path, kind: str) -> dict[str, Any]:
+    """Return options that keep cells as written: guessing would make 01 a 1, and NA nothing."""
+    import datasets
+
+    if kind != "csv":
+        return {}
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        header = next(csv.reader(stream))
+    columns = {name: datasets.Value("string") for name in header}
+    return {"features": datasets.Features(columns), "keep_default_na": False}
 
 
 def _reason(error: BaseException) -> str:
