@@ -79,11 +79,14 @@ def test_nine_in_ten_instances_are_short(tokenizer: PreTrainedTokenizerBase) -> 
         assert sorted(lengths)[int(0.9 * len(lengths))] < 192
 
 
-def test_every_source_states_its_terms_in_the_book() -> None:
-    page = (Path(__file__).parent.parent / "book" / "sources.md").read_text(encoding="utf-8")
+def test_every_source_states_its_terms_in_the_book_and_the_readme() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "book" / "sources.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
     for source in pocket.sources():
         row = f"| `{source.name}` | {source.split} | {len(source.templates)} | {source.about} |"
         assert row in page
+        assert f"`{source.name}`" in readme
 
 
 def test_no_instance_holds_an_unfilled_field() -> None:

@@ -14,6 +14,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tma.statistics import Difference
 
@@ -95,6 +96,8 @@ def arrangement_figure(curves: pd.DataFrame, found: Mapping[str, Sequence[Differ
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
         loss_curves(curves, left)
         difference_bands(found, right)
+        for axes in (left, right):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         sns.despine(figure)
     plt.close(figure)
     return figure

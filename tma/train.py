@@ -8,7 +8,9 @@ step, with the order it was given.
 
 from __future__ import annotations
 
+import ctypes
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -72,6 +74,7 @@ def train(
             loop.measure(step, test)
         bar.set_postfix(loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", refresh=False)
     loop.accelerator.free_memory()
+    _return_freed_memory()
     return loop.history
 
 
@@ -141,3 +144,16 @@ class _Loop:
             entry = {"step": step, "id": row.id, "task": row.task}
             self.history.losses.append(entry | {"loss_sum": float(loss), "tokens": count})
         self.test_loss = float((sums / tokens).mean())
+        _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Give memory that is free but scattered back to the system.
+
+    Steps of ever other lengths leave glibc's heap full of holes: after a few dozen it holds 2 GB
+    that nothing uses. Done at evaluations only, because the next step must ask for its share again.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
+        if trim is not None:
+            trim(0)
