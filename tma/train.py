@@ -134,6 +134,7 @@ class _Loop:
         self.history.consumed += sorted(seen, key=lambda name: places.get(name, len(rows)))
         entry = {"step": step, "loss": total, "learning_rate": rate, "tokens": tokens}
         self.history.steps.append(entry)
+        _return_freed_memory()
         return total
 
     def measure(self, step: int, test: Sequence[Encoded]) -> None:
@@ -144,14 +145,13 @@ class _Loop:
             entry = {"step": step, "id": row.id, "task": row.task}
             self.history.losses.append(entry | {"loss_sum": float(loss), "tokens": count})
         self.test_loss = float((sums / tokens).mean())
-        _return_freed_memory()
 
 
 def _return_freed_memory() -> None:
     """Give memory that is free but scattered back to the system.
 
     Steps of ever other lengths leave glibc's heap full of holes: after a few dozen it holds 2 GB
-    that nothing uses. Done at evaluations only, because the next step must ask for its share again.
+    that nothing uses.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
