@@ -276,8 +276,8 @@ def _check_count(name: str, value: object, least: int) -> None:
 
 
 def _check_positive(name: str, value: object, *, zero: bool) -> None:
-    number = isinstance(value, int | float) and math.isfinite(value)
-    if not number or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+    least = 0.0 if zero else math.nextafter(0, 1)
+    if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
         raise _wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
 
 
