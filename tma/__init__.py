@@ -1,23 +1,60 @@
 """Order fine-tuning data for a test set, train in exactly that order, measure what it changes."""
 
-from tma.arrange import arrange, test_centric_rounds
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tma.arrange import arrange
+from tma.audit import Audit, audit
 from tma.config import RunConfig, StudyConfig, study_settings
 from tma.data import load
 from tma.embed import embed
 from tma.errors import TmaError
+from tma.method import Method
+from tma.receipt import Arranged, Receipt, arrange_dataset, read_receipt
+from tma.rounds import test_centric_rounds
 from tma.runs import Run, run
+
+if TYPE_CHECKING:
+    from tma.duplicates import near_duplicates
+    from tma.similarity import prefix_distances, row_distances, weighted_similarity_distance
 
 __version__ = "0.1.0"
 
+_NEED_TORCH = {
+    "near_duplicates": "tma.duplicates",
+    "prefix_distances": "tma.similarity",
+    "row_distances": "tma.similarity",
+    "weighted_similarity_distance": "tma.similarity",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for."""
+    if name in _NEED_TORCH:
+        return getattr(import_module(_NEED_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
+    "Arranged",
+    "Audit",
+    "Method",
+    "Receipt",
     "Run",
     "RunConfig",
     "StudyConfig",
     "TmaError",
     "arrange",
+    "arrange_dataset",
+    "audit",
     "embed",
     "load",
+    "near_duplicates",
+    "prefix_distances",
+    "read_receipt",
+    "row_distances",
     "run",
     "study_settings",
     "test_centric_rounds",
+    "weighted_similarity_distance",
 ]

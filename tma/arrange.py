@@ -1,44 +1,29 @@
-"""Embeddings → a permutation of training rows: one function an order, numpy alone.
+"""Embeddings → a permutation of training rows: one function an order.
 
-Test-centric Multi-turn Arrangement (TMA): in each round every test row takes the nearest training
-row that is left; the round is the union of what was taken, in ascending order, and is removed
-before the next. Each test row walks once along its own ranking of the training rows and skips what
-is gone, so that a round costs what it removes and not another scan of all pairs.
-
-A new order is a function of `Rows` under `@order("its_name")`; its name goes into
-`config.ORDERS`.
+A new order is a function of `Rows` under `@order("its_name")`, and a line in `method.ORDERS`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.config import ORDERS
-from tma.errors import ParameterError
-from tma.neighbours import ranking
+from tma.errors import ParameterError, wrong
+from tma.method import Method, order_name
+from tma.rounds import Order, Rows, Texts, first_places, rounds
 
-Order = NDArray[np.int64]
+if TYPE_CHECKING:
+    from tma.rows import UnitRows
 
+log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Rows:
-    """What an order may look at."""
-
-    X: NDArray[np.float32]
-    """Training embeddings, (n, d) unit rows."""
-    Y: NDArray[np.float32]
-    """Test embeddings, (m, d) unit rows."""
-    tasks: tuple[str | None, ...] | None
-    """Task of each training row, or None."""
-    limit: int
-    """N, rows wanted."""
-    seed: int
-    """Seed of the random choices."""
-
+TIE = 1e-10
+"""Distances of single rows that differ by less are equal: float64 sums leave far less noise."""
 
 _ORDERS: dict[str, Callable[[Rows], Order]] = {}
 
@@ -55,163 +40,267 @@ def order(name: str) -> Callable[[Callable[[Rows], Order]], Callable[[Rows], Ord
 
 def arrange(
     name: str,
-    X: NDArray[np.float32],
-    Y: NDArray[np.float32],
+    X: NDArray[np.floating],
+    Y: NDArray[np.floating],
     *,
-    tasks: list[str | None] | None = None,
+    tasks: Sequence[str | None] | None = None,
     limit: int | None = None,
     seed: int = 0,
+    measure: str = "wsd",
+    weight: float | None = None,
+    collision: str = "set",
+    within: str = "row",
+    exact_limit: bool = False,
+    exclude_near_duplicates: float | None = None,
+    texts: Texts | None = None,
+    device: str | None = None,
 ) -> Order:
     """Return the training rows in the named order.
 
     Args:
-        name: `random`: shuffled. `tma_min`: the N nearest in round order. `tma_max`: the N
-            farthest, the farthest round first. `tma_nft`: N/2 nearest in round order, then N/2
-            farthest with the farthest round last. `tma_fft`: N/2 farthest, the farthest round
-            first, then N/2 nearest with the nearest round last. `tma_rt`: the rows of `tma_nft`,
-            shuffled.
-        X: (n, d) unit embeddings of the training rows.
+        name: `random`: shuffled. `round_robin`: one row of each task in turn, tasks and rows
+            shuffled. `cluster`: task after task, tasks and rows shuffled. `nearest`, `farthest`:
+            by WSD or another `measure`. `coarse_nearest`, `coarse_farthest`: whole tasks by the WSD
+            of their mean embedding, rows of a task ascending. `tma_min`: the N nearest in round
+            order. `tma_max`: the N farthest, the farthest round first. `tma_nft`: N/2 nearest in
+            round order, then N/2 farthest with the farthest round last. `tma_fft`: N/2 farthest,
+            the farthest round first, then N/2 nearest with the nearest round last. `tma_rt`: the
+            rows of `tma_nft`, shuffled. `tma_rounds[i:j]`: the nearest rounds i to j - 1.
+        X: (n, d) unit embeddings of the training rows, in memory or memory-mapped.
         Y: (m, d) unit embeddings of the test rows.
-        tasks: the task of each training row; None where there are no tasks.
+        tasks: the task of each training row; needed by the orders that go by tasks.
         limit: N, rows wanted; None: all. TMA takes whole rounds, and so goes past N by less than
             one round (for the two-sided orders: by less than one near and one far round). Where
             the near and the far half of a two-sided order share rows, fewer than N come out.
-        seed: seed of `random` and `tma_rt`.
+        seed: seed of the shuffled orders.
+        measure: what `nearest` and `farthest` sort by: "wsd" or one of `similarity.MEASURES`.
+        weight: w of WSD; None: mean(MD)/mean(AD), the paper's.
+        collision: TMA: "set", two test rows may take the same row (the paper's), or "each", every
+            test row takes its own, by ascending test row.
+        within: TMA, inside a round: "row", ascending row number (the paper's), or "similarity",
+            in the round's own sense (a half that is turned round, turned round as well).
+        exact_limit: TMA: cut the last round, so that each side takes just the rows wanted of it.
+        exclude_near_duplicates: leave out training rows with at least this cosine similarity to a
+            test row; how many is logged.
+        texts: training and test texts; needed by `measure="bigram_kl"`.
+        device: where products are computed; None: a GPU if there is one. No influence on the order.
 
     Returns:
         (k,) int64 row numbers, each at most once. A row that both halves of a two-sided order
         hold stays at its first place.
 
     Raises:
-        ParameterError: unknown name, or `tasks` of another length than X.
+        ParameterError: an unknown name or setting, or `tasks` or `texts` that are missing or of
+            another length than X; it is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
-    Source: the paper's table of orders on Flan-mini.
+    Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
-    if name not in _ORDERS:
-        raise ParameterError(
-            f"order={name!r} cannot be used; expected one of: {', '.join(ORDERS)}."
-        )
-    _check(X, Y)
-    if tasks is not None and len(tasks) != len(X):
-        raise ParameterError(f"tasks has {len(tasks)} entries; expected {len(X)}, one a row of X.")
-    wanted = len(X) if limit is None else limit
-    if wanted < 0:
-        raise ParameterError(f"limit={limit} cannot be used; expected at least 0, or None for all.")
-    return _ORDERS[name](Rows(X, Y, None if tasks is None else tuple(tasks), wanted, seed))
+    method = Method(
+        name, limit, seed, measure, weight, collision, within, exact_limit, exclude_near_duplicates
+    )
+    return arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)[0]
 
 
-def test_centric_rounds(
-    X: NDArray[np.float32],
-    Y: NDArray[np.float32],
-    limit: int | None = None,
-    farthest: bool = False,
-) -> list[Order]:
-    """Return the rounds of TMA.
+def arrange_by(
+    method: Method,
+    X: NDArray[np.floating],
+    Y: NDArray[np.floating],
+    *,
+    tasks: Sequence[str | None] | None = None,
+    texts: Texts | None = None,
+    device: str | None = None,
+) -> tuple[Order, Rows]:
+    """Return the order of a method as `arrange` does, and what it was made from."""
+    from tma.rows import unit_pair
 
-    Args:
-        X: (n, d) unit embeddings of the training rows.
-        Y: (m, d) unit embeddings of the test rows.
-        limit: rows wanted; rounds come whole, until at least as many are taken. None: all.
-        farthest: every test row takes the farthest training row that is left.
-
-    Returns:
-        One (k,) int64 array a round, ascending, 1 ≤ k ≤ m; two test rows may take the same row.
-
-    Raises:
-        ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
-
-    Source: the paper's section on TMA.
-    """
-    _check(X, Y)
-    ranks = ranking(X, Y, farthest=farthest)
-    left = np.ones(len(X), dtype=bool)
-    position = np.zeros(len(Y), dtype=np.int64)
-    remaining = len(X) if limit is None else min(limit, len(X))
-    rounds: list[Order] = []
-    while remaining > 0 and left.any():
-        taken = np.unique(_next_left(ranks, position, left))
-        left[taken] = False
-        remaining -= len(taken)
-        rounds.append(taken)
-    return rounds
+    train, test = unit_pair(X, Y)
+    _check_length("tasks", tasks, "X", len(train))
+    for which, name, side in ((0, "X", train), (1, "Y", test)):
+        _check_length(f"texts[{which}]", texts and texts[which], name, len(side))
+    numbers = _usable(method.exclude_near_duplicates, train, test, device)
+    rows = Rows(train, np.asarray(test.array, np.float32), numbers, tasks, texts, method, device)
+    made = _ORDERS[order_name(method.name)](rows) if len(numbers) else _joined([])
+    train.check()  # an order that needs no embeddings has not read them
+    return made, rows
 
 
-def _next_left(ranks: Order, position: Order, left: NDArray[np.bool_]) -> Order:
-    """Move each test row on to its first training row that is left; return those rows, (m,)."""
-    rows = np.arange(len(ranks))
-    behind = ~left[ranks[rows, position]]
-    while behind.any():
-        position[behind] += 1
-        behind[behind] = ~left[ranks[rows[behind], position[behind]]]
-    return ranks[rows, position]
+def _usable(threshold: float | None, X: UnitRows, Y: UnitRows, device: str | None) -> Order:
+    """Return the numbers of the training rows that may be used."""
+    if threshold is None:
+        return np.arange(len(X))
+    from tma.duplicates import near_duplicates
+
+    found = near_duplicates(X, Y, threshold, device=device).duplicate
+    count = int(found.sum())
+    log.warning(
+        "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
+        "least %g) and are left out",
+        count,
+        len(X),
+        threshold,
+    )
+    return np.flatnonzero(~found)
 
 
 @order("random")
 def _random(rows: Rows) -> Order:
-    return np.random.default_rng(rows.seed).permutation(len(rows.X))[: rows.limit]
+    return rows.random.permutation(rows.numbers)[: rows.limit]
+
+
+@order("cluster")
+def _cluster(rows: Rows) -> Order:
+    return _joined(_shuffled_tasks(rows))[: rows.limit]
+
+
+@order("round_robin")
+def _round_robin(rows: Rows) -> Order:
+    groups = _shuffled_tasks(rows)
+    turn = np.concatenate([np.arange(len(group)) for group in groups])
+    return _joined(groups)[np.argsort(turn, kind="stable")][: rows.limit]
+
+
+def _shuffled_tasks(rows: Rows) -> list[Order]:
+    random = rows.random
+    groups = _by_task(rows)
+    return [random.permutation(groups[at]) for at in random.permutation(len(groups))]
+
+
+@order("nearest")
+def _nearest(rows: Rows) -> Order:
+    return rows.numbers[ascending(_values(rows))][: rows.limit]
+
+
+@order("farthest")
+def _farthest(rows: Rows) -> Order:
+    return rows.numbers[ascending(-_values(rows))][: rows.limit]
+
+
+def _values(rows: Rows) -> NDArray[np.float64]:
+    from tma.similarity import row_distances, weighted_similarity_distance
+
+    given: dict[str, Any] = {"numbers": rows.numbers, "device": rows.device}
+    if rows.method.measure == "wsd":
+        return weighted_similarity_distance(rows.X, rows.Y, rows.method.weight, **given)
+    if rows.method.measure != "bigram_kl":
+        return row_distances(rows.X, rows.Y, rows.method.measure, **given)
+    if rows.texts is None:
+        raise wrong("texts", None, "training and test texts with measure='bigram_kl'")
+    train = [rows.texts[0][i] for i in rows.numbers]
+    return row_distances(train, rows.texts[1], "bigram_kl")
+
+
+@order("coarse_nearest")
+def _coarse_nearest(rows: Rows) -> Order:
+    return _coarse(rows, farthest=False)
+
+
+@order("coarse_farthest")
+def _coarse_farthest(rows: Rows) -> Order:
+    return _coarse(rows, farthest=True)
+
+
+def _coarse(rows: Rows, *, farthest: bool) -> Order:
+    from tma.similarity import task_distances
+
+    groups = _by_task(rows)
+    distance = task_distances(rows.X, rows.Y, groups, rows.method.weight)
+    sequence = ascending(-distance if farthest else distance)
+    return _joined([groups[at] for at in sequence])[: rows.limit]
+
+
+def sides(rows: Rows) -> tuple[list[Order], list[Order]]:
+    """Return the nearest and the farthest rounds of which an order is made, if it is."""
+    name, limit = order_name(rows.method.name), rows.limit
+    if name == "tma_min":
+        return list(rounds(rows, limit)), []
+    if name == "tma_max":
+        return [], list(rounds(rows, limit, farthest=True))
+    if name == "tma_rounds[i:j]":
+        return _some_rounds(rows), []
+    if not name.startswith("tma_"):
+        return [], []
+    # All rows wanted: half of them from each side would share some and so leave others out.
+    whole = limit >= len(rows.numbers)
+    near, far = (limit, limit) if whole else (-(-limit // 2), limit // 2)
+    return list(rounds(rows, near)), list(rounds(rows, far, farthest=True))
+
+
+def _some_rounds(rows: Rows) -> list[Order]:
+    first, stop = rows.method.rounds
+    # Rounds hold at most m rows, so that this many rows are not reached before round j.
+    enough = len(rows.numbers) if stop is None else stop * len(rows.Y)
+    chosen: list[Order] = []
+    wanted = rows.limit
+    for found in islice(rounds(rows, enough), first, stop):
+        if wanted <= 0:
+            break
+        chosen.append(found[:wanted] if rows.method.exact_limit else found)
+        wanted -= len(found)
+    return chosen
 
 
 @order("tma_min")
-def _min(rows: Rows) -> Order:
-    return _joined(test_centric_rounds(rows.X, rows.Y, rows.limit))
-
-
 @order("tma_max")
-def _max(rows: Rows) -> Order:
-    return _joined(test_centric_rounds(rows.X, rows.Y, rows.limit, farthest=True))
+@order("tma_rounds[i:j]")
+def _one_side(rows: Rows) -> Order:
+    near, far = sides(rows)
+    return _joined(near + far)
 
 
 @order("tma_nft")
 def _nft(rows: Rows) -> Order:
-    near, far = _halves(rows)
-    return _first_places(near + far[::-1])
+    near, far = sides(rows)
+    return first_places(near + _reversed(rows, far))
 
 
 @order("tma_fft")
 def _fft(rows: Rows) -> Order:
-    near, far = _halves(rows)
-    return _first_places(far + near[::-1])
+    near, far = sides(rows)
+    return first_places(far + _reversed(rows, near))
 
 
 @order("tma_rt")
 def _rt(rows: Rows) -> Order:
-    return np.random.default_rng(rows.seed).permutation(_nft(rows))
+    return rows.random.permutation(_nft(rows))
 
 
-def _halves(rows: Rows) -> tuple[list[Order], list[Order]]:
-    # All rows wanted: half of them from each side would share some and so leave others out.
-    whole = rows.limit >= len(rows.X)
-    near_half, far_half = (rows.limit,) * 2 if whole else (-(-rows.limit // 2), rows.limit // 2)
-    near = test_centric_rounds(rows.X, rows.Y, near_half)
-    far = test_centric_rounds(rows.X, rows.Y, far_half, farthest=True)
-    return near, far
+def _reversed(rows: Rows, made: list[Order]) -> list[Order]:
+    """Return rounds from the last to the first; by similarity, each is turned round as well."""
+    step = -1 if rows.method.within == "similarity" else 1
+    return [found[::step] for found in made[::-1]]
 
 
-def _joined(rounds: list[Order]) -> Order:
-    return np.concatenate([np.empty(0, dtype=np.int64), *rounds])
+def _joined(parts: Sequence[Order]) -> Order:
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
-def _first_places(rounds: list[Order]) -> Order:
-    sequence = _joined(rounds)
-    _, first = np.unique(sequence, return_index=True)
-    return sequence[np.sort(first)]
+def _by_task(rows: Rows) -> list[Order]:
+    """Return each task's usable row numbers, ascending; tasks by their first row."""
+    if rows.tasks is None:
+        expected = f"the task of each row of X: order={rows.method.name!r} goes by tasks"
+        raise wrong("tasks", None, expected)
+    groups: dict[str, list[int]] = {}
+    for number in rows.numbers.tolist():
+        task = rows.tasks[number]
+        if task is None:
+            raise wrong(f"tasks[{number}]", None, f"a task: order={rows.method.name!r} goes by it")
+        groups.setdefault(task, []).append(number)
+    return [np.array(numbers, dtype=np.int64) for numbers in groups.values()]
 
 
-def _check(X: NDArray[np.float32], Y: NDArray[np.float32]) -> None:
-    for name, rows in (("X", X), ("Y", Y)):
-        if rows.ndim != 2 or not len(rows):
-            raise ValueError(
-                f"{name} has shape {rows.shape}; expected at least one row, (rows, d)."
-            )
-        length = np.linalg.norm(rows.astype(np.float64, copy=False), axis=1)
-        bad = np.flatnonzero(~(np.abs(length - 1) < 1e-3))
-        if bad.size:
-            raise ValueError(
-                f"{name}[{bad[0]}] has length {length[bad[0]]:.6g}; expected 1. Divide each row by "
-                "its Euclidean length (tma.embed does)."
-            )
-    if X.shape[1] != Y.shape[1]:
-        raise ValueError(
-            f"X has {X.shape[1]} columns and Y {Y.shape[1]}; embed both with one encoder."
+def ascending(values: NDArray[np.float64]) -> Order:
+    """Return the sequence that sorts values, (n,); neighbours closer than 1e-10 are equal.
+
+    Equal values stand by ascending position, for `ascending(-values)` too.
+    """
+    order = np.argsort(values, kind="stable")
+    apart = np.diff(values[order], prepend=values[order[:1]]) > TIE
+    return order[np.lexsort((order, np.cumsum(apart)))]
+
+
+def _check_length(name: str, given: Sequence[Any] | None, other: str, expected: int) -> None:
+    if given is not None and len(given) != expected:
+        raise ParameterError(
+            f"{name} has {len(given)} entries; expected {expected}, one a row of {other}."
         )

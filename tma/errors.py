@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 
 class TmaError(Exception):
     """Base of all errors that this package raises on purpose.
@@ -32,3 +35,26 @@ class OrderError(TmaError, RuntimeError):
 
 class TrainingError(TmaError, RuntimeError):
     """A loss became NaN or infinite; the message names the step and the instances."""
+
+
+def wrong(name: str, value: object, expected: str) -> ParameterError:
+    """Return the error of a setting: its name, what came, what was expected."""
+    return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
+
+
+def choices(known: Sequence[str], value: object) -> str:
+    """Return the known names in words, with the one that the value was probably meant to be."""
+    near = difflib.get_close_matches(str(value), known, n=1)
+    return f"one of: {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else "")
+
+
+def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+    """Refuse a value that is none of the known names."""
+    if value not in known:
+        raise wrong(name, value, choices(known, value))
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuse a value that is no whole number, or is less than `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise wrong(name, value, f"a whole number of at least {least}")

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import data
-from tma.arrange import arrange
 from tma.config import RunConfig
-from tma.embed import MiniLM, embed
+from tma.embed import MiniLM
+from tma.method import Method
+from tma.receipt import Receipt, arrange_dataset, read_receipt, receipt_path
 from tma.store import cache_dir, canonical_json, digest, locked, new_file, write_json
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from tma.train import History
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same settings would give other numbers than before."""
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
 
@@ -76,6 +77,11 @@ class Run:
         """Ids of the training instances in the order in which they were consumed."""
         found: list[str] = json.loads((self.folder / "order.json").read_text("utf-8"))["ids"]
         return found
+
+    @property
+    def receipt(self) -> Receipt:
+        """What made the order; read after checking that `order` is the one it is for."""
+        return read_receipt(self.folder / "order.json")
 
 
 def run(config: RunConfig) -> Run:
@@ -132,20 +138,18 @@ def _make(
     for stale in folder.glob(".new-*"):  # left by a run that was killed while it stored
         shutil.rmtree(stale)
     started = time.monotonic()
-    X, Y = embed(train), embed(test)
-    rows = arrange(
-        config.order, X, Y, tasks=list(train["task"]), limit=config.limit, seed=config.seed
-    )
+    arranged = arrange_dataset(train, test, Method(config.order, config.limit, config.seed))
     model, tokenizer = models.load(config.model)
-    encoded = encode.encode(train.select(rows), tokenizer, config.max_tokens)
+    encoded = encode.encode(train.select(arranged.rows), tokenizer, config.max_tokens)
     held_out = encode.encode(test, tokenizer, config.max_tokens)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # dropout, where a model has it
         history = fine_tune(model, encoded, held_out, config)
-    _store(folder, history)
+    arranged.receipt.check(history.consumed)
+    _store(folder, history, arranged.receipt)
     manifest = {
         "config": config.to_json(),
-        "inputs": inputs | {"order": digest(*history.consumed)},
+        "inputs": inputs | {"order": arranged.receipt.sha256},
         "versions": {name: version(name) for name in VERSIONS},
         "python": platform.python_version(),
         "hardware": hardware(),
@@ -156,7 +160,7 @@ def _make(
     write_json(folder / "manifest.json", manifest)
 
 
-def _store(folder: Path, history: History) -> None:
+def _store(folder: Path, history: History, receipt: Receipt) -> None:
     import pandas as pd
 
     tables: dict[str, Sequence[dict[str, Any]]] = {
@@ -167,6 +171,7 @@ def _store(folder: Path, history: History) -> None:
         with new_file(folder / f"{name}.parquet") as draft:
             pd.DataFrame(entries).to_parquet(draft, index=False)
     write_json(folder / "order.json", {"ids": history.consumed})
+    write_json(receipt_path(folder / "order.json"), receipt.to_json())
 
 
 def hardware() -> str:

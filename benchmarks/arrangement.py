@@ -1,0 +1,216 @@
+"""How long TMA's rounds take: ours, the literal algorithm, FAISS, and the matrix product alone.
+
+Random unit rows, n × m = 1,000 × d = 384, N wanted. All systems of a case run in turn, in one
+process, five times; the table shows medians, and the memory above the inputs at its peak.
+
+tma       `tma.test_centric_rounds`: checked inputs, exact lists, all rounds
+literal   every round the argmin over the (n', m) distance matrix of the rows that are left, in
+          float64 as the definition and as ours; one run
+literal-t the same in one (m, n) matrix, where numpy scans faster and taken rows become infinite:
+          the strongest form of the literal algorithm; one run
+faiss     `IndexFlatIP` search alone, with the smallest k that the rounds need (no rounds, no index
+          building, similarities in float32: its order may differ in near-ties)
+product   the blocked matrix product alone, in float32: what no search in float32 can undercut
+
+    python benchmarks/arrangement.py [--quick] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import tma
+from tma.neighbours import Nearest
+from tma.rows import UnitRows
+
+TESTS, WIDTH, RUNS = 1_000, 384, 5
+LITERAL_AT_MOST = 4 * 10**9
+"""Bytes of a distance matrix that the literal algorithm still gets."""
+CASES = {
+    "30k": (30_000, 30_000),
+    "100k": (100_000, 30_000),
+    "100k whole": (100_000, 100_000),
+    "400k": (400_000, 30_000),
+    "1M": (1_000_000, 30_000),
+}
+QUICK = ("30k", "100k", "100k whole")
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One line of the table."""
+
+    case: str
+    system: str
+    seconds: float
+    ratio_to_ours: float
+    peak_mb: float
+    runs: int
+
+
+def unit_rows(count: int, seed: int) -> Floats:
+    """Return random unit rows."""
+    random = np.random.default_rng(seed)
+    rows = random.standard_normal((count, WIDTH), dtype=np.float32)
+    for start in range(0, count, 10_000):
+        part = rows[start : start + 10_000]
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return rows
+
+
+def ours(X: Floats, Y: Floats, wanted: int) -> int:
+    return len(tma.test_centric_rounds(X, Y, wanted, device="cpu"))
+
+
+def literal(X: Floats, Y: Floats, wanted: int) -> int:
+    D = -(X.astype(np.float64) @ Y.T.astype(np.float64))
+    left = np.arange(len(X))
+    rounds = taken = 0
+    while taken < wanted and len(left):
+        found = np.unique(D[left].argmin(axis=0))
+        left = np.delete(left, found)
+        taken += len(found)
+        rounds += 1
+    return rounds
+
+
+def literal_transposed(X: Floats, Y: Floats, wanted: int) -> int:
+    D = -(Y.astype(np.float64) @ X.T.astype(np.float64))
+    rounds = taken = 0
+    while taken < wanted:
+        found = np.unique(D.argmin(axis=1))
+        D[:, found] = np.inf
+        taken += len(found)
+        rounds += 1
+    return rounds
+
+
+def product(X: Floats, Y: Floats, wanted: int) -> int:
+    out = np.empty((8192, len(Y)), np.float32)
+    for start in range(0, len(X), len(out)):
+        block = X[start : start + len(out)]
+        np.matmul(block, Y.T, out=out[: len(block)])
+    return 0
+
+
+def faiss_search(X: Floats, Y: Floats, wanted: int) -> Callable[[Floats, Floats, int], int]:
+    """Return the search of a built index for the smallest k that the rounds need."""
+    import faiss
+
+    k = needed(X, Y, wanted)
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(X)
+
+    def search(X: Floats, Y: Floats, wanted: int) -> int:
+        index.search(Y, k)
+        return k
+
+    return search
+
+
+def needed(X: Floats, Y: Floats, wanted: int) -> int:
+    """Return how far down its list of nearest rows the test row goes that goes farthest."""
+    nearest = Nearest(UnitRows(X, "X"), Y, np.ones(len(X), dtype=bool), wanted, device="cpu")
+    deepest = taken = 0
+    last = np.empty(0, dtype=np.int64)
+    while taken < wanted:
+        last = nearest.first_left(np.arange(len(Y)))
+        found = np.unique(last)
+        nearest.take(found)
+        taken += len(found)
+    for test in range(0, len(Y), 100):
+        part = slice(test, test + 100)
+        similarity = Y[part] @ X.T
+        at_last = np.take_along_axis(similarity, last[part, None], axis=1)
+        deepest = max(deepest, int((similarity >= at_last).sum(axis=1).max()))
+    return deepest
+
+
+def measured(function: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds a call takes and the MB of memory it adds at its peak."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # resets the peak
+    before = _status("VmRSS")
+    started = time.perf_counter()
+    function()
+    seconds = time.perf_counter() - started
+    return seconds, (_status("VmHWM") - before) / 1000
+
+
+def _status(field: str) -> int:
+    """Return a field of the process's memory status, in kB."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def timings(case: str, runs: int) -> list[Timing]:
+    """Return the lines of one case."""
+    n, wanted = CASES[case]
+    X, Y = unit_rows(n, 0), unit_rows(TESTS, 1)
+    systems: dict[str, Callable[[Floats, Floats, int], int]] = {"tma": ours, "product": product}
+    if wanted < n:
+        systems["faiss"] = faiss_search(X, Y, wanted)
+    once: dict[str, Callable[[Floats, Floats, int], int]] = {}
+    if 8 * n * TESTS <= LITERAL_AT_MOST:
+        once = {"literal": literal, "literal-t": literal_transposed}
+    for function in systems.values():
+        function(X[:5000], Y, 1000)  # libraries set themselves up at their first call
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*systems, *once]}
+    for _ in range(runs):
+        for name, function in systems.items():
+            found[name].append(measured(lambda f=function: f(X, Y, wanted)))
+    for name, function in once.items():
+        found[name].append(measured(lambda f=function: f(X, Y, wanted)))
+    ours_takes = statistics.median(seconds for seconds, _ in found["tma"])
+    return [
+        Timing(
+            case,
+            name,
+            round(median := statistics.median(seconds for seconds, _ in taken), 3),
+            round(median / ours_takes, 2),
+            round(max(peak for _, peak in taken)),
+            len(taken),
+        )
+        for name, taken in found.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the small sizes, three runs")
+    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    arguments = parser.parse_args()
+    lines: list[Timing] = []
+    print(f"{platform.machine()}, {platform.python_version()}; m = {TESTS}, d = {WIDTH}")
+    print(f"{'case':<12}{'system':<11}{'seconds':>9}{'ratio':>9}{'peak MB':>9}{'runs':>6}")
+    for case in QUICK if arguments.quick else CASES:
+        for line in timings(case, 3 if arguments.quick else RUNS):
+            lines.append(line)
+            print(
+                f"{line.case:<12}{line.system:<11}{line.seconds:>9.3f}{line.ratio_to_ours:>9.2f}"
+                f"{line.peak_mb:>9.0f}{line.runs:>6}",
+                flush=True,
+            )
+        if arguments.json:
+            arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Training rows that (nearly) stand in the test set: the first objection to nearest-first.
+
+A row is a near-duplicate if its embedding is nearly that of a test row, or if its text holds much
+of a test text word for word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.errors import ParameterError
+from tma.neighbours import nearest_blocks
+from tma.ngrams import ngram_overlap
+from tma.products import UNIT
+from tma.rows import Numbers, UnitRows, unit_pair
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NearDuplicates:
+    """What the test set has in common with each training row."""
+
+    nearest: Numbers
+    """(n,) number of the test row with the highest cosine similarity, the lowest among equals."""
+    cosine: Floats
+    """(n,) that similarity."""
+    overlap: Floats | None
+    """(n,) largest share of a test text's word n-grams that the training text holds; None without
+    texts."""
+    duplicate: NDArray[np.bool_]
+    """(n,) whether the row is a near-duplicate by one of the two."""
+
+
+def near_duplicates(
+    X: NDArray[np.floating] | UnitRows,
+    Y: NDArray[np.floating] | UnitRows,
+    threshold: float = 0.95,
+    *,
+    texts: tuple[Sequence[str], Sequence[str]] | None = None,
+    ngram: int = 8,
+    overlap: float = 0.5,
+    device: str | None = None,
+) -> NearDuplicates:
+    """Find the training rows that (nearly) stand in the test set.
+
+    Args:
+        X: (n, d) unit embeddings of the training rows.
+        Y: (m, d) unit embeddings of the test rows.
+        threshold: cosine similarity from which a row is a near-duplicate; 1 finds equal rows.
+        texts: training and test texts, to compare word n-grams as well.
+        ngram: words of an n-gram; a shorter text is one n-gram.
+        overlap: share of a test text's n-grams from which a training row is a near-duplicate.
+        device: where products are computed; None: a GPU if there is one.
+
+    Raises:
+        ValueError: embeddings or texts that cannot be used.
+
+    Source: this package; the paper does not look for such rows.
+    """
+    train, test = unit_pair(X, Y)
+    found = list(nearest_blocks(train, test.array, device=device))
+    nearest = np.concatenate([best for _, best, _ in found])
+    cosine = np.concatenate([key for _, _, key in found]) / UNIT
+    # Unit float32 rows carry about seven decimals: equal rows can have a product just below 1.
+    duplicate = cosine >= threshold - 1e-6
+    shared = None
+    if texts is not None:
+        for which, name, rows in ((0, "X", train), (1, "Y", test)):
+            if len(texts[which]) != len(rows):
+                raise ParameterError(
+                    f"texts[{which}] has {len(texts[which])} entries; expected "
+                    f"{len(rows)}, one a row of {name}."
+                )
+        shared = ngram_overlap(texts[0], texts[1], ngram)
+        duplicate = duplicate | (shared >= overlap)
+    return NearDuplicates(nearest, cosine, shared, duplicate)
