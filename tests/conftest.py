@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tma import assets, models, store
@@ -100,3 +103,32 @@ def dataset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
     """Rows divided by their length, float32."""
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def circle(angles: list[int]) -> NDArray[np.float32]:
+    """Unit rows at angles in degrees."""
+    radians = np.deg2rad(angles)
+    return unit(np.stack([np.cos(radians), np.sin(radians)], axis=1))
+
+
+@st.composite
+def embeddings(draw: st.DrawFn) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Training and test rows with equal rows, exact ties, and neighbours that float32 or bfloat16
+    cannot tell apart.
+    """
+    width = draw(st.integers(1, 4))
+    row = st.lists(st.integers(-2, 2), min_size=width, max_size=width).filter(any)
+    made = [draw(st.lists(row, min_size=1, max_size=size)) for size in (40, 6)]
+    apart = draw(st.sampled_from([0.0, 1e-7, 1e-5, 1e-3]))
+    noise = np.random.default_rng(draw(st.integers(0, 9))).standard_normal((40, width))
+    train = np.array(made[0], dtype=float)
+    return unit(train + apart * noise[: len(train)]), unit(np.array(made[1], dtype=float))
+
+
+@contextmanager
+def small_lists(block: int = 16) -> Iterator[None]:
+    """Search in small blocks, with lists of one entry that have to be filled again and again."""
+    with ExitStack() as stack:
+        for name, value in (("BLOCK", block), ("_SHORTEST", 1), ("_LISTED", 1), ("_CROWDED", 1)):
+            stack.enter_context(patch(f"tma.neighbours.{name}", value))
+        yield

@@ -119,7 +119,7 @@ def arrange_by(
     for which, name, side in ((0, "X", train), (1, "Y", test)):
         _check_length(f"texts[{which}]", texts and texts[which], name, len(side))
     numbers = _usable(method.exclude_near_duplicates, train, test, device)
-    rows = Rows(train, np.asarray(test.array, np.float32), numbers, tasks, texts, method, device)
+    rows = Rows(train, test.float32, numbers, tasks, texts, method, device)
     made = _ORDERS[order_name(method.name)](rows) if len(numbers) else _joined([])
     train.check()  # an order that needs no embeddings has not read them
     return made, rows

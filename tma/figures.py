@@ -1,7 +1,8 @@
 """Result table → labelled axes in the study's palette.
 
 One colour and one dash pattern an order, the same in every figure: the colours are Okabe and Ito's,
-told apart with any colour vision, and the dashes carry the difference into grey print.
+told apart with any colour vision, and darker and lighter shades of them for the fine and the coarse
+orders; the dashes carry the difference into grey print.
 """
 
 from __future__ import annotations
@@ -25,6 +26,12 @@ LABELS = {
     "tma_min": "MIN, nearest only",
     "tma_max": "MAX, farthest only",
     "random": "random, all data",
+    "round_robin": "round-robin",
+    "cluster": "cluster",
+    "nearest": "nearest first, fine",
+    "farthest": "farthest first, fine",
+    "coarse_nearest": "nearest first, coarse",
+    "coarse_farthest": "farthest first, coarse",
 }
 PALETTE = {
     "tma_nft": "#0072B2",
@@ -33,6 +40,12 @@ PALETTE = {
     "tma_min": "#56B4E9",
     "tma_max": "#E69F00",
     "random": "#999999",
+    "round_robin": "#009E73",
+    "cluster": "#CC79A7",
+    "nearest": "#004D7A",
+    "farthest": "#8F3F00",
+    "coarse_nearest": "#7FB8D9",
+    "coarse_farthest": "#EAAE7F",
 }
 DASHES: dict[str, Any] = {
     "tma_nft": "",
@@ -41,6 +54,12 @@ DASHES: dict[str, Any] = {
     "tma_min": (7, 2, 1, 2),
     "tma_max": (3, 1),
     "random": (1, 3),
+    "round_robin": (5, 1, 1, 1, 1, 1),
+    "cluster": (9, 2),
+    "nearest": (12, 1),
+    "farthest": (2, 2),
+    "coarse_nearest": (12, 3, 3, 3),
+    "coarse_farthest": (2, 4),
 }
 
 

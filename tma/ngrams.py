@@ -55,7 +55,8 @@ class Bigrams:
         totals = np.asarray(counts.sum(axis=1))[:, 0]
         gained = counts.astype(np.float64)
         gained.data = np.log(gained.data + SMOOTHING) - np.log(SMOOTHING)
-        return self._divergence(np.log(SMOOTHING) + gained @ self._p, totals)
+        found: Floats = self._divergence(np.log(SMOOTHING) + gained @ self._p, totals)
+        return found
 
     def prefixes(self, at: NDArray[np.int64]) -> Floats:
         """Return KL(T ‖ S) of the first rows, touching each row once."""

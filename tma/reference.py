@@ -105,8 +105,9 @@ def distance(X: Unit, Y: Unit, measure: str) -> float:
     kind, _, statistic = measure.partition("_")
     if statistic == "centroid":
         x, y = (np.mean(rows.astype(np.float64), axis=0) for rows in (X, Y))
-        cosine = float(x @ y) / (math.hypot(*x) * math.hypot(*y))
-        return -cosine if kind == "cosine" else math.dist(x, y)
+        if kind == "euclidean":
+            return math.dist(x, y)
+        return -float(x @ y) / (math.hypot(*x) * math.hypot(*y))
     D = cosine_distances(X, Y) if kind == "cosine" else euclidean_distances(X, Y)
     pairs = D.ravel().tolist()
     return {"avg": math.fsum(pairs) / len(pairs), "min": min(pairs), "max": max(pairs)}[statistic]

@@ -94,7 +94,7 @@ def test_centric_rounds(
     name = "tma_max" if farthest else "tma_min"
     method = Method(name, limit, collision=collision, within=within, exact_limit=exact_limit)
     train, test = unit_pair(X, Y)
-    Y32 = np.asarray(test.array, np.float32)
+    Y32 = test.float32
     rows = Rows(train, Y32, np.arange(len(train)), None, None, method, device)
     return list(rounds(rows, rows.limit, farthest=farthest))
 

@@ -45,6 +45,11 @@ class UnitRows:
         """Columns, d."""
         return int(self.array.shape[1])
 
+    @property
+    def float32(self) -> NDArray[np.float32]:
+        """All rows as one float32 array; for test rows, which fit memory."""
+        return np.asarray(self.array, np.float32)
+
     def blocks(
         self, size: int, numbers: Numbers | None = None, *, first: int | None = None
     ) -> Iterator[tuple[Numbers, torch.Tensor]]:
@@ -68,9 +73,9 @@ class UnitRows:
         """Return the rows of these numbers, float32 on the CPU; without a copy where possible."""
         first, last = int(numbers[0]), int(numbers[-1])
         run = last - first == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
-        rows = np.asarray(self.array[first : last + 1] if run else self.array[numbers], np.float32)
-        # torch shares memory with writable arrays only.
-        return torch.from_numpy(rows if rows.flags.writeable else rows.copy())
+        rows = self.array[first : last + 1] if run else self.array[numbers]
+        # torch shares memory only with contiguous arrays that it may write to.
+        return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
 
     def check(self) -> None:
         """Read and check all rows, unless that has been done."""

@@ -65,10 +65,10 @@ def weighted_similarity_distance(
     Source: the paper's section on weighted similarity distance.
     """
     train, test = unit_pair(X, Y)
-    mean = test.array.astype(np.float64).mean(axis=0)
+    mean = test.float32.astype(np.float64).mean(axis=0)
     found = [
         (-key / UNIT, -_products(block, mean))
-        for block, _, key in nearest_blocks(train, test.array, numbers, device=device)
+        for block, _, key in nearest_blocks(train, test.float32, numbers, device=device)
     ]
     MD, AD = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return _weighted(MD, AD, weight)
@@ -94,7 +94,7 @@ def task_distances(
     Source: the paper's section on granularity, coarse.
     """
     train, test = unit_pair(X, Y)
-    rows = test.array.astype(np.float64)
+    rows = test.float32.astype(np.float64)
     MD, AD = np.empty(len(groups)), np.empty(len(groups))
     for task, mean in enumerate(_task_means(train, groups)):
         similarity = np.round((rows * mean).sum(axis=1), DECIMALS)
@@ -202,7 +202,8 @@ def _task_means(train: UnitRows, groups: Sequence[Numbers]) -> Floats:
     for numbers, block in train.blocks(max(1, BLOCK // train.width)):
         member = group_of[numbers] >= 0
         np.add.at(sums, group_of[numbers[member]], block.numpy()[member].astype(np.float64))
-    return sums / np.array([[_length(total)] for total in sums])
+    means: Floats = sums / np.array([[_length(total)] for total in sums])
+    return means
 
 
 def _products(block: torch.Tensor, column: Floats) -> Floats:
@@ -215,11 +216,11 @@ def _row_parts(
     X: UnitRows, Y: UnitRows, measure: str, numbers: Numbers | None, device: str | None
 ) -> Iterator[Floats]:
     """Yield row_distances block by block."""
-    test = Y.array.astype(np.float64)
+    test = Y.float32.astype(np.float64)
     kind, _, statistic = measure.partition("_")
     if kind == "cosine" and statistic in ("min", "max"):
         farthest = statistic == "max"
-        for _, _, key in nearest_blocks(X, Y.array, numbers, farthest=farthest, device=device):
+        for _, _, key in nearest_blocks(X, Y.float32, numbers, farthest=farthest, device=device):
             yield -key / UNIT
     elif kind == "euclidean" and statistic in ("min", "max"):
         yield from _euclidean_extremes(X, Y, numbers, statistic == "max", device)
@@ -235,7 +236,7 @@ def _plain_distances(block: torch.Tensor, test: Floats, measure: str) -> Floats:
         return -_products(block, centre)
     if measure == "cosine_centroid":
         length = np.sqrt((rows**2).sum(axis=1))
-        return -_products(block, centre) / (length * _length(centre))
+        return cast(Floats, -_products(block, centre) / (length * _length(centre)))
     if measure == "euclidean_centroid":
         squared = ((rows - centre) ** 2).sum(axis=1)
         return cast(Floats, np.sqrt(squared))
@@ -252,7 +253,7 @@ def _euclidean_extremes(
     a small distance.
     """
     product = Product(device or best_device(), torch.float32)
-    test = Y.array.astype(np.float32)
+    test = Y.float32
     tests, exact = product.factor(torch.tensor(test)), test.astype(np.float64)
     bias = torch.from_numpy((exact**2).sum(axis=1) / 2).to(product.device, torch.float32)
     for _, block in X.blocks(max(1, BLOCK // len(test)), numbers):
@@ -268,7 +269,7 @@ def _euclidean_extremes(
 
 
 def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> Floats:
-    centre = Y.array.astype(np.float64).mean(axis=0)
+    centre = Y.float32.astype(np.float64).mean(axis=0)
     out = np.empty(len(at))
     total = np.zeros(X.width)
     stops, which = np.unique(at, return_inverse=True)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tma
+from benchmarks import arrangement
+
+
+def test_all_systems_find_the_same_rounds() -> None:
+    X, Y = arrangement.unit_rows(3000, 0), arrangement.unit_rows(100, 1)
+    rounds = arrangement.ours(X, Y, 900)
+    assert rounds == arrangement.literal(X, Y, 900) == arrangement.literal_transposed(X, Y, 900)
+
+
+def test_faiss_gets_the_smallest_k_that_the_rounds_need() -> None:
+    X, Y = arrangement.unit_rows(3000, 0), arrangement.unit_rows(100, 1)
+    ranked = np.argsort(-(Y @ X.T), axis=1, kind="stable")
+    taken = np.zeros(len(X), dtype=bool)
+    deepest = 0
+    for found in tma.test_centric_rounds(X, Y, 900):
+        for j in range(len(Y)):
+            deepest = max(deepest, int(np.argmin(taken[ranked[j]])) + 1)
+        taken[found] = True
+    assert arrangement.needed(X, Y, 900) == deepest
+
+
+def test_the_table_has_a_line_for_each_case_and_system(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(arrangement, "CASES", {"6k": (6000, 2000), "5k whole": (5000, 5000)})
+    monkeypatch.setattr(arrangement, "QUICK", ("6k", "5k whole"))
+    monkeypatch.setattr(arrangement, "TESTS", 50)
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["arrangement.py", "--quick", "--json", str(path)])
+    arrangement.main()
+    lines = json.loads(path.read_text("ascii"))
+    assert [(line["case"], line["system"]) for line in lines] == [
+        ("6k", "tma"), ("6k", "product"), ("6k", "faiss"), ("6k", "literal"), ("6k", "literal-t"),
+        ("5k whole", "tma"), ("5k whole", "product"), ("5k whole", "literal"),
+        ("5k whole", "literal-t"),
+    ]  # fmt: skip
+    assert set(lines[0]) == {"case", "system", "seconds", "ratio_to_ours", "peak_mb", "runs"}
+    assert all(line["seconds"] > 0 for line in lines)
+    assert lines[0]["ratio_to_ours"] == 1
+    assert "literal-t" in capsys.readouterr().out

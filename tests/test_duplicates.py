@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tma
+from tests.conftest import circle
+from tma import reference
+from tma.ngrams import ngram_overlap
+
+TEXTS = (
+    ["one two three four five six", "one two three four", "ten", "seven eight nine ten eleven"],
+    ["one two three four FIVE, six", "ten"],
+)
+
+
+def test_near_duplicates_by_cosine() -> None:
+    # 2° and 10° from the nearest test row: cosines 0.99939 and 0.98481.
+    found = tma.near_duplicates(circle([0, 88, 10, 45]), circle([0, 90]), threshold=0.99)
+    assert found.nearest.tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(found.cosine, [1, 0.9993908, 0.9848078, 0.7071068], atol=1e-6)
+    assert found.duplicate.tolist() == [True, True, False, False]
+    assert found.overlap is None
+
+
+def test_a_threshold_of_one_finds_equal_rows() -> None:
+    random = np.random.default_rng(0).standard_normal((50, 384))
+    rows = tma.embed.__globals__["unit_rows"](random.astype(np.float32))
+    assert tma.near_duplicates(rows, rows[::-1], threshold=1.0).duplicate.all()
+
+
+def test_near_duplicates_by_words() -> None:
+    X = circle([0, 20, 40, 60])
+    found = tma.near_duplicates(X, circle([180, 200]), texts=TEXTS, ngram=3, overlap=0.5)
+    # The first test text has 4 trigrams, of which the second training text holds 2; "ten" is
+    # shorter than a trigram and found only where it is the whole text.
+    assert found.overlap is not None
+    assert found.overlap.tolist() == [1.0, 0.5, 1.0, 0.0]
+    assert found.duplicate.tolist() == [True, True, True, False]
+
+
+def test_texts_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"texts\[1\] has 2 entries; expected 1"):
+        tma.near_duplicates(circle([0, 1, 2, 3]), circle([0]), texts=TEXTS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text("ab c.", max_size=15), min_size=1, max_size=6),
+    st.lists(st.text("ab c.", max_size=15), min_size=1, max_size=3),
+    st.integers(1, 4),
+)
+def test_the_overlap_equals_the_reference(train: list[str], test: list[str], n: int) -> None:
+    expected = [reference.ngram_overlap(text, test, n) for text in train]
+    np.testing.assert_allclose(ngram_overlap(train, test, n), expected)

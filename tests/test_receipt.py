@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import tma
+from tma import Method
+from tma.errors import DataError, OrderError
+from tma.receipt import ids_digest
+
+
+class Lengths:
+    """An encoder that sees how long a text is, and whether it has digits."""
+
+    name = "lengths/1"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        made = [[len(t), 10 * sum(c.isdigit() for c in t), 1] for t in texts]
+        return np.array(made, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def arranged(dataset_file: Path, cache: Path) -> tma.Arranged:
+    train, test = (tma.load(str(dataset_file), split=s) for s in ("train", "test"))
+    return tma.arrange_dataset(train, test, Method("tma_min", limit=20), encoder=Lengths())
+
+
+def test_a_receipt_names_what_made_the_order(arranged: tma.Arranged, dataset_file: Path) -> None:
+    train, test = (tma.load(str(dataset_file), split=s) for s in ("train", "test"))
+    receipt = arranged.receipt
+    assert receipt.method == Method("tma_min", limit=20)
+    assert receipt.encoder == "lengths/1"
+    assert receipt.train == tma.data.fingerprint(train)
+    assert receipt.test == tma.data.fingerprint(test)
+    assert receipt.instances == len(arranged.ids) >= 20
+    X, Y = (tma.embed(part, Lengths()) for part in (train, test))
+    assert arranged.rows.tolist() == tma.arrange("tma_min", X, Y, limit=20).tolist()
+    assert list(arranged.ids) == train.select(arranged.rows)["id"]
+
+
+def test_anybody_can_compute_the_digest() -> None:
+    expected = hashlib.sha256('["a","ü"]'.encode()).hexdigest()
+    assert ids_digest(["a", "ü"]) == expected
+    assert ids_digest(["a,ü"]) != expected
+
+
+def test_a_saved_order_is_read_back_and_checked(arranged: tma.Arranged, tmp_path: Path) -> None:
+    path = tmp_path / "order.json"
+    arranged.save(path)
+    assert tma.read_receipt(path) == arranged.receipt
+    assert json.loads(path.read_text("utf-8"))["ids"] == list(arranged.ids)
+    stored = json.loads((tmp_path / "order.receipt.json").read_text("utf-8"))
+    assert stored["method"]["name"] == "tma_min"
+    assert stored["sha256"] == ids_digest(arranged.ids)
+
+
+def test_another_sequence_is_refused(arranged: tma.Arranged, tmp_path: Path) -> None:
+    swapped = [*arranged.ids[1:], arranged.ids[0]]
+    with pytest.raises(OrderError, match=f"{len(swapped)} ids have the SHA-256"):
+        arranged.receipt.check(swapped)
+    path = tmp_path / "order.json"
+    arranged.save(path)
+    path.write_text(json.dumps({"ids": swapped}), "utf-8")
+    with pytest.raises(OrderError, match="order was not kept"):
+        tma.read_receipt(path)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"method": 1}', "[]"])
+def test_a_damaged_receipt_is_named(arranged: tma.Arranged, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "order.json"
+    arranged.save(path)
+    (tmp_path / "order.receipt.json").write_text(damage, "utf-8")
+    with pytest.raises(DataError, match=r"order\.json and its receipt cannot be read"):
+        tma.read_receipt(path)

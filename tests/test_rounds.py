@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import tma
+from tests.conftest import circle, embeddings, small_lists
+from tma import reference
+from tma.errors import ParameterError
+
+GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
+
+# Angles in degrees on a circle; test rows at 0 and 90.
+X, Y = circle([0, 10, 20, 80, 85, 180, 200]), circle([0, 90])
+
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+
+def listed(rounds: list[NDArray[np.int64]]) -> list[list[int]]:
+    return [r.tolist() for r in rounds]
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+@pytest.mark.parametrize("side", ["near", "far"])
+def test_rounds_equal_the_golden_files(path: Path, side: str) -> None:
+    golden = np.load(path)
+    rounds = tma.test_centric_rounds(golden["train"], golden["test"], farthest=side == "far")
+    assert [len(r) for r in rounds] == golden[f"{side}_sizes"].tolist()
+    np.testing.assert_array_equal(np.concatenate(rounds), golden[side])
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+@pytest.mark.parametrize("side", ["near", "far"])
+def test_refilled_lists_give_the_golden_rounds(path: Path, side: str) -> None:
+    golden = np.load(path)
+    with small_lists(block=1000):
+        rounds = tma.test_centric_rounds(golden["train"], golden["test"], farthest=side == "far")
+    assert [len(r) for r in rounds] == golden[f"{side}_sizes"].tolist()
+    np.testing.assert_array_equal(np.concatenate(rounds), golden[side])
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
+def test_a_limit_takes_whole_rounds_as_in_the_golden_files(path: Path) -> None:
+    golden = np.load(path)
+    train = golden["train"]
+    rounds = tma.test_centric_rounds(train, golden["test"], limit=len(train) // 4)
+    assert [len(r) for r in rounds] == golden["near_quarter_sizes"].tolist()
+
+
+def test_every_round_takes_the_nearest_that_is_left_for_each_test_row() -> None:
+    # 0° and 85° are nearest to 0° and 90°; then 10° and 80°; then both want 20°; at last 200°, 20°
+    # nearer to 0° than 180° is, and 180°.
+    assert listed(tma.test_centric_rounds(X, Y)) == [[0, 4], [1, 3], [2], [5, 6]]
+
+
+def test_farthest_rounds_mirror_the_nearest() -> None:
+    # 180° is farthest from 0°, 200° (110° away) from 90°.
+    assert listed(tma.test_centric_rounds(X, Y, limit=2, farthest=True)) == [[5, 6]]
+
+
+def test_equal_rows_are_taken_in_row_order() -> None:
+    twins, one = circle([30, 30, 30, 30]), circle([0])
+    for farthest in (False, True):
+        rounds = tma.test_centric_rounds(twins, one, farthest=farthest)
+        assert listed(rounds) == [[0], [1], [2], [3]]
+
+
+def test_each_test_row_takes_its_own_row_where_asked() -> None:
+    # 0° is nearest to both; the first test row takes it, the second its next nearest.
+    train, test = circle([0, 40, 300]), circle([1, 2])
+    assert listed(tma.test_centric_rounds(train, test)) == [[0], [1], [2]]
+    assert listed(tma.test_centric_rounds(train, test, collision="each")) == [[0, 1], [2]]
+
+
+def test_the_lower_test_row_chooses_first() -> None:
+    # Both want 10°; whoever comes first gets it, though the other is nearer.
+    train = circle([10, 60])
+    first, second = circle([0, 10]), circle([10, 0])
+    for test in (first, second):
+        rounds = tma.test_centric_rounds(train, test, collision="each", within="similarity")
+        assert sorted(rounds[0].tolist()) == [0, 1]
+    # Row 1 (60°) goes to the second: 50° from it in one case, 60° in the other.
+    assert listed(tma.test_centric_rounds(train, first, collision="each")) == [[0, 1]]
+
+
+def test_a_round_by_similarity_begins_with_the_nearest_pair() -> None:
+    # 85° is 5° from 90°, 0° is 0° from 0°; then 10° and 80° tie at 10°, the lower row first.
+    rounds = tma.test_centric_rounds(X, Y, within="similarity")
+    assert listed(rounds)[:2] == [[0, 4], [1, 3]]
+    test = circle([5, 90])
+    assert listed(tma.test_centric_rounds(circle([0, 89]), test, within="similarity")) == [[1, 0]]
+
+
+def test_a_farthest_round_by_similarity_begins_with_the_farthest_pair() -> None:
+    # 180° is 180° from 0°; 300° is 150° from 90°.
+    train = circle([300, 180])
+    rounds = tma.test_centric_rounds(train, Y, farthest=True, within="similarity")
+    assert listed(rounds) == [[1, 0]]
+    assert listed(tma.test_centric_rounds(train, Y, farthest=True)) == [[0, 1]]
+
+
+def test_an_exact_limit_cuts_the_last_round() -> None:
+    assert listed(tma.test_centric_rounds(X, Y, 3)) == [[0, 4], [1, 3]]
+    assert listed(tma.test_centric_rounds(X, Y, 3, exact_limit=True)) == [[0, 4], [1]]
+
+
+@pytest.mark.parametrize("limit", [0, 7, 1000])
+def test_limits_at_the_ends(limit: int) -> None:
+    taken = [row for found in tma.test_centric_rounds(X, Y, limit) for row in found]
+    assert sorted(taken) == list(range(min(limit, 7)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"collision": "both"}, "collision='both'.*set, each"),
+        ({"within": "random"}, "within='random'.*row, similarity"),
+        ({"limit": -1}, "limit=-1.*at least 0"),
+        ({"limit": 2.5}, "limit=2.5.*whole number"),
+    ],
+)
+def test_wrong_rules_are_named(setting: dict[str, object], words: str) -> None:
+    with pytest.raises(ParameterError, match=words):
+        tma.test_centric_rounds(X, Y, **setting)  # type: ignore[arg-type]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    embeddings(),
+    st.one_of(st.none(), st.integers(0, 50)),
+    st.booleans(),
+    st.sampled_from(["set", "each"]),
+    st.sampled_from(["row", "similarity"]),
+)
+def test_rounds_equal_the_reference(
+    pair: Pair, limit: int | None, farthest: bool, collision: str, within: str
+) -> None:
+    expected = reference.test_centric_rounds(
+        *pair, limit, farthest, collision=collision, within=within
+    )
+    given = {"collision": collision, "within": within}
+    assert listed(tma.test_centric_rounds(*pair, limit, farthest, **given)) == expected
+    with small_lists(block=7):
+        assert listed(tma.test_centric_rounds(*pair, limit, farthest, **given)) == expected
