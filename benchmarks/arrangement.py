@@ -26,6 +26,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ CASES = {
 QUICK = ("30k", "100k", "100k whole")
 
 Floats = NDArray[np.float32]
+System = Callable[[Floats, Floats, int], int]
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def product(X: Floats, Y: Floats, wanted: int) -> int:
     return 0
 
 
-def faiss_search(X: Floats, Y: Floats, wanted: int) -> Callable[[Floats, Floats, int], int]:
+def faiss_search(X: Floats, Y: Floats, wanted: int) -> System:
     """Return the search of a built index for the smallest k that the rounds need."""
     import faiss
 
@@ -164,32 +166,27 @@ def timings(case: str, runs: int) -> list[Timing]:
     """Return the lines of one case."""
     n, wanted = CASES[case]
     X, Y = unit_rows(n, 0), unit_rows(TESTS, 1)
-    systems: dict[str, Callable[[Floats, Floats, int], int]] = {"tma": ours, "product": product}
+    often: dict[str, System] = {"tma": ours, "product": product}
     if wanted < n:
-        systems["faiss"] = faiss_search(X, Y, wanted)
-    once: dict[str, Callable[[Floats, Floats, int], int]] = {}
+        often["faiss"] = faiss_search(X, Y, wanted)
+    once: dict[str, System] = {}
     if 8 * n * TESTS <= LITERAL_AT_MOST:
         once = {"literal": literal, "literal-t": literal_transposed}
-    for function in systems.values():
+    for function in often.values():
         function(X[:5000], Y, 1000)  # libraries set themselves up at their first call
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*systems, *once]}
-    for _ in range(runs):
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*often, *once]}
+    for systems in [often] * runs + [once]:
         for name, function in systems.items():
-            found[name].append(measured(lambda f=function: f(X, Y, wanted)))
-    for name, function in once.items():
-        found[name].append(measured(lambda f=function: f(X, Y, wanted)))
-    ours_takes = statistics.median(seconds for seconds, _ in found["tma"])
-    return [
-        Timing(
-            case,
-            name,
-            round(median := statistics.median(seconds for seconds, _ in taken), 3),
-            round(median / ours_takes, 2),
-            round(max(peak for _, peak in taken)),
-            len(taken),
-        )
-        for name, taken in found.items()
-    ]
+            found[name].append(measured(partial(function, X, Y, wanted)))
+    ours_take = statistics.median(seconds for seconds, _ in found["tma"])
+    return [_line(case, name, taken, ours_take) for name, taken in found.items()]
+
+
+def _line(case: str, name: str, taken: list[tuple[float, float]], ours_take: float) -> Timing:
+    median = statistics.median(seconds for seconds, _ in taken)
+    peak = max(peak for _, peak in taken)
+    ratio = round(median / ours_take, 2)
+    return Timing(case, name, round(median, 3), ratio, round(peak), len(taken))
 
 
 def main() -> None:

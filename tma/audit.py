@@ -113,10 +113,6 @@ def audit(
         agreement = _agreement((X, Y), other, device)
         second, _ = arrange_by(method, *other, tasks=tasks, texts=texts, device=device)
         shared = len(np.intersect1d(order, second)) / max(1, len(order))
-    cut = None
-    if texts is not None and hasattr(encoder, "truncated"):
-        of_train, of_test = (float(np.mean(encoder.truncated(side))) for side in texts)
-        cut = (of_train, of_test)
     return Audit(
         method,
         len(order),
@@ -127,10 +123,17 @@ def audit(
         coverage,
         served,
         _hubs(rows),
-        cut,
+        _truncated(texts, encoder),
         agreement,
         shared,
     )
+
+
+def _truncated(texts: Texts | None, encoder: Any) -> tuple[float, float] | None:
+    if texts is None or not hasattr(encoder, "truncated"):
+        return None
+    train, test = (float(np.mean(encoder.truncated(side))) for side in texts)
+    return train, test
 
 
 def _nearest(rows: Rows, choice: Order) -> Order:

@@ -63,9 +63,9 @@ def near_duplicates(
     Source: this package; the paper does not look for such rows.
     """
     train, test = unit_pair(X, Y)
-    found = list(nearest_blocks(train, test.float32, device=device))
-    nearest = np.concatenate([best for _, best, _ in found])
-    cosine = np.concatenate([key for _, _, key in found]) / UNIT
+    found = [pair for _, *pair in nearest_blocks(train, test.float32, device=device)]
+    nearest, key = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    cosine = key / UNIT
     # Unit float32 rows carry about seven decimals: equal rows can have a product just below 1.
     duplicate = cosine >= threshold - 1e-6
     shared = None

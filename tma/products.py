@@ -63,12 +63,12 @@ class Product:
         error = 1.02 * (moved + tests[1] + 2 * block.shape[1] * 2.0**-24)
         if self.device == "cpu":
             return rows @ tests[0].T, error
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = False  # its error is not the one proven above
+        matmul = torch.backends.cuda.matmul
+        allowed, matmul.fp32_precision = matmul.fp32_precision, "ieee"  # TF32 errs by more
         try:
             return rows @ tests[0].T, error
         finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
+            matmul.fp32_precision = allowed
 
 
 def reaching(scores: torch.Tensor, threshold: torch.Tensor) -> Numbers:
