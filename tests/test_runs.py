@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 import tma
-from tma import data, store
+from tma import Method, data
 from tma.config import RunConfig
+
+FINISHED = {
+    "losses.parquet",
+    "training.parquet",
+    "order.json",
+    "order.receipt.json",
+    "manifest.json",
+}
 
 
 @pytest.fixture
@@ -32,7 +40,7 @@ def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
 def test_a_run_leaves_its_tables_its_order_and_its_manifest(config: RunConfig) -> None:
     run = tma.run(config)
     names = {p.name for p in run.folder.iterdir()}
-    assert names == {"losses.parquet", "training.parquet", "order.json", "manifest.json"}
+    assert names == FINISHED
     test = tma.load(config.dataset, split="test")
     steps = run.manifest["steps"]
     evaluated = sorted({0, *range(2, steps + 1, 2), steps})
@@ -51,7 +59,8 @@ def test_the_order_of_training_is_the_arranged_one(config: RunConfig) -> None:
     train, test = (tma.load(config.dataset, split=split) for split in ("train", "test"))
     rows = tma.arrange("tma_nft", tma.embed(train), tma.embed(test), limit=24)
     assert run.order == train.select(rows)["id"]
-    assert run.manifest["inputs"]["order"] == store.digest(*run.order)
+    assert run.receipt.method == Method("tma_nft", limit=24)
+    assert run.manifest["inputs"]["order"] == run.receipt.sha256
     assert run.manifest["instances"] == len(rows) >= 24
 
 
@@ -124,12 +133,7 @@ def test_a_killed_run_is_not_taken_for_a_finished_one(config: RunConfig, place: 
     assert process.returncode == -signal.SIGKILL
     run = tma.run(config)
     assert run.manifest["steps"] == 40
-    assert {p.name for p in run.folder.iterdir()} == {
-        "losses.parquet",
-        "training.parquet",
-        "order.json",
-        "manifest.json",
-    }
+    assert {p.name for p in run.folder.iterdir()} == FINISHED
 
 
 def test_dropout_follows_the_seed(config: RunConfig, tokenizer: object, tmp_path: Path) -> None:
