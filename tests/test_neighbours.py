@@ -65,6 +65,77 @@ def test_lists_equal_a_stable_sort_of_all_similarities(product: Product, block: 
         assert ranked[j, :count].tolist() == expected[j, :count].tolist()
 
 
+def crowded(seed: int, width: int = 64, spread: float = 2e-3) -> Pair:
+    """Rows that stand so close that approximate similarities put them in a wrong sequence; most of
+    them after the first block, and the nearest last.
+    """
+    random = np.random.default_rng(seed)
+    centre = random.standard_normal(width) * (1 if seed % 2 else -1)
+    noise = random.standard_normal((600, width)) * spread * np.linalg.norm(centre) / width**0.5
+    away = np.linspace(3, 1, 600)[:, None] if seed % 3 else 1.0
+    train = unit(centre + noise * away)
+    train[::7] = train[3]
+    test = unit(centre + random.standard_normal((6, width)) * spread * 5)
+    if seed % 4 == 3:
+        test = -test  # all similarities negative
+    return train, test
+
+
+@pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 2e-3, 3e-2])
+def test_lists_of_rows_that_approximations_cannot_tell_apart(
+    product: Product, spread: float
+) -> None:
+    for seed in range(12):
+        train, test = crowded(seed, spread=spread)
+        keys = np.stack(
+            [exact_keys(torch.from_numpy(train), torch.from_numpy(y[None]).double()) for y in test]
+        )
+        expected = np.argsort(-keys, axis=1, kind="stable")
+        for block in (60, 600, 6000):
+            with small_lists(block):
+                rows = UnitRows(train, "X")
+                ranked, length = nearest_lists(rows, torch.from_numpy(test), None, 4, product)
+            for j, count in enumerate(length):
+                assert count == 4
+                assert ranked[j].tolist() == expected[j, :4].tolist()
+
+
+@pytest.mark.parametrize("farthest", [False, True])
+@pytest.mark.parametrize("spread", [1e-7, 1e-5, 1e-4])
+def test_extremes_of_rows_that_approximations_cannot_tell_apart(
+    farthest: bool, spread: float
+) -> None:
+    kind = "max" if farthest else "min"
+    for seed in range(4):
+        train, test = crowded(seed, spread=spread)
+        train = train[:80]
+        found = list(nearest_blocks(UnitRows(train, "X"), test, farthest=farthest))
+        distances = reference.cosine_distances(train, test)
+        best = (distances if not farthest else -distances).argmin(axis=1)
+        np.testing.assert_array_equal(np.concatenate([best for _, best, _ in found]), best)
+        euclidean = getattr(reference.euclidean_distances(train, test), kind)(axis=1)
+        of_rows = tma.row_distances(train, test, f"euclidean_{kind}")
+        np.testing.assert_allclose(of_rows, euclidean, rtol=0, atol=1e-15)
+        average = reference.euclidean_distances(train, test).mean(axis=1)
+        of_rows = tma.row_distances(train, test, "euclidean_avg")
+        np.testing.assert_allclose(of_rows, average, rtol=0, atol=1e-13)
+
+
+def test_torch_settings_of_the_caller_do_not_matter() -> None:
+    train, test = crowded(1, width=384, spread=1e-4)
+    orders = [tma.arrange(name, train, test) for name in ("tma_min", "nearest")]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            again = [tma.arrange(name, train, test) for name in ("tma_min", "nearest")]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for one, other in zip(orders, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_many_equal_rows_do_not_fill_the_memory_with_pairs() -> None:
     train = np.repeat(unit(np.ones((1, 8))), 3000, axis=0)
     with small_lists(block=256):

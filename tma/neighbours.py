@@ -19,11 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tma.products import UNIT, Product, best_device, exact_keys, reaching
+from tma.products import PAIRS, UNIT, Product, best_device, exact_keys, reaching
 from tma.rows import BLOCK, Numbers, UnitRows
 
-_PAIRS = 1024
-"""Pairs computed again at once; their rows stay in a core's cache."""
 _SHORTEST = 16
 """Entries of a list that is filled, at least."""
 _LISTED = 2**21
@@ -101,8 +99,8 @@ class _Shortlist:
         """
         test, row, value = (np.concatenate(parts) for parts in zip(*self._found, strict=True))
         key = np.empty(len(row), dtype=np.int64)
-        for start in range(0, len(row), _PAIRS):
-            part = slice(start, start + _PAIRS)
+        for start in range(0, len(row), PAIRS):
+            part = slice(start, start + PAIRS)
             key[part] = exact_keys(self._X.take(row[part]), self._Y[torch.from_numpy(test[part])])
         # The pairs stand by ascending row, and the sort is stable.
         _, sequence = _sorted(test * 2**35 - key)
@@ -230,7 +228,7 @@ class Nearest:
         low = ~self._whole & (lasts < np.minimum(need - _SHORTEST, self._length / 2 + 1))
         low |= ~self._whole & (lasts <= 0)
         tests = np.flatnonzero(low)
-        longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(tests)))
+        longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(self._Y)))
         k = min(int(need[tests].max()), longest, self._remaining)
         everything = self._remaining == len(self.left)
         numbers = None if everything else np.flatnonzero(self.left)
@@ -286,8 +284,8 @@ def _best(
     row, column = np.divmod(reaching(scores, lowest), scores.shape[1])
     key = np.concatenate(
         [
-            exact_keys(block[row[s : s + _PAIRS]], exact[column[s : s + _PAIRS]])
-            for s in range(0, len(row), _PAIRS)
+            exact_keys(block[row[s : s + PAIRS]], exact[column[s : s + PAIRS]])
+            for s in range(0, len(row), PAIRS)
         ]
     )
     start = np.searchsorted(row, np.arange(len(block)))

@@ -15,6 +15,8 @@ from tma.rows import Numbers
 
 DECIMALS = 10
 """Decimals of a cosine similarity that count."""
+PAIRS = 2**10
+"""Pairs computed again at once; their rows stay in a core's cache."""
 UNIT = 10**DECIMALS
 """A similarity of 1 as an exact key: keys are whole numbers of 1e-10."""
 
@@ -61,12 +63,17 @@ class Product:
         """
         rows, moved = self.factor(block)
         error = 1.02 * (moved + tests[1] + 2 * block.shape[1] * 2.0**-24)
-        if self.device == "cpu":
-            return rows @ tests[0].T, error
+        return self._multiplied(rows, tests[0]), error
+
+    def _multiplied(self, rows: torch.Tensor, tests: torch.Tensor) -> torch.Tensor:
+        """Return rows · testsᵀ in `dtype`, whatever precision the caller allows torch elsewhere."""
+        if self.device == "cpu" and self.dtype == torch.float32:
+            return torch.from_numpy(rows.numpy() @ tests.numpy().T)
         matmul = torch.backends.cuda.matmul
         allowed, matmul.fp32_precision = matmul.fp32_precision, "ieee"  # TF32 errs by more
         try:
-            return rows @ tests[0].T, error
+            with torch.autocast(self.device, enabled=False):
+                return rows @ tests.T
         finally:
             matmul.fp32_precision = allowed
 

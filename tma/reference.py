@@ -20,12 +20,13 @@ Unit = NDArray[np.float32]
 SMOOTHING = 0.5
 
 
-def cosine_distances(X: Unit, Y: Unit) -> NDArray[np.float64]:
-    """Return out[i, j] = -cos(x_i, y_j) for unit rows, (n, m), in float64."""
+def cosine_distances(X: Unit, Y: Unit, decimals: int | None = 10) -> NDArray[np.float64]:
+    """Return out[i, j] = -cos(x_i, y_j) for unit rows, (n, m), in float64, rounded or not."""
     out = np.empty((len(X), len(Y)))
     for i, x in enumerate(X.tolist()):
         for j, y in enumerate(Y.tolist()):
-            out[i, j] = -round(math.fsum(a * b for a, b in zip(x, y, strict=True)), 10)
+            cosine = math.fsum(a * b for a, b in zip(x, y, strict=True))
+            out[i, j] = -cosine if decimals is None else -round(cosine, decimals)
     return out
 
 
@@ -66,11 +67,14 @@ def test_centric_rounds(
 
 
 def weighted_similarity_distance(
-    D: NDArray[np.float64], weight: float | None = None
+    X: Unit, Y: Unit, weight: float | None = None
 ) -> tuple[list[float], float]:
-    """Return WSD_i = MD_i + w·AD_i from cosine distances, and w (default mean(MD)/mean(AD))."""
-    MD = [min(row) for row in D.tolist()]
-    AD = [math.fsum(row) / len(row) for row in D.tolist()]
+    """Return WSD_i = MD_i + w·AD_i, and w (default mean(MD)/mean(AD)).
+
+    Only what decides between rows is rounded: MD, not the average AD.
+    """
+    MD = [min(row) for row in cosine_distances(X, Y).tolist()]
+    AD = [math.fsum(row) / len(row) for row in cosine_distances(X, Y, None).tolist()]
     w = math.fsum(MD) / math.fsum(AD) if weight is None else weight
     return [md + w * ad for md, ad in zip(MD, AD, strict=True)], w
 
@@ -93,7 +97,7 @@ def coarse_sequence(X: Unit, Y: Unit, tasks: Sequence[str], farthest: bool = Fal
     rows = [[i for i, task in enumerate(tasks) if task == name] for name in names]
     means = [np.mean(X[numbers].astype(np.float64), axis=0) for numbers in rows]
     unit = np.array([mean / math.hypot(*mean) for mean in means])
-    wsd, _ = weighted_similarity_distance(cosine_distances(unit, Y))
+    wsd, _ = weighted_similarity_distance(unit, Y)
     return [i for t in sequence([-v if farthest else v for v in wsd]) for i in rows[t]]
 
 

@@ -20,11 +20,15 @@ from tma.errors import check_choice, wrong
 from tma.method import MEASURES
 from tma.neighbours import nearest_blocks
 from tma.ngrams import Bigrams
-from tma.products import DECIMALS, UNIT, Product, best_device
+from tma.products import DECIMALS, PAIRS, UNIT, Product, best_device
 from tma.rows import BLOCK, Numbers, UnitRows, unit_pair
 
 Floats = NDArray[np.float64]
 Embeddings = NDArray[np.floating] | UnitRows
+
+
+SMALL = 1e-4
+"""Squared Euclidean distances below this are computed from the difference of the two rows."""
 
 
 class WeightedDistances(np.ndarray):
@@ -97,8 +101,8 @@ def task_distances(
     rows = test.float32.astype(np.float64)
     MD, AD = np.empty(len(groups)), np.empty(len(groups))
     for task, mean in enumerate(_task_means(train, groups)):
-        similarity = np.round((rows * mean).sum(axis=1), DECIMALS)
-        MD[task], AD[task] = -similarity.max(), -similarity.mean()
+        similarity = (rows * mean).sum(axis=1)
+        MD[task], AD[task] = -np.round(similarity.max(), DECIMALS), -similarity.mean()
     return _weighted(MD, AD, weight)
 
 
@@ -241,7 +245,21 @@ def _plain_distances(block: torch.Tensor, test: Floats, measure: str) -> Floats:
         squared = ((rows - centre) ** 2).sum(axis=1)
         return cast(Floats, np.sqrt(squared))
     squared = (rows**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * rows @ test.T
-    return cast(Floats, np.sqrt(np.maximum(squared, 0)).mean(axis=1))
+    # The root of a small difference of large numbers is noise; those are taken directly.
+    distance = np.sqrt(np.maximum(squared, SMALL))
+    small = (squared < SMALL).nonzero()
+    distance[small] = _apart(block, test, *small)
+    return cast(Floats, distance.mean(axis=1))
+
+
+def _apart(block: torch.Tensor, test: Floats, row: Numbers, column: Numbers) -> Floats:
+    """Return the Euclidean distance of pairs from their difference, (p,)."""
+    out = np.empty(len(row))
+    for start in range(0, len(row), PAIRS):
+        part = slice(start, start + PAIRS)
+        difference = block.numpy()[row[part]].astype(np.float64) - test[column[part]]
+        out[part] = np.sqrt((difference**2).sum(axis=1))
+    return out
 
 
 def _euclidean_extremes(
@@ -261,8 +279,7 @@ def _euclidean_extremes(
         nearness = (scores - bias) * (-1 if farthest else 1)
         lowest = nearness.max(dim=1, keepdim=True).values - 2 * error - 1e-6
         row, column = (nearness >= lowest).nonzero().cpu().numpy().T
-        apart = block.numpy()[row].astype(np.float64) - exact[column]
-        distance = np.sqrt((apart**2).sum(axis=1))
+        distance = _apart(block, exact, row, column)
         extreme = np.maximum if farthest else np.minimum
         found: Floats = extreme.reduceat(distance, np.searchsorted(row, np.arange(len(block))))
         yield found
