@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -137,6 +138,41 @@ def test_round_robin_takes_one_row_of_each_task_in_turn() -> None:
     assert sorted(order) == list(range(7))
 
 
+def test_rows_of_a_task_are_shuffled_too() -> None:
+    for name in ("round_robin", "cluster"):
+        firsts = {
+            next(r for r in arranged(name, seed=seed) if TASKS[r] == "a") for seed in range(9)
+        }
+        assert firsts == {0, 2, 5}
+
+
+def test_whole_tasks_follow_an_explicit_weight() -> None:
+    # With w = 0 only the nearest test row counts, with a large w the average.
+    tasks = ["near one", "between"]
+    train = circle([0, 40])
+    near, average = (
+        tma.arrange("coarse_nearest", train, Y, tasks=tasks, weight=w).tolist() for w in (0.0, 9.0)
+    )
+    assert (near, average) == ([0, 1], [1, 0])
+
+
+def test_texts_of_rows_that_are_left_out_are_left_out() -> None:
+    texts = ["a b", "c d", "a b c", "e f", "c d e", "b c", "g h"], ["a b c", "x y"]
+    found = tma.arrange(
+        "nearest", X, Y, measure="bigram_kl", texts=texts, exclude_near_duplicates=0.99
+    )
+    assert sorted(found.tolist()) == [1, 2, 3, 5, 6]
+    assert found[0] == 2
+
+
+def test_tasks_and_texts_of_a_table_go_by_position() -> None:
+    shuffled = pd.Series(TASKS, index=[3, 1, 2, 0, 6, 5, 4])
+    for name in ("coarse_nearest", "cluster"):
+        assert tma.arrange(name, X, Y, tasks=shuffled).tolist() == arranged(name)
+    with pytest.raises(ParameterError, match=r"tasks\[6\]"):
+        tma.arrange("cluster", X, Y, tasks=pd.Series([*TASKS[:6], np.nan]))
+
+
 def test_cluster_keeps_tasks_together() -> None:
     seen = set()
     for seed in range(20):
@@ -244,6 +280,10 @@ def test_bad_embeddings_are_named(
         ("tma_min", {"collision": "all"}, "collision='all'.*set, each"),
         ("tma_min", {"seed": -1}, "seed=-1"),
         ("tma_min", {"limit": -1}, "limit=-1"),
+        ("tma_min", {"exact_limit": "no"}, "exact_limit='no'"),
+        ("nearest", {"weight": "auto"}, "weight='auto'"),
+        ("tma_rounds[0:99999999999]", {}, "order='tma_rounds"),
+        ("tma_min", {"exclude_near_duplicates": "x"}, "exclude_near_duplicates='x'"),
         ("tma_min", {"exclude_near_duplicates": 95}, "exclude_near_duplicates=95"),
     ],
 )

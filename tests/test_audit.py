@@ -61,3 +61,13 @@ def test_texts_that_the_encoder_cuts_are_counted(cache: object) -> None:
     found = tma.audit(Method("random"), *rows, texts=texts, encoder=MiniLM())
     assert found.truncated == (pytest.approx(1 / 3), 0.25)
     assert "33.3%" in str(found)
+
+
+def test_nothing_left_to_order() -> None:
+    found = tma.audit(Method("tma_nft", exclude_near_duplicates=0.99), Y, Y)
+    assert (found.instances, found.left_out, found.hubs) == (0, 2, ())
+
+
+def test_another_encoder_needs_the_same_rows() -> None:
+    with pytest.raises(ValueError, match="other has 6 rows for X; expected 7"):
+        tma.audit(Method("random"), X, Y, other=(X[:6], Y))

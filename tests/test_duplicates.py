@@ -28,7 +28,22 @@ def test_near_duplicates_by_cosine() -> None:
 def test_a_threshold_of_one_finds_equal_rows() -> None:
     random = np.random.default_rng(0).standard_normal((50, 384))
     rows = tma.embed.__globals__["unit_rows"](random.astype(np.float32))
-    assert tma.near_duplicates(rows, rows[::-1], threshold=1.0).duplicate.all()
+    for dtype in (np.float32, np.float16):
+        given = rows.astype(dtype)
+        assert tma.near_duplicates(given, given[::-1], threshold=1.0).duplicate.all()
+
+
+def test_texts_without_words_share_nothing() -> None:
+    assert ngram_overlap(["!!!", "a"], ["???", ""]).tolist() == [0, 0]
+    assert ngram_overlap(["!!!", "a"], ["???", "a"]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "given", [{"threshold": 95}, {"threshold": np.nan}, {"overlap": 0}, {"ngram": 0}]
+)
+def test_wrong_thresholds_are_named(given: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(given))):
+        tma.near_duplicates(circle([0]), circle([0]), **given)  # type: ignore[arg-type]
 
 
 def test_near_duplicates_by_words() -> None:

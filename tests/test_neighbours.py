@@ -122,6 +122,66 @@ def test_extremes_of_rows_that_approximations_cannot_tell_apart(
         np.testing.assert_allclose(of_rows, average, rtol=0, atol=1e-13)
 
 
+class Adversary(Product):
+    """A product that errs by all it may, in a sequence of its own."""
+
+    def factor(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+        return rows, 0.0
+
+    def scores(
+        self, block: torch.Tensor, tests: tuple[torch.Tensor, float]
+    ) -> tuple[torch.Tensor, float]:
+        exact = block.double() @ tests[0].double().T
+        random = np.random.default_rng(int(exact.abs().sum() * 1e6))
+        error = 10.0 ** random.uniform(-6, -1.5)
+        signs = torch.from_numpy(random.choice([-1, 1, 0.3], tuple(exact.shape)))
+        return (exact + signs * error * 0.999999).to(self.dtype), error + 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("block", [50, 999, 2**22])
+def test_lists_are_exact_for_every_product_within_its_error(
+    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tma.neighbours.BLOCK", block)
+    monkeypatch.setattr("tma.neighbours.Product", lambda device, _: Adversary(device, dtype))
+    for seed in range(60):
+        train, test = crowded(seed, width=8, spread=10.0 ** -(seed % 5))
+        train = train[: 40 + seed]
+        keys = np.stack(
+            [exact_keys(torch.from_numpy(train), torch.from_numpy(y[None]).double()) for y in test]
+        )
+        k = 1 + seed % 20
+        ranked, _ = nearest_lists(
+            UnitRows(train, "X"), torch.from_numpy(test), None, k, Adversary("cpu", dtype)
+        )
+        expected = np.argsort(-keys, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(ranked, expected)
+        if dtype == torch.float32:
+            found = nearest_blocks(UnitRows(train, "X"), test)
+            best = np.concatenate([best for _, best, _ in found])
+            np.testing.assert_array_equal(best, keys.argmax(axis=0))
+
+
+def test_keys_are_sums_that_no_sequence_changes() -> None:
+    x, y = random_pair(2000, 2000, 384)
+    products = (x.astype(np.float64) * y + 3) - 3
+    shuffled = products[:, np.random.default_rng(0).permutation(384)]
+    assert (np.cumsum(products, axis=1)[:, -1] == np.cumsum(shuffled, axis=1)[:, -1]).all()
+    keys = np.rint(np.cumsum(products, axis=1)[:, -1] * 1e10)
+    found = exact_keys(torch.from_numpy(x), torch.from_numpy(y).double())
+    np.testing.assert_array_equal(found, keys)
+
+
+def test_rows_of_every_block_are_checked() -> None:
+    train, test = random_pair(300, 5, 8)
+    train[250] *= 1.01
+    with small_lists(block=50), pytest.raises(ValueError, match=r"X\[250\] has length 1.01"):
+        tma.test_centric_rounds(train, test)
+    with pytest.raises(ValueError, match=r"X\[250\] has length 1.01"):
+        tma.test_centric_rounds(train, test, limit=0)
+
+
 def test_torch_settings_of_the_caller_do_not_matter() -> None:
     train, test = crowded(1, width=384, spread=1e-4)
     orders = [tma.arrange(name, train, test) for name in ("tma_min", "nearest")]

@@ -60,6 +60,22 @@ def test_a_saved_order_is_read_back_and_checked(arranged: tma.Arranged, tmp_path
     assert stored["sha256"] == ids_digest(arranged.ids)
 
 
+def test_a_receipt_counts_what_was_left_out(dataset_file: Path, cache: Path) -> None:
+    train, test = (tma.load(str(dataset_file), split=s) for s in ("train", "test"))
+    method = Method("random", exclude_near_duplicates=np.float32(0.9999), limit=np.int64(5))
+    found = tma.arrange_dataset(train, test, method, encoder=Lengths())
+    X, Y = (tma.embed(part, Lengths()) for part in (train, test))
+    expected = int(tma.near_duplicates(X, Y, 0.9999).duplicate.sum())
+    assert found.receipt.left_out == expected > 0
+    json.dumps(found.receipt.to_json())
+
+
+def test_receipts_of_similar_names_stand_apart(arranged: tma.Arranged, tmp_path: Path) -> None:
+    for name in ("nft.seed0", "nft.seed1"):
+        arranged.save(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_another_sequence_is_refused(arranged: tma.Arranged, tmp_path: Path) -> None:
     swapped = [*arranged.ids[1:], arranged.ids[0]]
     with pytest.raises(OrderError, match=f"{len(swapped)} ids have the SHA-256"):
@@ -68,6 +84,15 @@ def test_another_sequence_is_refused(arranged: tma.Arranged, tmp_path: Path) -> 
     arranged.save(path)
     path.write_text(json.dumps({"ids": swapped}), "utf-8")
     with pytest.raises(OrderError, match="order was not kept"):
+        tma.read_receipt(path)
+
+
+@pytest.mark.parametrize("ids", ["null", "5"])
+def test_ids_that_are_none_are_named(arranged: tma.Arranged, tmp_path: Path, ids: str) -> None:
+    path = tmp_path / "order.json"
+    arranged.save(path)
+    path.write_text(f'{{"ids": {ids}}}', "utf-8")
+    with pytest.raises(DataError, match="expected a list"):
         tma.read_receipt(path)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tma
-from tests.conftest import circle, embeddings, small_lists
+from tests.conftest import circle, embeddings, small_lists, unit
 from tma import reference
 from tma.errors import ParameterError
 
@@ -147,3 +147,26 @@ def test_rounds_equal_the_reference(
     assert listed(tma.test_centric_rounds(*pair, limit, farthest, **given)) == expected
     with small_lists(block=7):
         assert listed(tma.test_centric_rounds(*pair, limit, farthest, **given)) == expected
+
+
+@pytest.mark.parametrize("tests", [300, 700])
+def test_many_equal_test_rows_take_one_row_each(tests: int) -> None:
+    train = unit(np.random.default_rng(0).standard_normal((900, 8)))
+    test = np.repeat(train[:1], tests, axis=0)
+    nearest = np.argsort(-np.round(train.astype(float) @ train[0].astype(float), 10), kind="stable")
+    (found,) = tma.test_centric_rounds(train, test, limit=tests, collision="each")
+    assert found.tolist() == sorted(nearest[:tests].tolist())
+
+
+@pytest.mark.parametrize("collision", ["set", "each"])
+def test_crowded_rounds_in_many_dimensions_equal_the_reference(collision: str) -> None:
+    for seed, spread in enumerate([1e-8, 1e-6, 1e-4, 1e-2]):
+        random = np.random.default_rng(seed)
+        centre = random.standard_normal(384)
+        train = unit(centre + spread * random.standard_normal((60, 384)))
+        test = unit(centre + spread * random.standard_normal((9, 384)))
+        train[::9] = train[4]
+        expected = reference.test_centric_rounds(train, test, collision=collision)
+        assert listed(tma.test_centric_rounds(train, test, collision=collision)) == expected
+        with small_lists(block=100):
+            assert listed(tma.test_centric_rounds(train, test, collision=collision)) == expected

@@ -115,6 +115,9 @@ def arrange_by(
     from tma.rows import unit_pair
 
     train, test = unit_pair(X, Y)
+    # By position, whatever index a table's column has.
+    tasks = None if tasks is None else list(tasks)
+    texts = None if texts is None else (list(texts[0]), list(texts[1]))
     _check_length("tasks", tasks, "X", len(train))
     for which, name, side in ((0, "X", train), (1, "Y", test)):
         _check_length(f"texts[{which}]", texts and texts[which], name, len(side))
@@ -283,7 +286,7 @@ def _by_task(rows: Rows) -> list[Order]:
     groups: dict[str, list[int]] = {}
     for number in rows.numbers.tolist():
         task = rows.tasks[number]
-        if task is None:
+        if task is None or isinstance(task, float):  # tables mark what is missing by NaN
             raise wrong(f"tasks[{number}]", None, f"a task: order={rows.method.name!r} goes by it")
         groups.setdefault(task, []).append(number)
     return [np.array(numbers, dtype=np.int64) for numbers in groups.values()]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tma.arrange import arrange_by, sides
+from tma.embed import Encoder
+from tma.errors import ParameterError
 from tma.method import Method
 from tma.rounds import Order, Rows, Texts
 
@@ -19,7 +20,7 @@ HUBS = 10
 """Hubs that are listed at most."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Audit:
     """Figures of one order; `print(audit)` shows them as a table."""
 
@@ -85,7 +86,7 @@ def audit(
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
-    encoder: Any = None,
+    encoder: Encoder | None = None,
     other: Pair | None = None,
     device: str | None = None,
 ) -> Audit:
@@ -102,14 +103,20 @@ def audit(
         other: embeddings of the same rows by another encoder, to compare the orders.
         device: where products are computed; None: a GPU if there is one.
 
+    Returns:
+        The order's rounds, coverage, hubs, and what the encoder cuts and another one agrees with.
+
     Raises:
-        ParameterError, ValueError: as `arrange`.
+        ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
     order, rows = arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)
     near, far = sides(rows)
     coverage, served = _coverage(rows, order)
     agreement = shared = None
     if other is not None:
+        for name, one, two in (("X", X, other[0]), ("Y", Y, other[1])):
+            if len(one) != len(two):
+                raise ParameterError(f"other has {len(two)} rows for {name}; expected {len(one)}.")
         agreement = _agreement((X, Y), other, device)
         second, _ = arrange_by(method, *other, tasks=tasks, texts=texts, device=device)
         shared = len(np.intersect1d(order, second)) / max(1, len(order))
@@ -129,10 +136,11 @@ def audit(
     )
 
 
-def _truncated(texts: Texts | None, encoder: Any) -> tuple[float, float] | None:
-    if texts is None or not hasattr(encoder, "truncated"):
+def _truncated(texts: Texts | None, encoder: Encoder | None) -> tuple[float, float] | None:
+    counts = getattr(encoder, "truncated", None)  # not every encoder cuts, or says so
+    if texts is None or counts is None:
         return None
-    train, test = (float(np.mean(encoder.truncated(side))) for side in texts)
+    train, test = (float(np.mean(counts(side))) for side in texts)
     return train, test
 
 
@@ -162,6 +170,8 @@ def _coverage(rows: Rows, order: Order) -> tuple[NDArray[np.float64], Order]:
 
 
 def _hubs(rows: Rows) -> tuple[tuple[int, int], ...]:
+    if not len(rows.numbers):
+        return ()
     row, count = np.unique(_nearest(rows, rows.numbers), return_counts=True)
     most = np.argsort(-count, kind="stable")[:HUBS]
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import ParameterError
+from tma.errors import ParameterError, check_count, wrong
 from tma.neighbours import nearest_blocks
 from tma.ngrams import ngram_overlap
 from tma.products import UNIT
@@ -21,7 +21,7 @@ from tma.rows import Numbers, UnitRows, unit_pair
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NearDuplicates:
     """What the test set has in common with each training row."""
 
@@ -51,22 +51,34 @@ def near_duplicates(
     Args:
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
-        threshold: cosine similarity from which a row is a near-duplicate; 1 finds equal rows.
+        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1], with 1e-6 of
+            tolerance: 1 finds equal rows, and such as only rounding tells apart.
         texts: training and test texts, to compare word n-grams as well.
         ngram: words of an n-gram; a shorter text is one n-gram.
         overlap: share of a test text's n-grams from which a training row is a near-duplicate.
         device: where products are computed; None: a GPU if there is one.
 
+    Returns:
+        The nearest test row, its similarity, the overlap and the verdict of each training row.
+
     Raises:
-        ValueError: embeddings or texts that cannot be used.
+        ValueError: embeddings, texts or thresholds that cannot be used.
 
     Source: this package; the paper does not look for such rows.
     """
+    for name, share in (("threshold", threshold), ("overlap", overlap)):
+        if not 0 < share <= 1:
+            raise wrong(name, share, "a number in (0, 1]")
+    check_count("ngram", ngram, 1)
     train, test = unit_pair(X, Y)
-    found = [pair for _, *pair in nearest_blocks(train, test.float32, device=device)]
-    nearest, key = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    cosine = key / UNIT
-    # Unit float32 rows carry about seven decimals: equal rows can have a product just below 1.
+    found = [
+        (best, key, np.linalg.norm(block.numpy().astype(np.float64), axis=1))
+        for block, best, key in nearest_blocks(train, test.float32, device=device)
+    ]
+    nearest, key, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    of_test = np.linalg.norm(test.float32.astype(np.float64), axis=1)
+    # Rows are of length 1 up to their own precision; a cosine is not.
+    cosine = key / UNIT / (length * of_test[nearest])
     duplicate = cosine >= threshold - 1e-6
     shared = None
     if texts is not None:

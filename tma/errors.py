@@ -42,13 +42,14 @@ def wrong(name: str, value: object, expected: str) -> ParameterError:
     return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
 
 
-def choices(known: Sequence[str], value: object) -> str:
+def choices(known: Sequence[object], value: object) -> str:
     """Return the known names in words, with the one that the value was probably meant to be."""
-    near = difflib.get_close_matches(str(value), known, n=1)
-    return f"one of: {', '.join(known)}" + (f" (did you mean {near[0]}?)" if near else "")
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    return f"one of: {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def check_choice(name: str, value: object, known: Sequence[str]) -> None:
+def check_choice(name: str, value: object, known: Sequence[object]) -> None:
     """Refuse a value that is none of the known names."""
     if value not in known:
         raise wrong(name, value, choices(known, value))

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 import re
+import sys
 from dataclasses import dataclass
+from numbers import Real
 
 from tma.errors import ParameterError, check_choice, check_count, wrong
 
@@ -49,7 +52,7 @@ COLLISIONS = ("set", "each")
 WITHIN = ("row", "similarity")
 """The sequence inside a round of TMA."""
 
-_ROUNDS = re.compile(r"tma_rounds\[(\d*):(\d*)\]")
+_ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class Method:
     """Leave out training rows with at least this cosine similarity to a test row."""
 
     def __post_init__(self) -> None:
+        for name in ("limit", "seed"):  # numpy's whole numbers are as good
+            if hasattr(getattr(self, name), "__index__") and not isinstance(self.limit, bool):
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
         self._check_uses(ORDERS[order_name(self.name)])
         check_choice("measure", self.measure, ("wsd", *MEASURES))
         check_choice("collision", self.collision, COLLISIONS)
@@ -88,11 +94,20 @@ class Method:
         check_count("seed", self.seed, 0)
         if self.limit is not None:
             check_count("limit", self.limit, 0)
-        if self.weight is not None and not math.isfinite(self.weight):
-            raise wrong("weight", self.weight, "a finite number, or None for mean(MD)/mean(AD)")
-        threshold = self.exclude_near_duplicates
-        if threshold is not None and not 0 < threshold <= 1:
-            raise wrong("exclude_near_duplicates", threshold, "a cosine similarity in (0, 1]")
+        check_choice("exact_limit", self.exact_limit, (False, True))
+        self._check_number("weight", -math.inf, "a finite number, or None for mean(MD)/mean(AD)")
+        self._check_number("exclude_near_duplicates", 0, "a cosine similarity in (0, 1]", most=1)
+
+    def _check_number(
+        self, name: str, above: float, expected: str, most: float = sys.float_info.max
+    ) -> None:
+        value = getattr(self, name)
+        if value is None:
+            return
+        number = float(value) if isinstance(value, Real) else math.nan
+        if isinstance(value, bool) or not above < number <= most:
+            raise wrong(name, value, expected)
+        object.__setattr__(self, name, number)  # a receipt holds plain numbers
 
     def _check_uses(self, uses: tuple[str, ...]) -> None:
         """Refuse a setting that would have no influence: the caller expects one."""

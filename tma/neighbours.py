@@ -25,7 +25,7 @@ from tma.rows import BLOCK, Numbers, UnitRows
 _SHORTEST = 16
 """Entries of a list that is filled, at least."""
 _LISTED = 2**21
-"""Entries of all lists together, at most."""
+"""Entries of all lists together, about, where lists need not be longer to be of use."""
 _CROWDED = 2**22
 """Pairs that may wait for their decision in float64."""
 
@@ -140,6 +140,7 @@ def nearest_lists(
     count = key > np.ceil(shortlist.floor * UNIT)[test]
     test, row = test[count], row[count]
     length = np.bincount(test, minlength=len(Y))
+    assert length.min() >= min(k, len(X) if numbers is None else len(numbers))  # else no progress
     ranked = np.full((len(Y), int(length.max())), -1)
     ranked[test, np.arange(len(test)) - np.repeat(np.cumsum(length) - length, length)] = row
     return ranked, length
@@ -229,6 +230,9 @@ class Nearest:
         low |= ~self._whole & (lasts <= 0)
         tests = np.flatnonzero(low)
         longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(self._Y)))
+        # A list used up within the round that filled it was full of rows that others hold.
+        held = np.where(self._since == self._rounds, 2 * self._length, 0)
+        need, longest = np.maximum(need, held), max(longest, int(held[low].max()))
         k = min(int(need[tests].max()), longest, self._remaining)
         everything = self._remaining == len(self.left)
         numbers = None if everything else np.flatnonzero(self.left)

@@ -76,7 +76,8 @@ class Bigrams:
 
     def _divergence(self, cross: Any, total: Any) -> Any:
         """Return Σ p_T log p_T - Σ p_T log p_S, from Σ p_T log(count_S + smoothing)."""
-        return self._negative_entropy - cross + np.log(total + SMOOTHING * self._kinds)
+        found = self._negative_entropy - cross + np.log(total + SMOOTHING * self._kinds)
+        return np.maximum(found, 0)  # below 0 by rounding alone
 
 
 def ngram_overlap(train: Sequence[str], test: Sequence[str], n: int = 8) -> Floats:
@@ -85,7 +86,8 @@ def ngram_overlap(train: Sequence[str], test: Sequence[str], n: int = 8) -> Floa
     Args:
         train: training texts.
         test: test texts.
-        n: words of an n-gram; lower case, punctuation left out. A shorter text is one n-gram.
+        n: words of an n-gram; lower case, punctuation left out. A shorter text is one n-gram,
+            one without words none.
 
     Returns:
         (len(train),): out[i] = max over j of |G_i ∩ G_j| / |G_j|, with G the set of n-grams.
@@ -94,11 +96,18 @@ def ngram_overlap(train: Sequence[str], test: Sequence[str], n: int = 8) -> Floa
 
     def grams(text: str) -> list[str]:
         said = words(text)
-        return [" ".join(said[k : k + n]) for k in range(max(1, len(said) - n + 1))]
+        whole = [" ".join(said)] if said else []
+        return (
+            whole
+            if len(said) < n
+            else [" ".join(said[k : k + n]) for k in range(len(said) - n + 1)]
+        )
 
     vectorizer = CountVectorizer(analyzer=grams, binary=True, dtype=np.float64)
+    if not any(words(text) for text in test):
+        return np.zeros(len(train))
     of_test = vectorizer.fit_transform(test)
-    share = of_test.multiply(1 / of_test.sum(axis=1)).T.tocsc()
+    share = of_test.multiply(1 / np.maximum(of_test.sum(axis=1), 1)).T.tocsc()
     out = np.zeros(len(train))
     step = max(1, BLOCK // len(test))
     for start in range(0, len(train), step):

@@ -93,7 +93,7 @@ def reaching(scores: torch.Tensor, threshold: torch.Tensor) -> Numbers:
 
 
 def exact_keys(x: torch.Tensor, y: torch.Tensor) -> Numbers:
-    """Return the exact keys of pairs of rows: out[p] = rint(1e10 · x[p]·y[p]).
+    """Return the keys of pairs of rows: out[p] = rint(1e10 · x[p]·y[p]), exact up to d · 2⁻⁵².
 
     Products of float32 numbers are exact in float64. Adding and subtracting 3 rounds them to
     multiples of 2⁻⁵², whose sums are exact as long as they stay below 2, in any order and with or

@@ -1,7 +1,7 @@
 """An order of a dataset with its receipt: what made it, from what, and which ids in which sequence.
 
-The receipt is enough to make the order again, and to prove of a sequence of ids that it is the one
-that was made. It is stored beside the order as JSON.
+The receipt says what the order was made of, and proves of a sequence of ids that it is the one that
+was made. It is stored beside the order as JSON.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Receipt:
         return cls(**(value | {"method": Method(**value["method"])}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arranged:
     """The order of a dataset."""
 
@@ -83,14 +83,15 @@ class Arranged:
     """What made the order."""
 
     def save(self, path: Path | str) -> None:
-        """Write the ids to `path` as JSON, and the receipt beside it as `<stem>.receipt.json`."""
+        """Write the ids to `path` as JSON, and the receipt beside it as `<name>.receipt.json`."""
+        receipt = self.receipt.to_json()
         write_json(Path(path), {"ids": list(self.ids)})
-        write_json(receipt_path(path), self.receipt.to_json())
+        write_json(receipt_path(path), receipt)
 
 
 def receipt_path(path: Path | str) -> Path:
     """Return where the receipt of an order stored at `path` lies."""
-    return Path(path).with_suffix(".receipt.json")
+    return Path(path).with_name(f"{Path(path).name.removesuffix('.json')}.receipt.json")
 
 
 def read_receipt(path: Path | str) -> Receipt:
@@ -104,6 +105,8 @@ def read_receipt(path: Path | str) -> Receipt:
         stored = Path(path).read_text("utf-8"), receipt_path(path).read_text("utf-8")
         ids = json.loads(stored[0])["ids"]
         receipt = Receipt.from_json(json.loads(stored[1]))
+        if not isinstance(ids, list):
+            raise TypeError(f"ids is a {type(ids).__name__}; expected a list")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} and its receipt cannot be read: {error}") from error
     receipt.check(ids)
@@ -132,6 +135,9 @@ def arrange_dataset(
         method: name and settings of the order, e.g. `Method("tma_min", limit=30_000)`.
         encoder: default all-MiniLM-L6-v2.
         device: where products are computed; None: a GPU if there is one. No influence on the order.
+
+    Returns:
+        The row numbers, the ids and the receipt.
 
     Raises:
         ParameterError: the order needs tasks that the training set does not have.

@@ -25,7 +25,8 @@ def cosine_distances(X: Unit, Y: Unit, decimals: int | None = 10) -> NDArray[np.
     out = np.empty((len(X), len(Y)))
     for i, x in enumerate(X.tolist()):
         for j, y in enumerate(Y.tolist()):
-            cosine = math.fsum(a * b for a, b in zip(x, y, strict=True))
+            # Products of float32 numbers, to multiples of 2⁻⁵²: what `products.exact_keys` adds.
+            cosine = math.fsum((a * b + 3) - 3 for a, b in zip(x, y, strict=True))
             out[i, j] = -cosine if decimals is None else -round(cosine, decimals)
     return out
 
@@ -133,7 +134,8 @@ def bigram_divergence(
 
 def ngram_overlap(train: str, test: Sequence[str], n: int) -> float:
     """Return the largest share of a test text's word n-grams that a training text holds."""
-    return max(len(_grams(train, n) & _grams(text, n)) / len(_grams(text, n)) for text in test)
+    shares = [len(_grams(train, n) & g) / len(g) for g in (_grams(t, n) for t in test) if g]
+    return max(shares, default=0.0)
 
 
 def _words(text: str) -> list[str]:
@@ -147,4 +149,5 @@ def _bigrams(texts: Sequence[str]) -> Counter[tuple[str, ...]]:
 
 def _grams(text: str, n: int) -> set[tuple[str, ...]]:
     words = _words(text)
-    return {tuple(words[k : k + n]) for k in range(max(1, len(words) - n + 1))}
+    starts = range(max(1, len(words) - n + 1)) if words else range(0)
+    return {tuple(words[k : k + n]) for k in starts}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tma.method import Method
 
 if TYPE_CHECKING:
+    from tma.neighbours import Nearest
     from tma.rows import UnitRows
 
 Order = NDArray[np.int64]
@@ -96,7 +97,9 @@ def test_centric_rounds(
     train, test = unit_pair(X, Y)
     Y32 = test.float32
     rows = Rows(train, Y32, np.arange(len(train)), None, None, method, device)
-    return list(rounds(rows, rows.limit, farthest=farthest))
+    found = list(rounds(rows, rows.limit, farthest=farthest))
+    train.check()  # no round, and nothing has been read
+    return found
 
 
 def picks(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]:
@@ -122,7 +125,7 @@ def picks(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]:
         yield picked if which is None else picked[which.ravel()]
 
 
-def _own_rows(nearest: Any, tests: int) -> Order:
+def _own_rows(nearest: Nearest, tests: int) -> Order:
     """Return what each of the test rows takes when they choose one after another.
 
     All ask at once; a row goes to the lowest test row that asks, and whoever held it or lost it

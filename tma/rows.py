@@ -27,6 +27,7 @@ class UnitRows:
     """
 
     def __init__(self, rows: NDArray[np.floating], name: str) -> None:
+        rows = np.asanyarray(rows)
         if rows.ndim != 2 or not len(rows) or not rows.shape[1]:
             raise ValueError(
                 f"{name} has shape {rows.shape}; expected at least one row, (rows, d)."

@@ -3,8 +3,9 @@
 Cosine distance is minus the cosine similarity, as in the paper: -1 for equal directions, +1 for
 opposite ones. A distance between a training set S and a test set T is, over all pairs of S×T, their
 average (`avg`), smallest (`min`) or largest (`max`), or the distance between the two mean
-embeddings (`centroid`); the ninth compares the bigrams of the texts. All are computed block by
-block in one pass over the training rows, in float64.
+embeddings (`centroid`); the ninth compares the bigrams of the texts. Each is computed block by
+block in one pass over the training rows; float32 products only find the pairs among which the
+smallest or largest is, and every distance comes from float64.
 """
 
 from __future__ import annotations
@@ -107,6 +108,8 @@ def task_distances(
 
 
 def _weighted(MD: Floats, AD: Floats, weight: float | None) -> WeightedDistances:
+    if weight is not None and not np.isfinite(weight):
+        raise wrong("weight", weight, "a finite number, or None for mean(MD)/mean(AD)")
     if weight is None and abs(AD.mean()) < 1e-12:
         raise ValueError(
             f"mean(AD) is {AD.mean():.3g}, so that w = mean(MD)/mean(AD) has no value; give weight."
@@ -139,14 +142,14 @@ def row_distances(
         from 0.
 
     Raises:
-        ValueError: an unknown measure, or embeddings that cannot be used.
+        ValueError: an unknown measure, embeddings that cannot be used, or, for a centroid, rows
+            that cancel out.
 
     Source: the paper's section on similarity distances.
     """
     check_choice("measure", measure, MEASURES)
     if measure == "bigram_kl":
-        given = list(_texts(X, "X"))
-        return Bigrams(given, _texts(Y, "Y")).rows(numbers)
+        return Bigrams(_texts(X, "X"), _texts(Y, "Y")).rows(numbers)
     train, test = unit_pair(cast(Embeddings, X), cast(Embeddings, Y))
     parts = list(_row_parts(train, test, measure, numbers, device))
     return np.concatenate(parts)
@@ -175,7 +178,8 @@ def prefix_distances(
         `bigram_kl` is KL(T ‖ S) in nats: what the data seen lacks of the test set weighs most.
 
     Raises:
-        ValueError: an unknown measure, embeddings that cannot be used, or steps out of range.
+        ValueError: an unknown measure, embeddings that cannot be used, steps out of range, or, for
+            a centroid, rows that cancel out.
 
     Source: the paper's section on similarity distances; the direction and the smoothing of the KL
     divergence (0.5 for every bigram of X and Y) are this package's choice.
@@ -271,7 +275,7 @@ def _euclidean_extremes(
     a small distance.
     """
     product = Product(device or best_device(), torch.float32)
-    test = Y.float32
+    test = np.unique(Y.float32, axis=0)  # equal rows would all be compared
     tests, exact = product.factor(torch.tensor(test)), test.astype(np.float64)
     bias = torch.from_numpy((exact**2).sum(axis=1) / 2).to(product.device, torch.float32)
     for _, block in X.blocks(max(1, BLOCK // len(test)), numbers):
@@ -287,7 +291,6 @@ def _euclidean_extremes(
 
 def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> Floats:
     centre = Y.float32.astype(np.float64).mean(axis=0)
-    out = np.empty(len(at))
     total = np.zeros(X.width)
     stops, which = np.unique(at, return_inverse=True)
     found = np.empty(len(stops))
@@ -301,8 +304,7 @@ def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> F
             found[k] = -(mean @ centre) / (_length(mean) * _length(centre))
         else:
             found[k] = np.sqrt(((mean - centre) ** 2).sum())
-    out[:] = found[which]
-    return out
+    return found[which]
 
 
 def _length(mean: Floats) -> float:
@@ -323,7 +325,7 @@ def _checked_steps(steps: Sequence[int] | Numbers, rows: int) -> Numbers:
 
 
 def _texts(given: object, name: str) -> Sequence[str]:
-    texts = list(cast(Sequence[str], given))
+    texts = [] if isinstance(given, str) else list(cast(Sequence[str], given))
     if not texts or not all(isinstance(text, str) for text in texts):
         raise wrong(name, type(given).__name__, "texts, at least one, with measure='bigram_kl'")
     return texts
