@@ -1,7 +1,8 @@
 """How long TMA's rounds take: ours, the literal algorithm, FAISS, and the matrix product alone.
 
 Random unit rows, n × m = 1,000 × d = 384, N wanted. All systems of a case run in turn, in one
-process, five times (three with --quick); the table shows medians, and the memory above the inputs at its peak.
+process, five times (three with --quick); the table shows medians, and the memory above the inputs
+at its peak.
 
 tma       `tma.test_centric_rounds`: checked inputs, exact lists, all rounds
 literal   every round the argmin over the (n', m) distance matrix of the rows that are left, in
