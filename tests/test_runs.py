@@ -15,6 +15,7 @@ from tma import Method, data
 from tma.config import RunConfig
 
 FINISHED = {
+    "config.json",
     "losses.parquet",
     "training.parquet",
     "order.json",

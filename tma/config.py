@@ -19,7 +19,13 @@ from typing import Any
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED, order_name
 
-PRECISIONS = ("auto", "bf16", "fp32")
+CHOICES = {
+    "precision": ("auto", "bf16", "fp32"),
+    "optimizer": ("adamw", "adafactor"),
+    "schedule": ("cosine", "linear", "constant"),
+    "attention": ("auto", "eager", "sdpa", "flash_attention_2"),
+}
+"""Settings of a run that are one of some names."""
 DATASETS = ("pocket",)
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -138,7 +144,7 @@ class RunConfig:
     max_tokens: int = 1024
     """Tokens of an instance at most; the prompt is cut first."""
     learning_rate: float = 1e-6
-    """Peak rate of AdamW; no warm-up, cosine decay."""
+    """Peak rate; no warm-up."""
     final_rate_ratio: float = 0.1
     """Rate of the last step over the peak rate."""
     weight_decay: float = 0.0
@@ -151,13 +157,37 @@ class RunConfig:
     """Padded tokens of a micro-batch at most; has no influence on what a step trains on."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
+    epochs: int = 1
+    """How often the order is gone through."""
+    optimizer: str = "adamw"
+    """adamw, or adafactor (keeps less memory)."""
+    schedule: str = "cosine"
+    """How the rate falls to its final ratio: cosine, linear, or constant (it does not)."""
+    attention: str = "auto"
+    """Attention kernel of transformers: auto, eager, sdpa, flash_attention_2."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    compile: bool = False
+    """Compile the model below its output head (torch.compile)."""
+    generate_at: tuple[int, ...] = ()
+    """Steps at which the test prompts are answered; 0 is before training."""
+    max_new_tokens: int = 128
+    """Tokens of an answer at most."""
+    reward_model: str | None = None
+    """Sequence-classification model that scores answers, a hub id or a folder; None: none."""
 
     def __post_init__(self) -> None:
         _check_model(self.model, BUILT_IN)
         _check_dataset(self.dataset)
         order_name(self.order)
-        check_choice("precision", self.precision, PRECISIONS)
+        for name, known in CHOICES.items():
+            check_choice(name, getattr(self, name), known)
+        object.__setattr__(self, "generate_at", tuple(self.generate_at))
+        for step in self.generate_at:
+            check_count("generate_at", step, 0)
         for name, least in (
+            ("epochs", 1),
+            ("max_new_tokens", 1),
             ("batch_size", 1),
             ("eval_every", 1),
             ("seed", 0),

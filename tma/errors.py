@@ -37,6 +37,10 @@ class TrainingError(TmaError, RuntimeError):
     """A loss became NaN or infinite; the message names the step and the instances."""
 
 
+class StateError(TmaError, OSError):
+    """The state of a run could not be written; the one before it is whole."""
+
+
 def wrong(name: str, value: object, expected: str) -> ParameterError:
     """Return the error of a setting: its name, what came, what was expected."""
     return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")

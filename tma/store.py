@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 
 def cache_dir() -> Path:
@@ -55,6 +55,16 @@ def locked(path: Path) -> Iterator[None]:
         for stale in path.parent.glob(f".new-{path.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether some process holds the lock of a destination now."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
 
 
 @contextmanager

@@ -1,9 +1,9 @@
-"""Fine-tune all parameters in exactly the given order: one explicit loop.
+"""Fine-tune all parameters in exactly the given order: one explicit loop on accelerate.
 
-A step is `batch_size` consecutive instances of the order. Within a step they are grouped by length
-into micro-batches, which leaves the gradient the same sum: the loss is the mean over the step's
-response tokens. The loop notes the ids it has put through the model and compares them, step by
-step, with the order it was given.
+A step is `batch_size` consecutive instances of the order. Within a step they are dealt out to the
+processes by stride and grouped by length into micro-batches, which leaves the gradient the same
+sum: the loss is the mean over the step's response tokens. The loop notes the ids it has put through
+the model and compares them, step by step, with the order it was given.
 """
 
 from __future__ import annotations
@@ -11,33 +11,27 @@ from __future__ import annotations
 import ctypes
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from tma.config import RunConfig
 from tma.encode import Encoded, micro_batches
 from tma.errors import OrderError, TrainingError
 from tma.evaluate import arithmetic, resolve_precision, response_losses, summed_losses
+from tma.state import History, States
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-
-@dataclass
-class History:
-    """What a run measured."""
-
-    losses: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a (step, test instance): step, id, task, loss_sum (nats), tokens."""
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a step: step, loss (nats a token), learning_rate, tokens."""
-    consumed: list[str] = field(default_factory=list)
-    """Ids of the training instances, in the order in which steps consumed them."""
+Answer = Callable[[Any, Sequence[Encoded]], list[dict[str, Any]]]
 
 
 def train(
@@ -45,43 +39,64 @@ def train(
     ordered: Sequence[Encoded],
     test: Sequence[Encoded],
     config: RunConfig,
+    *,
+    states: States | None = None,
+    answer: Answer | None = None,
 ) -> History:
     """Fine-tune a model, in place, on instances in their order, and follow its test loss.
 
     Args:
         model: a causal language model in float32; all its parameters are trained.
-        ordered: training instances in the order wanted; one epoch is made, and the last step may
-            be smaller.
+        ordered: training instances in the order wanted, gone through `epochs` times; the last step
+            of an epoch may be smaller.
         test: instances whose loss is taken at step 0, every `eval_every` steps, and at the end.
         config: settings; the fields from `batch_size` on are used.
+        states: where the state is kept; training goes on from the last one. None: nowhere.
+        answer: given the model and test instances, their answers' entries; called at the steps
+            `generate_at`.
 
     Raises:
         OrderError: the loop consumed other instances than the order says.
-        TrainingError: a loss is NaN or infinite.
+        TrainingError: a loss is NaN or infinite; the message names the step and the instances.
+        StateError: a state could not be written.
     """
-    loop, ids = _Loop(model, config), [row.id for row in ordered]
-    total = math.ceil(len(ordered) / config.batch_size)
-    loop.measure(0, test)
-    bar = tqdm(range(1, total + 1), desc=config.order, unit="step", mininterval=5)
-    for step in bar:
-        start = (step - 1) * config.batch_size
-        rows = ordered[start : start + config.batch_size]
-        loss = loop.step(step, rows, learning_rate(config, step - 1, total))
-        check_order(loop.history.consumed, ids, start, start + len(rows))
-        if not math.isfinite(loss):
-            raise TrainingError(f"step {step}: loss is {loss}; instances {[r.id for r in rows]}")
-        if step % config.eval_every == 0 or step == total:
+    loop = _Loop(model, config, states, answer)
+    steps = list(_steps(ordered, config))
+    if not loop.history.losses:
+        loop.measure(0, test)
+    done = len(loop.history.steps)
+    bar = tqdm(
+        steps[done:],
+        desc=config.order,
+        unit="step",
+        mininterval=5,
+        initial=done,
+        total=len(steps),
+        disable=not loop.accelerator.is_main_process,
+    )
+    for rows in bar:
+        step = len(loop.history.steps) + 1
+        loss = loop.step(step, rows, learning_rate(config, step - 1, len(steps)))
+        if step % config.eval_every == 0 or step == len(steps) or step in config.generate_at:
             loop.measure(step, test)
-        bar.set_postfix(loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", refresh=False)
+        bar.set_postfix(
+            loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", rate=loop.pace, refresh=False
+        )
+        loop.save(last=step == len(steps))
     loop.accelerator.free_memory()
     _return_freed_memory()
     return loop.history
 
 
 def learning_rate(config: RunConfig, step: int, total: int) -> float:
-    """Return the rate of a step counted from 0: cosine decay from the peak to its final ratio."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, total - 1)))
-    ratio = config.final_rate_ratio + (1 - config.final_rate_ratio) * cosine
+    """Return the rate of a step counted from 0: from the peak to its final ratio."""
+    passed = step / max(1, total - 1)
+    share = {
+        "cosine": 0.5 * (1 + math.cos(math.pi * passed)),
+        "linear": 1 - passed,
+        "constant": 1.0,
+    }[config.schedule]
+    ratio = config.final_rate_ratio + (1 - config.final_rate_ratio) * share
     return config.learning_rate * ratio
 
 
@@ -99,52 +114,137 @@ def check_order(consumed: Sequence[str], ordered: Sequence[str], start: int, end
             raise OrderError(f"place {place}: consumed {got}, the order says {wanted}")
 
 
+def _steps(ordered: Sequence[Encoded], config: RunConfig) -> Iterator[Sequence[Encoded]]:
+    for _ in range(config.epochs):
+        for start in range(0, len(ordered), config.batch_size):
+            yield ordered[start : start + config.batch_size]
+
+
 class _Loop:
     """The model, its optimizer and what was measured so far."""
 
-    def __init__(self, model: PreTrainedModel, config: RunConfig) -> None:
-        self.accelerator = Accelerator()
-        self.config = config
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: RunConfig,
+        states: States | None,
+        answer: Answer | None,
+    ) -> None:
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        _prepare(model, config)
+        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
+        if states is not None:
+            self.history = states.restore(self.model, self.optimizer, self.rank)
         self.test_loss = math.nan
+        self.pace = ""
+        self._saved = time.monotonic()
+
+    @property
+    def rank(self) -> int:
+        return int(self.accelerator.process_index)
+
+    def _own(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+        """Return what falls to this process: every so-manieth instance."""
+        return rows[self.rank :: self.accelerator.num_processes]
 
     def step(self, step: int, rows: Sequence[Encoded], rate: float) -> float:
         """Make one optimizer step; return the mean loss of its response tokens, in nats."""
+        started = time.monotonic()
         self.model.train()
         tokens = sum(row.response_tokens for row in rows)
-        total, seen = 0.0, list[str]()
-        with arithmetic(self.model, self.precision):
-            for batch in micro_batches(rows, self.config.micro_tokens):
-                loss = summed_losses(self.model, batch).sum() / tokens
-                self.accelerator.backward(loss)
-                total += float(loss.detach())
-                seen += batch.ids
+        total, consumed = self._backward(rows, tokens)
+        check_order(consumed, [row.id for row in rows], 0, len(rows))
+        loss = float(self.accelerator.reduce(total, "sum"))
+        if not math.isfinite(loss):
+            raise TrainingError(f"step {step}: loss is {loss}; instances {[r.id for r in rows]}")
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        # Micro-batches go by length; within the step the order is the one given.
-        places = {row.id: place for place, row in enumerate(rows)}
-        self.history.consumed += sorted(seen, key=lambda name: places.get(name, len(rows)))
-        entry = {"step": step, "loss": total, "learning_rate": rate, "tokens": tokens}
+        self.history.consumed += consumed
+        entry = {"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens}
         self.history.steps.append(entry)
+        self.pace = f"{len(rows) / (time.monotonic() - started):.1f} inst/s"
         _return_freed_memory()
-        return total
+        return loss
+
+    def _backward(self, rows: Sequence[Encoded], tokens: int) -> tuple[torch.Tensor, list[str]]:
+        """Add up this process's gradients; return its share of the loss, and all ids consumed."""
+        own = self._own(rows)
+        # A process without an instance still has to take part in the exchange of gradients.
+        batches = micro_batches(own or rows[:1], self.config.micro_tokens)
+        scale = self.accelerator.num_processes / tokens if own else 0.0
+        total, seen = torch.zeros((), device=self.accelerator.device), list[str]()
+        with arithmetic(self.model, self.precision):
+            for batch in batches:
+                last = batch is batches[-1]
+                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                    loss = summed_losses(self.model, batch).sum() * scale
+                    self.accelerator.backward(loss)
+                total += loss.detach() / self.accelerator.num_processes
+                seen += batch.ids
+        places = {row.id: place for place, row in enumerate(own)}
+        # Micro-batches go by length; within the step the order is the one given.
+        seen = sorted(seen, key=lambda name: places.get(name, len(own))) if own else []
+        return total, _undealt(gather_object([seen]))
 
     def measure(self, step: int, test: Sequence[Encoded]) -> None:
-        """Take the loss of every test instance."""
-        sums = response_losses(self.model, test, self.config.micro_tokens, self.precision)
-        tokens = [row.response_tokens for row in test]
-        for row, loss, count in zip(test, sums, tokens, strict=True):
-            entry = {"step": step, "id": row.id, "task": row.task}
-            self.history.losses.append(entry | {"loss_sum": float(loss), "tokens": count})
-        self.test_loss = float((sums / tokens).mean())
+        """Take the loss of every test instance, and its answer where that is wanted."""
+        own = self._own(test)
+        sums = response_losses(self.model, own, self.config.micro_tokens, self.precision)
+        made: list[dict[str, Any]] = [
+            {"step": step, "id": row.id, "task": row.task, "loss_sum": float(loss)}
+            | {"tokens": row.response_tokens}
+            for row, loss in zip(own, sums, strict=True)
+        ]
+        entries = _undealt(gather_object([made]))
+        self.history.losses += entries
+        self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
+        if self.answer is not None and step in self.config.generate_at:
+            answers = self.answer(self.accelerator.unwrap_model(self.model), own)
+            made = [{"step": step} | entry for entry in answers]
+            self.history.answers += _undealt(gather_object([made]))
+
+    def save(self, *, last: bool) -> None:
+        """Save the state if it is time; the main process decides for all."""
+        if self.states is None or last:
+            return
+        due = False
+        if self.states.steps is not None:
+            due = len(self.history.steps) % self.states.steps == 0
+        elif self.states.minutes is not None:
+            due = time.monotonic() - self._saved >= 60 * self.states.minutes
+        flag = torch.tensor(float(due), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            torch.distributed.broadcast(flag, src=0)
+        if bool(flag):
+            self.states.save(self.accelerator, self.model, self.optimizer, self.history)
+            self._saved = time.monotonic()
+
+
+def _undealt(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """Return what was dealt out by stride in its first sequence."""
+    missing = object()
+    return [x for turn in zip_longest(*parts, fillvalue=missing) for x in turn if x is not missing]
+
+
+def _optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimizer:
+    given: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    if config.optimizer == "adafactor":
+        return torch.optim.Adafactor(model.parameters(), **given)
+    return torch.optim.AdamW(model.parameters(), **given, fused=True)
+
+
+def _prepare(model: Any, config: RunConfig) -> None:
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.compile:
+        # Below the head: what the head computes depends on the batch (`evaluate`).
+        model.get_decoder().compile(dynamic=True)
 
 
 def _return_freed_memory() -> None:

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import tma
+from tma import runs
+from tma.config import RunConfig
+from tma.state import States
+
+SCRIPT = """
+import json, sys, tma
+from tma.config import RunConfig
+settings, options = json.loads(sys.argv[1])
+tma.run(RunConfig.from_json(settings), **options)
+"""
+
+
+@pytest.fixture
+def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
+    """Twelve steps with an evaluation after each fourth."""
+    assert cache.is_dir()
+    return RunConfig.at(
+        "pocket",
+        order="random",
+        model=str(tiny_model),
+        dataset=str(dataset_file),
+        steps=12,
+        batch_size=3,
+        eval_every=4,
+        learning_rate=1e-2,
+        precision="fp32",
+    )
+
+
+def started(config: RunConfig, prelude: str = "", **options: object) -> subprocess.Popen[str]:
+    given = json.dumps([config.to_json(), {"state_steps": 1} | options])
+    command = [sys.executable, "-c", prelude + SCRIPT, given]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def uninterrupted(config: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The tables of a run without any state; the run itself is forgotten."""
+    run = tma.run(config, state_minutes=None)
+    tables = run.losses, run.training
+    (run.folder / "manifest.json").unlink()
+    return tables
+
+
+def states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("state-*"))
+
+
+def interrupted(config: RunConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Path:
+    """Stop a run after its step `at`; return its folder."""
+    saved: list[int] = []
+    save = States.save
+
+    def stop(self: States, *given: object) -> None:
+        save(self, *given)  # type: ignore[arg-type]
+        saved.append(1)
+        if len(saved) == at:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(States, "save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tma.run(config, state_steps=1)
+    monkeypatch.setattr(States, "save", save)
+    (entry,) = [e for e in runs.runs() if e.status == "interrupted"]
+    return Path(os.environ["TMA_CACHE"]) / "runs" / entry.key
+
+
+def counted_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets the number of each training step that is made from now on."""
+    loop = sys.modules["tma.train"]._Loop
+    made: list[int] = []
+    step = loop.step
+
+    def noted(self: object, number: int, *given: object) -> float:
+        made.append(number)
+        return float(step(self, number, *given))
+
+    monkeypatch.setattr(loop, "step", noted)
+    return made
+
+
+def finish_equals(config: RunConfig, tables: tuple[pd.DataFrame, pd.DataFrame]) -> tma.Run:
+    run = tma.run(config, state_steps=100)
+    pd.testing.assert_frame_equal(run.losses, tables[0], check_exact=True)
+    pd.testing.assert_frame_equal(run.training, tables[1], check_exact=True)
+    assert states(run.folder) == []
+    assert not list(run.folder.glob(".new-*"))
+    return run
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, epochs=2, limit=17, seed=1)  # the last batch of an epoch has two
+    tables = uninterrupted(config)
+    folder = interrupted(config, monkeypatch, at=7)
+    assert [p.name for p in states(folder)] == ["state-00000006", "state-00000007"]
+    (entry,) = [e for e in runs.runs() if e.key == folder.name]
+    assert (entry.status, entry.step) == ("interrupted", 7)
+    at_four = tables[0][tables[0]["step"] == 4]
+    assert entry.loss == pytest.approx(at_four["loss"].mean())
+    made = counted_steps(monkeypatch)
+    run = finish_equals(config, tables)
+    assert made == [8, 9, 10, 11, 12]
+    assert run.order == run.order[:17] * 2
+    (entry,) = [e for e in runs.runs() if e.key == folder.name]
+    assert (entry.status, entry.step) == ("finished", 12)
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "no sums"])
+def test_a_damaged_state_is_passed_over_with_a_warning(
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    damage: str,
+) -> None:
+    config = replace(config, seed={"altered": 2, "cut": 3, "no sums": 4}[damage])
+    tables = uninterrupted(config)
+    newest = states(interrupted(config, monkeypatch, at=5))[-1]
+    file = newest / "optimizer.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    if damage == "no sums":
+        (newest / "sums.json").unlink()
+    else:
+        file.write_bytes(raw if damage == "altered" else raw[:-100])
+    made = counted_steps(monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        finish_equals(config, tables)
+    named = "sums.json" if damage == "no sums" else "optimizer.safetensors"
+    assert f"{named} of {newest} is damaged" in caplog.text
+    assert made[0] == 5
+
+
+FULL = """
+import resource
+from tma.state import States
+save, calls = States.save, []
+def full(self, *given):
+    calls.append(1)
+    if len(calls) == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    save(self, *given)
+States.save = full
+"""
+
+
+def test_a_full_disk_ends_with_a_message_and_the_state_before_it(config: RunConfig) -> None:
+    config = replace(config, seed=5)
+    tables = uninterrupted(config)
+    process = started(config, FULL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    last = said.strip().splitlines()[-1]
+    assert "StateError: the state of step 3 could not be written to" in last
+    assert "Free space there and run again: training goes on from step 2" in last
+    (entry,) = [e for e in runs.runs() if e.status == "interrupted"]
+    assert entry.step == 2
+    finish_equals(config, tables)
+
+
+KILLED_WHILE_SAVING = """
+import os, signal
+import safetensors.torch
+write, calls = safetensors.torch.save_file, []
+def stop(*given):
+    write(*given)
+    calls.append(1)
+    if len(calls) == 8:  # the third state, after its second file
+        os.kill(os.getpid(), signal.SIGKILL)
+safetensors.torch.save_file = stop
+"""
+
+
+def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, seed=6)
+    tables = uninterrupted(config)
+    process = started(config, KILLED_WHILE_SAVING)
+    process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    made = counted_steps(monkeypatch)
+    finish_equals(config, tables)
+    assert made[0] == 3
+
+
+# One process imports everything; its children train, and are killed at random moments.
+DRIVER = """
+import json, os, random, signal, sys, time
+import torch, tma, tma.making
+from tma.config import RunConfig
+torch.set_num_threads(1)
+config, kills = RunConfig.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
+moments, killed = random.Random(0), 0
+while True:
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        tma.run(config, state_steps=1)
+        os._exit(0)
+    if killed < kills:
+        time.sleep(moments.uniform(0.5, 2.0))
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+    else:
+        break
+print(killed, os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_run_killed_at_twenty_moments_ends_with_the_same_numbers(config: RunConfig) -> None:
+    config = replace(config, seed=7, batch_size=1, limit=36, epochs=25, eval_every=300)
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the children
+    tables = uninterrupted(config)
+    torch.set_num_threads(threads)
+    command = [sys.executable, "-c", DRIVER, json.dumps(config.to_json()), "20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    assert done.stdout.split() == ["20", "0"], done.stderr[-2000:]
+    finish_equals(config, tables)
+
+
+def test_a_loss_that_is_not_finite_marks_the_run_failed(config: RunConfig) -> None:
+    config = replace(config, seed=8, learning_rate=1e30)
+    for _ in range(2):
+        with pytest.raises(tma.TmaError, match=r"(step \d+: loss is (nan|inf); instances|is nan)"):
+            tma.run(config, state_steps=1)
+        (entry,) = [e for e in runs.runs() if e.status == "failed"]
+        assert entry.config.seed == 8
+    folder = Path(os.environ["TMA_CACHE"]) / "runs" / entry.key
+    assert {p.name for p in folder.iterdir()} == {"config.json", "failed.json"}
+
+
+def launched(config: RunConfig, processes: int) -> tma.Run:
+    """Make a run by several processes, as a user would."""
+    launcher = str(Path(sys.executable).with_name("accelerate"))
+    given = {k: v for k, v in config.to_json().items() if k not in ("order", "model", "seed")}
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in given.items()]
+    command = [launcher, "launch", "--multi_gpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["-m", "tma.cli", "train", "--order", config.order, "--model", config.model]
+    done = subprocess.run(
+        [*command, f"--seed={config.seed}", *settings],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(20000 + os.getpid() % 9999)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tma.run(config)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_give_the_steps_and_losses_of_one(
+    config: RunConfig, processes: int
+) -> None:
+    # Batches of 5, 5, 5, 1: the last leaves processes without an instance.
+    config = replace(
+        config, seed=20 + processes, batch_size=5, limit=16, epochs=2, learning_rate=1e-3
+    )
+    several = launched(config, processes)
+    order, losses, training = several.order, several.losses, several.training
+    assert several.manifest["steps"] == 8
+    (several.folder / "manifest.json").unlink()
+    one = tma.run(config)
+    assert one.order == order
+    keys = ["step", "id", "task", "tokens"]
+    pd.testing.assert_frame_equal(losses[keys], one.losses[keys])
+    assert (losses["loss"] - one.losses["loss"]).abs().max() < 1e-4
+    assert (training["loss"] - one.training["loss"]).abs().max() < 1e-4
+
+
+def test_the_trained_model_can_be_kept(config: RunConfig) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = replace(config, seed=9)
+    without = tma.run(config)
+    assert not (without.folder / "model").exists()
+    run = tma.run(config, save_model=True)
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    from tma.encode import encode
+    from tma.evaluate import response_losses
+
+    rows = encode(tma.load(config.dataset, split="test"), tokenizer, config.max_tokens)
+    final = run.losses[run.losses["step"] == 12]["loss_sum"]
+    found = response_losses(model, rows, config.micro_tokens, "fp32")
+    assert found.tolist() == pytest.approx(final.tolist(), rel=1e-5)

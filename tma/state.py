@@ -1,0 +1,189 @@
+"""The state of a run that is not finished: enough to go on, bit for bit, after any interruption.
+
+A state is a folder of safetensors and JSON files with their SHA-256, written under another name and
+renamed. The one before is kept, so that a state that a disk has spoiled costs some steps and not
+the run. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+
+from tma.errors import StateError
+from tma.store import file_digest, new_folder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+KEPT = 2
+"""States that are kept: the last one, and the one before it."""
+_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+@dataclass
+class History:
+    """What a run measured."""
+
+    losses: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a (step, test instance): step, id, task, loss_sum (nats), tokens."""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a step: step, loss (nats a token), learning_rate, tokens."""
+    consumed: list[str] = field(default_factory=list)
+    """Ids of the training instances, in the order in which steps consumed them."""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """One entry a (step, test instance) that was answered: step, id, task, answer, scores."""
+
+
+class States:
+    """The saved states of one run.
+
+    Args:
+        folder: the run's folder.
+        minutes: time between two states; None: none is saved.
+        steps: steps between two states, instead of `minutes`.
+    """
+
+    def __init__(self, folder: Path, minutes: float | None = 10, steps: int | None = None) -> None:
+        self.folder, self.minutes, self.steps = folder, minutes, steps
+
+    def save(self, accelerator: Accelerator, model: Any, optimizer: Any, history: History) -> None:
+        """Save what the next step needs; every process takes part, the main one writes.
+
+        Raises:
+            StateError: it could not be written, the disk being full for example; the state before
+                it is whole.
+        """
+        weights, moments = get_state_dict(model, optimizer.optimizer, options=_OPTIONS)
+        random = _gathered_random(accelerator)
+        if not accelerator.is_main_process:
+            return
+        step = len(history.steps)
+        try:
+            self._write(step, weights, moments, random, history)
+        except Exception as error:  # safetensors has its own class for a full disk
+            raise StateError(
+                f"the state of step {step} could not be written to {self.folder}: {error}. Free "
+                f"space there and run again: training goes on from {self._newest()}."
+            ) from error
+        for old in self._found()[KEPT:]:
+            shutil.rmtree(old)
+
+    def restore(self, model: Any, optimizer: Any, rank: int) -> History:
+        """Put the last whole state into a model and its optimizer; return what was measured.
+
+        Without a state, nothing happens and the history is empty. A state that is not what was
+        written is passed over with a warning.
+        """
+        from safetensors.torch import load_file
+
+        for folder in self._found():
+            spoilt = _spoilt(folder)
+            if spoilt:
+                log.warning("%s of %s is damaged; the state before it is used", spoilt, folder)
+                continue
+            set_state_dict(
+                model,
+                optimizer.optimizer,
+                model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
+                optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
+                options=StateDictOptions(full_state_dict=True),
+            )
+            _set_random(load_file(folder / "random.safetensors"), rank)
+            return History(**json.loads((folder / "history.json").read_text("utf-8")))
+        return History()
+
+    def last(self) -> History | None:
+        """Return what was measured until the last whole state; None without one."""
+        for folder in self._found():
+            if not _spoilt(folder, ("history.json",)):
+                return History(**json.loads((folder / "history.json").read_text("utf-8")))
+        return None
+
+    def remove(self) -> None:
+        """Remove all states: the run is finished."""
+        for folder in self._found():
+            shutil.rmtree(folder)
+
+    def _write(self, step: int, weights: Any, moments: Any, random: Any, history: History) -> None:
+        from safetensors.torch import save_file
+
+        with new_folder(self.folder / f"state-{step:08}") as draft:
+            # Tied weights stand under one name; a copy makes sure that none shares its memory.
+            save_file({k: v.clone() for k, v in weights.items()}, draft / "model.safetensors")
+            save_file(_flat(moments), draft / "optimizer.safetensors")
+            save_file(random, draft / "random.safetensors")
+            text = json.dumps(asdict(history), allow_nan=False)
+            (draft / "history.json").write_text(text, "utf-8")
+            sums = {file.name: file_digest(file) for file in sorted(draft.iterdir())}
+            (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
+
+    def _found(self) -> list[Path]:
+        return sorted(self.folder.glob("state-*"), reverse=True)
+
+    def _newest(self) -> str:
+        found = self._found()
+        return f"step {int(found[0].name[6:])}" if found else "the beginning"
+
+
+def _spoilt(folder: Path, names: Sequence[str] | None = None) -> str | None:
+    """Return the name of a file (among some) that is not what was written; None where all are."""
+    try:
+        sums = json.loads((folder / "sums.json").read_text("utf-8"))
+        checked = sums if names is None else names
+        return next((n for n in checked if file_digest(folder / n) != sums[n]), None)
+    except (OSError, ValueError, LookupError, TypeError):
+        return "sums.json"
+
+
+def _flat(moments: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the optimizer's tensors by `parameter|name`."""
+    return {
+        f"{parameter}|{name}": tensor.clone()
+        for parameter, its in moments["state"].items()
+        for name, tensor in its.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+def _unflat(tensors: dict[str, torch.Tensor], optimizer: Any) -> dict[str, Any]:
+    """Return the optimizer's state from its tensors; its settings are those it was made with."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        parameter, name = key.rsplit("|", 1)
+        state.setdefault(parameter, {})[name] = tensor
+    (group,) = optimizer.param_groups
+    settings = {name: value for name, value in group.items() if name != "params"}
+    return {"state": state, "param_groups": [settings | {"params": list(state)}]}
+
+
+def _gathered_random(accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Return the states of every process's random number generators."""
+    from accelerate.utils import gather_object
+
+    own = {"cpu": torch.get_rng_state()}
+    if accelerator.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
+    gathered = gather_object([own])
+    return {f"{rank}/{k}": v for rank, one in enumerate(gathered) for k, v in one.items()}
+
+
+def _set_random(states: dict[str, torch.Tensor], rank: int) -> None:
+    if f"{rank}/cpu" in states:  # another number of processes has no state for some
+        torch.set_rng_state(states[f"{rank}/cpu"])
+    if f"{rank}/cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"{rank}/cuda"])
