@@ -225,6 +225,7 @@ print(killed, os.waitstatus_to_exitcode(status))
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_twenty_moments_ends_with_the_same_numbers(config: RunConfig) -> None:
     config = replace(config, seed=7, batch_size=1, limit=36, epochs=25, eval_every=300)
     import torch

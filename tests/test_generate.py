@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+import tma
+from tma import models
+from tma.config import RunConfig
+from tma.encode import encode
+from tma.generate import answers, scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def test_answers_are_greedy_and_do_not_depend_on_the_batch(
+    tiny_model: Path, dataset_file: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    rows = encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)[::5]
+    model = models.load(str(tiny_model))[0]
+    found = answers(model, tokenizer, rows, max_new_tokens=6, micro_tokens=200)
+    for row, answer in zip(rows, found, strict=True):
+        tokens = list(row.tokens[: row.response_start])
+        for _ in range(6):
+            with torch.inference_mode():
+                tokens.append(int(model(input_ids=torch.tensor([tokens])).logits[0, -1].argmax()))
+        made = tokens[row.response_start :]
+        if tokenizer.eos_token_id in made:
+            made = made[: made.index(tokenizer.eos_token_id)]
+        assert answer == tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+def test_the_real_model_answers(weights: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    from datasets import Dataset
+
+    given = {
+        "id": ["a", "b"],
+        "task": [None, None],
+        "prompt": ["What is the capital of France? Answer with one word.", "Say: yes"],
+        "response": ["Paris", "yes"],
+    }
+    rows = encode(Dataset.from_dict(given), tokenizer, 64)
+    model = models.load(str(weights))[0]
+    found = answers(model, tokenizer, rows, max_new_tokens=8)
+    assert "Paris" in found[0]
+    entries = scored(rows, ["paris.", "no"], [["Paris"], ["yes", "Yes!"]])
+    assert [e["exact_match"] for e in entries] == [1, 0]
+    assert entries[0]["rougeL"] == 1
+    assert entries[0]["id"] == "a"
+
+
+def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Path) -> None:
+    config = RunConfig.at(
+        "pocket",
+        order="random",
+        model=str(tiny_model),
+        dataset=str(dataset_file),
+        steps=2,
+        batch_size=8,
+        generate_at=[0, 2],
+        max_new_tokens=4,
+    )
+    run = tma.run(config)
+    test = tma.load(str(dataset_file), split="test")
+    assert run.answers["step"].tolist() == [0] * len(test) + [2] * len(test)
+    assert run.answers["id"].tolist() == list(test["id"]) * 2
+    assert {"answer", "rouge1", "rougeL", "exact_match"} <= set(run.answers)
+    assert run.config == replace(config, precision=run.config.precision)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "adafactor"},
+        {"schedule": "linear"},
+        {"schedule": "constant"},
+        {"attention": "eager"},
+        {"gradient_checkpointing": True},
+        {"epochs": 2},
+    ],
+    ids=str,
+)
+def test_settings_of_training_do_what_they_say(
+    cache: Path, tiny_model: Path, dataset_file: Path, change: dict[str, object]
+) -> None:
+    config = RunConfig.at(
+        "pocket",
+        order="random",
+        model=str(tiny_model),
+        dataset=str(dataset_file),
+        steps=4,
+        batch_size=8,
+        learning_rate=1e-3,
+        precision="fp32",
+    )
+    plain, changed = tma.run(config), tma.run(replace(config, **change))  # type: ignore[arg-type]
+    same = {"attention": 1e-4, "gradient_checkpointing": 1e-5}.get(next(iter(change)))
+    difference = (plain.training["loss"] - changed.training["loss"][:4]).abs().max()
+    if same is not None:  # other arithmetic, the same numbers
+        assert difference < same
+    rates = changed.training["learning_rate"].tolist()
+    if change == {"schedule": "constant"}:
+        assert rates == [1e-3] * 4
+    if change == {"schedule": "linear"}:
+        assert rates == pytest.approx([1e-3, 7e-4, 4e-4, 1e-4])
+    if change == {"optimizer": "adafactor"}:
+        assert difference > 1e-4
+        fast = tma.run(replace(changed.config, learning_rate=0.2)).losses
+        means = fast.groupby("step")["loss"].mean()
+        assert means.iloc[-1] < means.iloc[0]
+    if change == {"epochs": 2}:
+        assert changed.manifest["steps"] == 8

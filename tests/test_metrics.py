@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tma.errors import ParameterError
+from tma.metrics import exact_match, rewards, rouge
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "expected"),
+    [
+        ("Paris", ["paris"], 1),
+        ("  The capital:\nParis! ", ["the capital Paris"], 1),
+        ("Paris", ["London", "Paris."], 1),
+        ("Paris", ["London"], 0),
+        ("", ["London"], 0),
+        ("3.5", ["35"], 1),  # punctuation goes, as in the paper
+    ],
+)
+def test_exact_match(answer: str, references: list[str], expected: int) -> None:
+    assert exact_match(answer, references) == expected
+
+
+def test_rouge_by_hand() -> None:
+    # Stems: run dog / the dog run. Unigrams: 2 of 2 and 2 of 3; longest common sequence: 1.
+    found = rouge("running dogs", ["the dog runs"])
+    assert found["rouge1"] == pytest.approx(2 * 1 * (2 / 3) / (1 + 2 / 3))
+    assert found["rougeL"] == pytest.approx(2 * 0.5 * (1 / 3) / (0.5 + 1 / 3))
+    assert rouge("a b", ["c d", "a b"]) == {"rouge1": 1.0, "rougeL": 1.0}
+    assert rouge("", ["a"]) == {"rouge1": 0.0, "rougeL": 0.0}
+
+
+@pytest.fixture
+def reward_folder(tiny_model: Path, tmp_path: Path) -> Path:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_rewards_are_those_of_single_texts(reward_folder: Path) -> None:
+    prompts = ["What is it?", "Say more about the whole matter, please.", "Hm"]
+    answers = ["a cat", "no", "a much longer answer than the others have"]
+    together = rewards(str(reward_folder), prompts, answers)
+    apart = [
+        rewards(str(reward_folder), [p], [a])[0] for p, a in zip(prompts, answers, strict=True)
+    ]
+    assert together.tolist() == pytest.approx(apart, abs=1e-5)
+    assert len(set(together.round(6))) == 3
+
+
+def test_a_reward_model_with_two_outputs_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    config = LlamaConfig.from_pretrained(tiny_model, num_labels=2)
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
+    with pytest.raises(ParameterError, match="2 outputs; expected 1"):
+        rewards(str(tmp_path), ["a"], ["b"])
+    with pytest.raises(ParameterError, match=r"reward_model=.*could not be loaded"):
+        rewards(str(tmp_path / "none"), ["a"], ["b"])
