@@ -12,7 +12,7 @@ Case `training`: optimizer steps over all instances. Case `evaluation`: the loss
 (TRL: its `evaluate`, whose loss is a mean). The losses stand beside each other: of the first step
 for training, and the mean over response tokens for evaluation.
 
-    python benchmarks/training.py [--quick] [--json FILE] [--data FILE]
+    python -m benchmarks.training [--quick] [--json FILE] [--data FILE]
 """
 
 from __future__ import annotations
