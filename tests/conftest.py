@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tma import assets, models, store
+from tma.config import RunConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -98,6 +99,11 @@ def dataset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
             rows.append({"task": task, "prompt": prompt, "response": response})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def tiny_run(model: Path, data: Path, **settings: Any) -> RunConfig:
+    """Settings of a run of the tiny model on the tiny dataset."""
+    return RunConfig.at("pocket", model=str(model), dataset=str(data), **settings)
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tma
-from tests.conftest import circle
+from tests.conftest import circle, unit
 from tma import reference
 from tma.ngrams import ngram_overlap
 
@@ -27,7 +27,7 @@ def test_near_duplicates_by_cosine() -> None:
 
 def test_a_threshold_of_one_finds_equal_rows() -> None:
     random = np.random.default_rng(0).standard_normal((50, 384))
-    rows = tma.embed.__globals__["unit_rows"](random.astype(np.float32))
+    rows = unit(random)
     for dtype in (np.float32, np.float16):
         given = rows.astype(dtype)
         assert tma.near_duplicates(given, given[::-1], threshold=1.0).duplicate.all()

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tma
+from tests.conftest import tiny_run
 from tma import models
-from tma.config import RunConfig
 from tma.encode import encode
 from tma.generate import answers, scored
 
@@ -54,11 +54,10 @@ def test_the_real_model_answers(weights: Path, tokenizer: PreTrainedTokenizerBas
 
 
 def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Path) -> None:
-    config = RunConfig.at(
-        "pocket",
+    config = tiny_run(
+        tiny_model,
+        dataset_file,
         order="random",
-        model=str(tiny_model),
-        dataset=str(dataset_file),
         steps=2,
         batch_size=8,
         generate_at=[0, 2],
@@ -87,11 +86,10 @@ def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Pa
 def test_settings_of_training_do_what_they_say(
     cache: Path, tiny_model: Path, dataset_file: Path, change: dict[str, object]
 ) -> None:
-    config = RunConfig.at(
-        "pocket",
+    config = tiny_run(
+        tiny_model,
+        dataset_file,
         order="random",
-        model=str(tiny_model),
-        dataset=str(dataset_file),
         steps=4,
         batch_size=8,
         learning_rate=1e-3,

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import tma
+from tests.conftest import tiny_run
 from tma import Method, data
 from tma.config import RunConfig
 
@@ -27,11 +28,10 @@ FINISHED = {
 @pytest.fixture
 def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
     assert cache.is_dir()
-    return RunConfig.at(
-        "pocket",
+    return tiny_run(
+        tiny_model,
+        dataset_file,
         order="tma_nft",
-        model=str(tiny_model),
-        dataset=str(dataset_file),
         steps=3,
         batch_size=8,
         eval_every=2,

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import tma
+from tests.conftest import tiny_run
 from tma import runs
 from tma.config import RunConfig
 from tma.state import States
@@ -29,11 +30,10 @@ tma.run(RunConfig.from_json(settings), **options)
 def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
     """Twelve steps with an evaluation after each fourth."""
     assert cache.is_dir()
-    return RunConfig.at(
-        "pocket",
+    return tiny_run(
+        tiny_model,
+        dataset_file,
         order="random",
-        model=str(tiny_model),
-        dataset=str(dataset_file),
         steps=12,
         batch_size=3,
         eval_every=4,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import ParameterError, wrong
+from tma.errors import check_length, check_texts, wrong
 from tma.method import Method, order_name
 from tma.rounds import Order, Rows, Texts, first_places, rounds
 
@@ -118,9 +118,8 @@ def arrange_by(
     # By position, whatever index a table's column has.
     tasks = None if tasks is None else list(tasks)
     texts = None if texts is None else (list(texts[0]), list(texts[1]))
-    _check_length("tasks", tasks, "X", len(train))
-    for which, name, side in ((0, "X", train), (1, "Y", test)):
-        _check_length(f"texts[{which}]", texts and texts[which], name, len(side))
+    check_length("tasks", tasks, "X", len(train))
+    check_texts(texts, len(train), len(test))
     numbers = _usable(method.exclude_near_duplicates, train, test, device)
     rows = Rows(train, test.float32, numbers, tasks, texts, method, device)
     made = _ORDERS[order_name(method.name)](rows) if len(numbers) else _joined([])
@@ -300,10 +299,3 @@ def ascending(values: NDArray[np.float64]) -> Order:
     order = np.argsort(values, kind="stable")
     apart = np.diff(values[order], prepend=values[order[:1]]) > TIE
     return order[np.lexsort((order, np.cumsum(apart)))]
-
-
-def _check_length(name: str, given: Sequence[Any] | None, other: str, expected: int) -> None:
-    if given is not None and len(given) != expected:
-        raise ParameterError(
-            f"{name} has {len(given)} entries; expected {expected}, one a row of {other}."
-        )

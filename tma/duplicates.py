@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import ParameterError, check_count, wrong
+from tma.errors import check_count, check_texts, wrong
 from tma.neighbours import nearest_blocks
 from tma.ngrams import ngram_overlap
 from tma.products import UNIT
@@ -71,6 +71,7 @@ def near_duplicates(
             raise wrong(name, share, "a number in (0, 1]")
     check_count("ngram", ngram, 1)
     train, test = unit_pair(X, Y)
+    check_texts(texts, len(train), len(test))
     found = [
         (best, key, np.linalg.norm(block.numpy().astype(np.float64), axis=1))
         for block, best, key in nearest_blocks(train, test.float32, device=device)
@@ -82,12 +83,6 @@ def near_duplicates(
     duplicate = cosine >= threshold - 1e-6
     shared = None
     if texts is not None:
-        for which, name, rows in ((0, "X", train), (1, "Y", test)):
-            if len(texts[which]) != len(rows):
-                raise ParameterError(
-                    f"texts[{which}] has {len(texts[which])} entries; expected "
-                    f"{len(rows)}, one a row of {name}."
-                )
         shared = ngram_overlap(texts[0], texts[1], ngram)
         duplicate = duplicate | (shared >= overlap)
     return NearDuplicates(nearest, cosine, shared, duplicate)

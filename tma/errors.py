@@ -63,3 +63,18 @@ def check_count(name: str, value: object, least: int) -> None:
     """Refuse a value that is no whole number, or is less than `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise wrong(name, value, f"a whole number of at least {least}")
+
+
+def check_length(name: str, given: Sequence[object] | None, rows: str, expected: int) -> None:
+    """Refuse a sequence, if one is given, that has not one entry a row."""
+    if given is not None and len(given) != expected:
+        raise ParameterError(
+            f"{name} has {len(given)} entries; expected {expected}, one a row of {rows}."
+        )
+
+
+def check_texts(texts: Sequence[Sequence[str]] | None, train: int, test: int) -> None:
+    """Refuse training and test texts, if they are given, that are not one a row of X and Y."""
+    if texts is not None:
+        check_length("texts[0]", texts[0], "X", train)
+        check_length("texts[1]", texts[1], "Y", test)

@@ -149,7 +149,8 @@ def arrange_dataset(
         embed(train, encoder),
         embed(test, encoder),
         tasks=_tasks(train),
-        texts=(data.texts(train), data.texts(test)),
+        # Only one measure reads words; the others need no second copy of all texts.
+        texts=(data.texts(train), data.texts(test)) if method.measure == "bigram_kl" else None,
         device=device,
     )
     known = train["id"]

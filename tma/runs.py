@@ -19,13 +19,7 @@ from tma import data
 from tma.config import RunConfig
 from tma.embed import MiniLM
 from tma.receipt import Receipt, read_receipt
-from tma.store import (
-    cache_dir,
-    canonical_json,
-    digest,
-    is_locked,
-    locked,
-)
+from tma.store import cache_dir, canonical_json, digest, is_locked, locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,9 +116,6 @@ def run(
         StateError: the disk took no state; the last one is whole, and the next call goes on from
             it.
     """
-    from tma.making import Making
-    from tma.state import States
-
     config, processes = _resolved(config), _processes()
     train, test = (data.load(config.dataset, split=s) for s in ("train", "test"))
     inputs = _inputs(config, train, test)
@@ -134,6 +125,9 @@ def run(
         with locked(folder) if processes.is_main_process else nullcontext():
             processes.wait_for_everyone()  # until the main process has the lock
             if not _finished(folder, save_model):
+                from tma.making import Making
+                from tma.state import States
+
                 states = States(folder, state_minutes, state_steps)
                 made = Making(folder, config, inputs, train, test, states)
                 made.make(save_model=save_model)
@@ -200,14 +194,11 @@ def _entry(folder: Path) -> Entry:
     from tma.state import States
 
     config = RunConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
-    losses: list[dict[str, Any]] = []
+    losses: list[Any] = []
     step = None
     if (folder / "manifest.json").is_file():
         status, finished = "finished", Run(folder)
-        step, losses = (
-            finished.manifest["steps"],
-            json.loads(finished.losses.to_json(orient="records")),
-        )
+        step, losses = finished.manifest["steps"], finished.losses.to_dict("records")
     elif (folder / "failed.json").is_file():
         status = "failed"
     else:
