@@ -96,7 +96,7 @@ def test_the_grouping_is_the_cheapest_of_all(lengths: list[int], budget: int) ->
         [0, *(c for c in inner if chosen >> c & 1), len(falling)]
         for chosen in range(0, 2 ** len(falling), 2)
     ]
-    assert cost(_cuts(falling, budget)) == min(cost(cuts) for cuts in every)
+    assert cost(_cuts(falling, budget, packed=False)) == min(cost(cuts) for cuts in every)
 
 
 @given(st.lists(st.tuples(st.integers(2, 40), st.integers(1, 39)), max_size=30))
@@ -108,3 +108,23 @@ def test_every_instance_is_in_one_micro_batch(shapes: list[tuple[int, int]]) -> 
         for r, member in enumerate(batch.members):
             targets = batch.targets[batch.places[0] == r].tolist()
             assert targets == list(rows[member].tokens[rows[member].response_start :])
+
+
+def test_packed_instances_follow_each_other_without_padding() -> None:
+    [batch] = micro_batches(made((4, 2), (5, 3), (3, 1)), 64, packed=True)
+    assert (batch.members, batch.lengths, batch.packed) == ((1, 0, 2), (5, 4, 3), True)
+    assert batch.tokens.tolist() == [[100, 101, 102, 103, 104, 0, 1, 2, 3, 200, 201, 202]]
+    assert batch.places[0].tolist() == [0] * 6
+    assert batch.places[1].tolist() == [2, 3, 6, 7, 9, 10]
+    assert batch.targets.tolist() == [103, 104, 2, 3, 201, 202]
+    assert batch.owners.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_the_budget_of_packed_instances_counts_their_tokens() -> None:
+    batches = micro_batches(made((10, 5), (9, 5), (1000, 5), (8, 5)), 19, packed=True)
+    assert [b.members for b in batches] == [(2,), (0,), (1, 3)] or [b.members for b in batches] == [
+        (2,),
+        (0, 1),
+        (3,),
+    ]
+    assert next(b.tokens.numel() for b in batches) == 1000

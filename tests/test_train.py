@@ -102,7 +102,9 @@ def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
     import tma.train as loop
 
     whole = loop.micro_batches
-    monkeypatch.setattr(loop, "micro_batches", lambda rows, budget: whole(rows[1:], budget))
+    monkeypatch.setattr(
+        loop, "micro_batches", lambda rows, *given, **named: whole(rows[1:], *given, **named)
+    )
     with pytest.raises(
         OrderError, match=f"place 0: consumed {encoded[1].id}, the order says {encoded[0].id}"
     ):

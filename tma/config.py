@@ -52,7 +52,7 @@ class Scale:
     eval_every: int
     """Steps between two evaluations."""
     micro_tokens: int
-    """Padded tokens of a micro-batch at most."""
+    """Tokens of a micro-batch at most, padding included."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
 
@@ -154,7 +154,8 @@ class RunConfig:
     eval_every: int = 10
     """Steps between two evaluations; step 0 and the last are always evaluated."""
     micro_tokens: int = 2048
-    """Padded tokens of a micro-batch at most; has no influence on what a step trains on."""
+    """Tokens of a micro-batch at most, padding included; has no influence on what a step trains
+    on."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
     epochs: int = 1
@@ -164,7 +165,8 @@ class RunConfig:
     schedule: str = "cosine"
     """How the rate falls to its final ratio: cosine, linear, or constant (it does not)."""
     attention: str = "auto"
-    """Attention kernel of transformers: auto, eager, sdpa, flash_attention_2."""
+    """Attention kernel of transformers: eager, sdpa, flash_attention_2; auto: on the CPU the
+    padding-free one of `tma.packing`, elsewhere or if the model cannot, the model's own choice."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
     compile: bool = False
@@ -231,6 +233,11 @@ class RunConfig:
         }
         weights = base.models.get(model, model)
         return cls(model=weights, order=order, seed=seed, **(settings | changes))
+
+    @property
+    def packs(self) -> bool:
+        """Whether instances may be computed side by side, without padding (`tma.packing`)."""
+        return self.attention in ("auto", "flash_attention_2") and not self.compile
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""

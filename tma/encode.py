@@ -1,4 +1,4 @@
-"""Instance → token ids with the response marked, and token ids → padded micro-batches.
+"""Instance → token ids with the response marked, and token ids → micro-batches.
 
 Format: beginning-of-sequence token, `User: ` + prompt, newline, `Assistant: ` + response,
 end-of-sequence token; a tokenizer without one of the two leaves it out. The text is tokenised as a
@@ -49,18 +49,27 @@ class Encoded:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Instances padded on the right to one width."""
+    """Instances one below the other, padded on the right; or packed into one row, without padding.
+
+    A padded one has a row an instance. A packed one has one row, in which they follow each other.
+    """
 
     members: tuple[int, ...]
     """Positions of the instances in the sequence that was batched."""
     ids: tuple[str, ...]
     """Ids of the instances."""
+    lengths: tuple[int, ...]
+    """Tokens of the instances."""
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
     places: tuple[torch.Tensor, torch.Tensor]
     """Row and position, each (k,) int64, of what predicts a response token: the token before it."""
+    owners: torch.Tensor
+    """(k,) int64: the place in `members` of the instance with that response token."""
     targets: torch.Tensor
     """(k,) int64: the response token predicted there."""
+    packed: bool
+    """Whether the instances stand in one row."""
 
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
@@ -109,33 +118,39 @@ def _fitted(
     return Encoded(name, task, tuple((head + tail)[:max_tokens]), len(head))
 
 
-def micro_batches(encoded: Sequence[Encoded], micro_tokens: int) -> list[MicroBatch]:
+def micro_batches(
+    encoded: Sequence[Encoded], micro_tokens: int, *, packed: bool = False
+) -> list[MicroBatch]:
     """Return the instances as micro-batches of similar length, the longest first.
 
-    Among the groupings of the instances sorted by length, the one with the least padded tokens is
-    taken, where each micro-batch counts `BATCH_COST` tokens more.
+    Among the groupings of the instances sorted by length, the one that costs least is taken: a
+    micro-batch costs its tokens, padding included, and `BATCH_COST` more.
 
     Args:
         encoded: instances.
-        micro_tokens: rows × width of a micro-batch at most; one over-long row still gets its own.
+        micro_tokens: tokens of a micro-batch at most, padding included; one over-long row still
+            gets its own.
+        packed: put the instances of a micro-batch into one row, where nothing is padded.
     """
     by_length = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i].tokens), i))
-    cuts = _cuts([len(encoded[i].tokens) for i in by_length], micro_tokens)
-    groups = [by_length[start:end] for start, end in itertools.pairwise(cuts)]
-    return [_padded([encoded[i] for i in group], tuple(group)) for group in groups]
+    cuts = _cuts([len(encoded[i].tokens) for i in by_length], micro_tokens, packed)
+    groups = [tuple(by_length[start:end]) for start, end in itertools.pairwise(cuts)]
+    build = _packed if packed else _padded
+    return [build([encoded[i] for i in group], group) for group in groups]
 
 
-def _cuts(lengths: Sequence[int], micro_tokens: int) -> list[int]:
+def _cuts(lengths: Sequence[int], micro_tokens: int, packed: bool) -> list[int]:
     """Return where to cut falling lengths into groups, both ends included."""
     cost, start_of = [0], [0]
     for end in range(1, len(lengths) + 1):
-        best, start = cost[end - 1] + lengths[end - 1], end - 1
+        tokens = lengths[end - 1]
+        best, start = cost[end - 1] + tokens, end - 1
         for i in range(end - 2, -1, -1):
-            width = lengths[i] * (end - i)
-            if width > micro_tokens:
+            tokens = tokens + lengths[i] if packed else lengths[i] * (end - i)
+            if tokens > micro_tokens:
                 break
-            if cost[i] + width < best:
-                best, start = cost[i] + width, i
+            if cost[i] + tokens < best:
+                best, start = cost[i] + tokens, i
         cost.append(best + BATCH_COST)
         start_of.append(start)
     cuts = [len(lengths)]
@@ -147,11 +162,38 @@ def _cuts(lengths: Sequence[int], micro_tokens: int) -> list[int]:
 def _padded(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
     width = max(len(row.tokens) for row in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.long)
-    response = torch.zeros(len(rows), width, dtype=torch.bool)
     for r, row in enumerate(rows):
         tokens[r, : len(row.tokens)] = torch.tensor(row.tokens)
-        response[r, row.response_start : len(row.tokens)] = True
-    at_row, at = response.nonzero(as_tuple=True)
-    ids = tuple(row.id for row in rows)
+    owners, position = _predicting(rows)
+    return _micro_batch(rows, members, tokens, (owners, position), owners, packed=False)
+
+
+def _packed(rows: Sequence[Encoded], members: tuple[int, ...]) -> MicroBatch:
+    tokens = torch.tensor([token for row in rows for token in row.tokens])[None]
+    begins = torch.tensor([0, *(len(row.tokens) for row in rows)]).cumsum(0)
+    owners, position = _predicting(rows)
+    places = (torch.zeros_like(owners), begins[owners] + position)
+    return _micro_batch(rows, members, tokens, places, owners, packed=True)
+
+
+def _predicting(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the row of each response token, and the position before it in its instance."""
+    counts = torch.tensor([row.response_tokens for row in rows])
+    owners = torch.arange(len(rows)).repeat_interleave(counts)
+    spans = [torch.arange(row.response_start, len(row.tokens)) for row in rows]
     # The logits at position p predict the token at p + 1.
-    return MicroBatch(members, ids, tokens, (at_row, at - 1), tokens[response])
+    return owners, torch.cat(spans) - 1
+
+
+def _micro_batch(
+    rows: Sequence[Encoded],
+    members: tuple[int, ...],
+    tokens: torch.Tensor,
+    places: tuple[torch.Tensor, torch.Tensor],
+    owners: torch.Tensor,
+    *,
+    packed: bool,
+) -> MicroBatch:
+    ids, lengths = tuple(row.id for row in rows), tuple(len(row.tokens) for row in rows)
+    targets = torch.tensor([token for row in rows for token in row.tokens[row.response_start :]])
+    return MicroBatch(members, ids, lengths, tokens, places, owners, targets, packed)

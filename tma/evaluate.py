@@ -1,13 +1,14 @@
 """Response losses: only the logits that predict response tokens are computed.
 
-Rows are padded on the right, so under causal attention no real token ever sees a pad token and no
-attention mask is needed; that leaves the attention kernel its fastest path.
+Instances are packed where the attention kernel can (`packing`). Else they are padded on the right,
+so under causal attention no real token ever sees a pad token and no attention mask is needed; that
+leaves the attention kernel its fastest path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from tma.encode import Encoded, MicroBatch, micro_batches
 from tma.errors import TrainingError
+from tma.packing import borders, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,30 +35,39 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if fast else "fp32"
 
 
-def arithmetic(model: PreTrainedModel, precision: str) -> torch.autocast:
-    """Return the context in which a model computes in "bf16" (autocast) or "fp32".
+@contextmanager
+def arithmetic(model: Any, precision: str, *, packed: bool = False) -> Iterator[None]:
+    """Let a model compute in "bf16" (autocast) or "fp32", and take packed rows if wanted.
 
     It goes around all micro-batches of a step, not around each: the weights are cast once inside.
     """
     device = next(model.parameters()).device
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    attention = packed_attention(_bare(model)) if packed else nullcontext()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), attention:
+        yield
 
 
 def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """Return each row's summed response loss, (rows,) float32, in nats.
+    """Return each instance's summed response loss, (instances,) float32, in nats.
 
     Args:
         model: a causal language model, on the device where it computes.
-        batch: a micro-batch.
+        batch: a micro-batch; if it is packed, `arithmetic` must have been told.
     """
     device = next(model.parameters()).device
     row, position = (places.to(device) for places in batch.places)
+    given = borders(batch.lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
-        logits = model(input_ids=batch.tokens.to(device), use_cache=False).logits
+        logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
     losses = torch.nn.functional.cross_entropy(
         logits.float(), batch.targets.to(device), reduction="none"
     )
-    return torch.zeros(len(batch.ids), device=device).index_add(0, row, losses)
+    sums = torch.zeros(len(batch.ids), device=device)
+    return sums.index_add(0, batch.owners.to(device), losses)
+
+
+def _bare(model: Any) -> Any:
+    return getattr(model, "module", model)  # several processes wrap it
 
 
 @contextmanager
@@ -68,9 +79,7 @@ def _head_only_at(
     Whatever a model does to its logits afterwards (scaling, soft caps) it still does, which
     calling the head ourselves would leave out.
     """
-    bare: Any = getattr(model, "module", model)  # several processes wrap it
-    find_head: Any = bare.get_output_embeddings
-    head: torch.nn.Module = find_head()
+    head: torch.nn.Module = _bare(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _head, args: (args[0][row, position],))
     try:
         yield
@@ -79,23 +88,29 @@ def _head_only_at(
 
 
 def response_losses(
-    model: PreTrainedModel, encoded: Sequence[Encoded], micro_tokens: int, precision: str
+    model: PreTrainedModel,
+    encoded: Sequence[Encoded],
+    micro_tokens: int,
+    precision: str,
+    *,
+    packed: bool = False,
 ) -> NDArray[np.float64]:
     """Return the summed response loss of every instance, (len(encoded),), in nats.
 
     Args:
         model: a causal language model.
         encoded: test instances.
-        micro_tokens: padded tokens of a micro-batch at most.
+        micro_tokens: tokens of a micro-batch at most, padding included.
         precision: "bf16" or "fp32".
+        packed: compute instances side by side in one row; the model must (`packing.packs`).
 
     Raises:
         TrainingError: a loss is NaN or infinite; the message names the instance.
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
-    with torch.inference_mode(), arithmetic(model, precision):
-        for batch in micro_batches(encoded, micro_tokens):
+    with torch.inference_mode(), arithmetic(model, precision, packed=packed):
+        for batch in micro_batches(encoded, micro_tokens, packed=packed):
             out[list(batch.members)] = summed_losses(model, batch).cpu().numpy()
     bad = np.flatnonzero(~np.isfinite(out))
     if bad.size:

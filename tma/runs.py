@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-FORMAT = 3
+FORMAT = 4
 """Raised when the same settings would give other numbers than before."""
 
 

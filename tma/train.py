@@ -1,7 +1,7 @@
 """Fine-tune all parameters in exactly the given order: one explicit loop on accelerate.
 
 A step is `batch_size` consecutive instances of the order. Within a step they are dealt out to the
-processes by stride and grouped by length into micro-batches, which leaves the gradient the same
+processes by stride and put together into micro-batches, which leaves the gradient the same
 sum: the loss is the mean over the step's response tokens. The loop notes the ids it has put through
 the model and compares them, step by step, with the order it was given.
 """
@@ -26,6 +26,7 @@ from tma.config import RunConfig
 from tma.encode import Encoded, micro_batches
 from tma.errors import OrderError, TrainingError
 from tma.evaluate import arithmetic, resolve_precision, response_losses, summed_losses
+from tma.packing import packs
 from tma.state import History, States
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ class _Loop:
         self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         _prepare(model, config)
+        self.packed = config.packs and packs(model)
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
         if states is not None:
@@ -169,17 +171,16 @@ class _Loop:
         entry = {"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens}
         self.history.steps.append(entry)
         self.pace = f"{len(rows) / (time.monotonic() - started):.1f} inst/s"
-        _return_freed_memory()
         return loss
 
     def _backward(self, rows: Sequence[Encoded], tokens: int) -> tuple[torch.Tensor, list[str]]:
         """Add up this process's gradients; return its share of the loss, and all ids consumed."""
         own = self._own(rows)
         # A process without an instance still has to take part in the exchange of gradients.
-        batches = micro_batches(own or rows[:1], self.config.micro_tokens)
+        batches = micro_batches(own or rows[:1], self.config.micro_tokens, packed=self.packed)
         scale = self.accelerator.num_processes / tokens if own else 0.0
         total, seen = torch.zeros((), device=self.accelerator.device), list[str]()
-        with arithmetic(self.model, self.precision):
+        with arithmetic(self.model, self.precision, packed=self.packed):
             for batch in batches:
                 last = batch is batches[-1]
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -195,7 +196,9 @@ class _Loop:
     def measure(self, step: int, test: Sequence[Encoded]) -> None:
         """Take the loss of every test instance, and its answer where that is wanted."""
         own = self._own(test)
-        sums = response_losses(self.model, own, self.config.micro_tokens, self.precision)
+        sums = response_losses(
+            self.model, own, self.config.micro_tokens, self.precision, packed=self.packed
+        )
         made: list[dict[str, Any]] = [
             {"step": step, "id": row.id, "task": row.task, "loss_sum": float(loss)}
             | {"tokens": row.response_tokens}
