@@ -97,8 +97,8 @@ def test_packed_instances_in_bf16_stay_near_fp32(make: type, rows: list[Encoded]
     model = make()
     exact = losses_and_gradient(model, rows, "fp32", packed=False)
     packed = losses_and_gradient(model, rows, "bf16", packed=True)
-    assert torch.linalg.norm(packed[0] - exact[0]) < 1e-3 * torch.linalg.norm(exact[0])
-    assert torch.linalg.norm(packed[1] - exact[1]) < 2e-2 * torch.linalg.norm(exact[1])
+    assert torch.linalg.norm(packed[0] - exact[0]) < 5e-3 * torch.linalg.norm(exact[0])
+    assert torch.linalg.norm(packed[1] - exact[1]) < 5e-2 * torch.linalg.norm(exact[1])
 
 
 @pytest.mark.parametrize(
