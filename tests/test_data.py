@@ -73,7 +73,10 @@ def test_rows_without_a_response_are_left_out_with_their_number(
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "q", "answer": "a"}], "no known format; it has the columns question, answer"),
+        (
+            [{"question": "q", "answer": "a"}],
+            "no known format; it has the columns question, answer",
+        ),
         ([{"prompt": "p", "response": "r"}], "1 instances; expected at least 2"),
     ],
 )

@@ -14,11 +14,23 @@ from typing import Any, BinaryIO
 
 from tma.errors import DataError
 
-DECODER = json.JSONDecoder(parse_constant=str)
-"""NaN and the infinities, which are no JSON, become their names."""
 UTF8 = "Save the file as UTF-8, e.g. with `iconv -f <its encoding> -t utf-8`."
 _CHUNK = 2**20
 _SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object; a key that comes twice may be two rows that were run together."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the key {twice!r} stands there twice")
+    return made
+
+
+DECODER = json.JSONDecoder(parse_constant=str, object_pairs_hook=_once)
+"""NaN and the infinities, which are no JSON, become their names."""
 
 
 def bad_text(error: UnicodeDecodeError) -> str:
@@ -70,6 +82,8 @@ class JsonText:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
                 return value, end - self._at
+            except DataError as error:
+                raise self._error(str(error), "every key once") from error
             except (ValueError, RecursionError) as error:
                 # The value may only have been cut off by the end of what was read.
                 if len(self._text) - self._at > self._longest or not self._more():

@@ -48,7 +48,7 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
     target, table = Path(path), _table(dataset)
     rows = _checked(order, len(dataset))
     if dataset._indices is not None:
-        own = dataset._indices.column(0).to_numpy()
+        own = dataset._indices.column(0).to_numpy().astype(np.int64)
         rows = own if rows is None else own[rows]
     kind = (target.with_suffix("") if target.suffix in PACKED else target).suffix
     if kind == ".jsonl":
