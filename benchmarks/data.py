@@ -99,7 +99,7 @@ def measured(name: str, path: Path, count: int) -> tuple[float, int]:
     """Return seconds and peak MB of a piece of work in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.data", "--work", name, str(path), str(count)]
     environment = os.environ | {"TMA_CACHE": str(path.parent / "cache")}
-    environment |= {"HF_DATASETS_CACHE": str(path.parent / "hf"), "PYTHONPATH": os.getcwd()}
+    environment |= {"HF_DATASETS_CACHE": str(path.parent / "hf"), "PYTHONPATH": str(Path.cwd())}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return found["seconds"], found["peak_mb"]

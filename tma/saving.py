@@ -93,6 +93,9 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
     if rows is None:
         yield from table.to_batches(max_chunksize=PIECE_ROWS)
         return
+    if table.nbytes <= BLOCK_BYTES:
+        yield from _placed(table.combine_chunks(), rows)
+        return
     per_block = int(max(1, min(BLOCK_BYTES * max(1, len(table)) // max(1, table.nbytes), 10**7)))
     batches = table.to_batches()
     ends = np.cumsum([0] + [len(batch) for batch in batches])
@@ -118,10 +121,15 @@ def _block(
     ]
     place = np.empty(len(rows), dtype=np.int64)
     place[stored] = np.arange(len(rows))
-    block = pa.Table.from_batches(parts, schema).combine_chunks()
+    yield from _placed(pa.Table.from_batches(parts, schema).combine_chunks(), place)
+
+
+def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
+    """Yield rows of a table in memory, in their order."""
+    import pyarrow as pa
+
     for start in range(0, len(rows), PIECE_ROWS):
-        piece = block.take(pa.array(place[start : start + PIECE_ROWS]))
-        yield from piece.combine_chunks().to_batches()
+        yield from block.take(pa.array(rows[start : start + PIECE_ROWS])).to_batches()
 
 
 def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
