@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -125,11 +127,18 @@ def _block(
 
 
 def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch]:
-    """Yield rows of a table in memory, in their order."""
+    """Yield rows of a table in memory, in their order; threads fetch while the last is written."""
     import pyarrow as pa
 
-    for start in range(0, len(rows), PIECE_ROWS):
-        yield from block.take(pa.array(rows[start : start + PIECE_ROWS])).to_batches()
+    threads = min(4, pa.cpu_count())
+    ahead: deque[Future[pa.Table]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(rows), PIECE_ROWS):
+            ahead.append(pool.submit(block.take, pa.array(rows[start : start + PIECE_ROWS])))
+            if len(ahead) > 2 * threads:
+                yield from ahead.popleft().result().to_batches()
+        while ahead:
+            yield from ahead.popleft().result().to_batches()
 
 
 def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
