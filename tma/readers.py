@@ -289,7 +289,10 @@ def arrow_file(path: Path, part: str | None, seen: int = 0) -> Iterator[Batch]:
 
     with named(path), pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
         _unique(stream.schema.names, path)
-        yield from arrow_rows(stream, str(path), part, seen)
+        for batch in stream:
+            batch.validate(full=True)  # a damaged offset would read foreign memory
+            yield from arrow_rows([batch], str(path), part, seen)
+            seen += len(batch)
 
 
 def is_arrow_folder(path: Path) -> bool:
