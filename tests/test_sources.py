@@ -391,6 +391,19 @@ def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
     assert asked == [{}, {"revision": "refs/convert/parquet"}]
 
 
+@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y", ""])
+def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
+    with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
+        tma.load(name, split="train")
+
+
+def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "r"}] * 3)
+    assert len(tma.load(path, split="train")) == 2
+    with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
+        tma.load(7, split="train")  # type: ignore[arg-type]
+
+
 def test_a_copy_that_is_not_there_is_named() -> None:
     with pytest.raises(DataError, match="dataset='niv2:/none/here': there is no such file"):
         tma.load("niv2:/none/here", split="train")

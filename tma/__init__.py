@@ -7,7 +7,7 @@ from tma.arrange import arrange
 from tma.audit import Audit, audit
 from tma.config import RunConfig, StudyConfig, study_settings
 from tma.data import load
-from tma.describe import describe
+from tma.describe import data_figure, describe
 from tma.embed import embed
 from tma.errors import DataError, TmaError
 from tma.method import Method
@@ -50,6 +50,7 @@ __all__ = [
     "arrange",
     "arrange_dataset",
     "audit",
+    "data_figure",
     "describe",
     "embed",
     "load",

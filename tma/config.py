@@ -32,7 +32,8 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 """Suffixes of compressed files, after one of the others."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
+HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
+"""A hub dataset, with or without a configuration."""
 
 
 @dataclass(frozen=True)
@@ -338,4 +339,4 @@ def _is_data(value: str) -> bool:
         return copy[1].exists()
     if data_suffix(path) is not None and not path.is_dir():
         return path.is_file()
-    return path.is_dir() or (_HUB_DATASET.fullmatch(value) is not None and not path.exists())
+    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())

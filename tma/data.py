@@ -33,7 +33,7 @@ EMPTY = ("drop", "error")
 
 
 def load(
-    name: str,
+    name: str | Path,
     *,
     split: str,
     columns: Mapping[str, str] | None = None,
@@ -79,8 +79,9 @@ def load(
     """
     if split not in SPLITS:
         raise DataError(f"split={split!r} cannot be used; expected 'train' or 'test'.")
-    if not isinstance(name, str):
+    if not isinstance(name, str | Path):
         raise DataError(f"name={name!r} cannot be used; expected a text.")
+    name = str(name)
     caps = per_task if per_task is None or isinstance(per_task, tuple) else (per_task, per_task)
     _check(by, caps, empty, seed, max_source_tokens)
     asked = Wanted(columns, by, caps, seed, tokenizer, max_source_tokens)

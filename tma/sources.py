@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import hub, niv2
-from tma.config import data_suffix, local_copy
-from tma.errors import DataError
+from tma.config import DATASETS, HUB_DATASET, data_suffix, local_copy
+from tma.errors import DataError, choices
 from tma.instances import Source
 from tma.readers import Batch, content, is_arrow_folder, read, wanted
 from tma.splits import OWN, Plan
@@ -109,6 +109,12 @@ def find(name: str, asked: Wanted) -> Source:
         if niv2.is_checkout(path):
             return _known("niv2", path, asked)
         return _source((content(path),), lambda: read(path), Plan(), asked)
+    if HUB_DATASET.fullmatch(name) is None:
+        known = choices(DATASETS, name)
+        raise DataError(
+            f"dataset={name!r} cannot be used; expected {known}, a hub id (owner/name), or an "
+            "existing file or folder."
+        )
     found = hub.splits(*hub.split_id(name))
     return _source((name, hub.key(found)), lambda: _from_hub(found, name), Plan(), asked)
 
