@@ -288,18 +288,22 @@ def test_no_corruption_loses_a_row_without_a_word(
         new = random_.choice([b"", b"\n", b'"', b",", b"\x00", b"\xff", b"x", b"{", b"}"])
         path = tmp_path / f"f.{suffix}"
         path.write_bytes(raw[:place] + new + raw[place + cut :])
-        ended[_outcome(path, len(rows))] += 1
+        ended[_outcome(path, rows)] += 1
     assert ended["lost"] == 0
     assert min(ended["error"], ended["whole"]) > 10
 
 
-def _outcome(path: Path, expected: int) -> str:
-    """Count the rows as the loader does, dropped ones too, without splitting them."""
+def _outcome(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Say how the loader ended; rows that it dropped and counted are not lost."""
     try:
         found = [tma.load(str(path), split=split, by="instance") for split in PARTS]
     except DataError:
         return "error"
     counted = data.manifest(found[0])
     assert counted is not None
-    kept = sum(map(len, found)) + sum(counted["empty"].values())
-    return "whole" if kept >= expected else "lost"
+    kept = [(row["prompt"], row["response"]) for part in found for row in part]
+    if len(kept) + sum(counted["empty"].values()) < len(rows):
+        return "lost"
+    # At most the two rows that the damage touches may read otherwise.
+    missing = Counter((row["prompt"], row["response"]) for row in rows) - Counter(kept)
+    return "whole" if missing.total() <= 2 else "lost"

@@ -209,9 +209,7 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
     assert report.loc["rows left out: by split or cap", "value"] == 2
 
 
-def test_p3_configurations_give_training_and_validation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
     written = {
         "xsum_tldr": ("train", "validation"),
         "super_glue_rte_does": ("train", "validation"),
@@ -227,9 +225,7 @@ def test_p3_configurations_give_training_and_validation(
             pq.write_table(pa.Table.from_pylist([p3_row(f"{name} {part}")]), path)
             lines += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
     (tmp_path / "copy" / "README.md").write_text("\n".join([*lines, "---", ""]))
-    known = sources.Known(str(tmp_path / "copy"), sources.KNOWN["p3"].plan, sources._p3)
-    monkeypatch.setitem(sources.KNOWN, "p3", known)
-    train, test = both("p3")
+    train, test = both(f"p3:{tmp_path / 'copy'}")
     assert train["prompt"][:] == ["xsum_tldr train"]
     assert test["prompt"][:] == ["super_glue_rte_does validation"]
 

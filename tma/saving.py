@@ -197,7 +197,7 @@ def _folder(
                 for piece in pieces:
                     out.write_batch(piece)
             order = b"" if rows is None else rows.tobytes()
-            state = {
+            state: dict[str, Any] = {
                 "_data_files": [{"filename": file}],
                 "_fingerprint": digest(dataset._fingerprint, order)[:16],
                 "_format_columns": None,

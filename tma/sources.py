@@ -155,7 +155,7 @@ def _rows(
     if place is not None and (place.is_file() or is_arrow_folder(place)):
         return (name, content(place)), lambda: read(place)
     where = str(place or known.hub_id)
-    if name == "p3" and place is None:
+    if name == "p3" and len(hub.configurations(where)) > 1:
         return _p3_hub(where)
     given = {"data_files": known.file} if known.file and place is None else {}
     found = hub.splits(where, **given)
