@@ -223,6 +223,17 @@ def test_changed_content_is_read_again(tmp_path: Path) -> None:
         assert set(tma.load(str(path), split="train")["response"]) == {response}
 
 
+def test_the_same_bytes_under_another_suffix_are_read_as_what_they_are_called(
+    tmp_path: Path,
+) -> None:
+    content = "prompt,response\np,r\nq,s\n"
+    for suffix in ("csv", "jsonl"):
+        (tmp_path / f"a.{suffix}").write_text(content)
+    assert len(tma.load(str(tmp_path / "a.csv"), split="train")) == 1
+    with pytest.raises(DataError, match="expected one JSON object a line"):
+        tma.load(str(tmp_path / "a.jsonl"), split="train")
+
+
 def test_a_failed_reading_leaves_nothing(tmp_path: Path, own_cache: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "p", "response": "r"}\n' * 9 + "{")

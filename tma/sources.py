@@ -108,7 +108,7 @@ def find(name: str, asked: Wanted) -> Source:
     if data_suffix(path) is not None or path.exists():
         if niv2.is_checkout(path):
             return _known("niv2", path, asked)
-        return _source((content(path),), lambda: read(path), Plan(), asked)
+        return _source(_file_key(path), lambda: read(path), Plan(), asked)
     if HUB_DATASET.fullmatch(name) is None:
         known = choices(DATASETS, name)
         raise DataError(
@@ -153,13 +153,18 @@ def _rows(
 ) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
     """Return key and reader of the rows as they are on the hub or in a local copy."""
     if place is not None and (place.is_file() or is_arrow_folder(place)):
-        return (name, content(place)), lambda: read(place)
+        return (name, *_file_key(place)), lambda: read(place)
     where = str(place or known.hub_id)
     if name == "p3" and len(hub.configurations(where)) > 1:
         return _p3_hub(where)
     given = {"data_files": known.file} if known.file and place is None else {}
     found = hub.splits(where, **given)
     return (name, hub.key(found)), lambda: _from_hub(found, where)
+
+
+def _file_key(path: Path) -> tuple[str, str]:
+    """Return what decides a file's rows: its content, and as what it is read."""
+    return content(path), data_suffix(path) or ""
 
 
 def _from_hub(found: Mapping[str, Dataset], name: str) -> Iterator[Batch]:
