@@ -44,6 +44,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory, weights: Path) -> Iterator[P
         os.environ["TMA_CACHE"] = before
 
 
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the test's own."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("TMA_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tokenizer(weights: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer

@@ -9,6 +9,7 @@ import pytest
 
 import tma
 from benchmarks import arrangement
+from benchmarks import data as data_benchmark
 
 
 def test_all_systems_find_the_same_rounds() -> None:
@@ -48,3 +49,19 @@ def test_the_table_has_a_line_for_each_case_and_system(
     assert all(line["seconds"] > 0 for line in lines)
     assert lines[0]["ratio_to_ours"] == 1
     assert "literal-t" in capsys.readouterr().out
+
+
+def test_loading_and_writing_are_measured_in_processes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(data_benchmark, "QUICK", (400,))
+    monkeypatch.setattr(data_benchmark, "KINDS", ("jsonl",))
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["data.py", "--quick", "--json", str(path)])
+    data_benchmark.main()
+    lines = json.loads(path.read_text("ascii"))
+    works = ["nothing", "load", "again", "stored jsonl", "random jsonl", "select jsonl"]
+    assert [line["work"] for line in lines] == works
+    assert lines[3]["ratio_to_stored"] == 1
+    assert all(line["peak_mb"] > 10 for line in lines)
+    assert "random jsonl" in capsys.readouterr().out

@@ -99,6 +99,38 @@ def test_the_paper_scale_has_the_papers_settings() -> None:
     assert config.final_rate_ratio == 0.1
 
 
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("niv2", True),
+        ("no-robots", True),
+        ("here.jsonl.gz", True),
+        ("folder", True),
+        ("flan-mini:here.jsonl.gz", True),
+        ("owner/name", True),
+        ("owner/name:some_configuration", True),
+        ("niv3", False),
+        ("gone.csv.zst", False),
+        ("here.txt", False),
+        ("flan-mini:gone.jsonl", False),
+        ("pocket:here.jsonl.gz", False),
+        ("owner/gone.parquet", False),
+    ],
+)
+def test_what_a_dataset_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, good: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.jsonl.gz").touch()
+    (tmp_path / "here.txt").touch()
+    (tmp_path / "folder").mkdir()
+    if good:
+        assert RunConfig.at("pocket", order="random", dataset=name).dataset == name
+        return
+    with pytest.raises(ParameterError, match=f"dataset='{name}' cannot be used; expected one of"):
+        RunConfig.at("pocket", order="random", dataset=name)
+
+
 def test_every_scale_has_every_preset() -> None:
     assert {name: set(scale.models) for name, scale in SCALES.items()} == {
         name: {"llama", "gemma", "qwen"} for name in ("pocket", "study", "paper")

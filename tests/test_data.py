@@ -8,7 +8,9 @@ import pytest
 
 import tma
 from tma import data
-from tma.errors import DataError
+from tma.errors import DataError, ParameterError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> str:
@@ -21,7 +23,8 @@ def test_a_file_without_a_test_split_holds_out_whole_tasks(dataset_file: Path) -
     assert (len(train), len(test)) == (40, 8)
     assert len(set(test["task"])) == 1
     assert not set(test["task"]) & set(train["task"])
-    assert train.column_names == ["id", "task", "prompt", "response"]
+    assert train.column_names == ["id", "task", "prompt", "response", "meta"]
+    assert set(train["meta"]) == {None}
 
 
 def test_without_tasks_single_instances_are_held_out(tmp_path: Path) -> None:
@@ -70,7 +73,10 @@ def test_rows_without_a_response_are_left_out_with_their_number(
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "q", "answer": "a"}], "no column prompt or inputs_pretokenized; it has"),
+        (
+            [{"question": "q", "answer": "a"}],
+            "no known format; it has the columns question, answer",
+        ),
         ([{"prompt": "p", "response": "r"}], "1 instances; expected at least 2"),
     ],
 )
@@ -84,7 +90,7 @@ def test_unusable_files_are_named(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('{"prompt": "p", "respon', "could not be read: Unmatched"),
+        ('{"prompt": "p", "respon', "broken.jsonl, line 1: .* expected one JSON object a line"),
         ("", "could not be read: the file is empty"),
         ('{"prompt": [{"role": "user"}], "response": "r"}\n' * 3, "column prompt holds a list"),
         ('{"prompt": "p", "response": " "}\n' * 3, "expected at least 2"),
@@ -143,3 +149,125 @@ def test_the_fingerprint_knows_content_and_order(dataset_file: Path) -> None:
     turned = train.select(range(len(train) - 1, -1, -1))
     assert data.fingerprint(train) != data.fingerprint(turned)
     assert data.fingerprint(train) == data.fingerprint(tma.load(str(dataset_file), split="train"))
+
+
+def test_ids_are_those_of_earlier_versions(tmp_path: Path) -> None:
+    rows = [{"prompt": "p", "response": "r"}, {"prompt": "p", "response": "r"}]
+    rows += [{"prompt": "é", "response": "1", "task": "t"}, {"prompt": "x", "response": "y"}]
+    name = write(tmp_path / "a.jsonl", [dict(row) for row in rows])
+    found = {
+        row["prompt"]: row["id"]
+        for split in ("train", "test")
+        for row in tma.load(name, split=split, by="instance", seed=1)
+    }
+    assert found["é"] == "b3ad689d4777d5cd"
+    assert found["x"] == "bebd947c5e63cad4"
+
+
+def test_what_else_the_source_had_is_in_meta(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"p{k}", "response": "r", "level": k, "tags": ["a", None], "note": None}
+        for k in range(3)
+    ]
+    test = tma.load(write(tmp_path / "a.jsonl", rows), split="test")
+    assert json.loads(test["meta"][0]) == {"level": int(test["prompt"][0][1]), "tags": ["a", None]}
+
+
+def test_several_responses_are_references(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"prompt": f"p{k}", "response": [" ", "first", "second", "first"]} for k in range(2)
+    ]
+    test = tma.load(write(tmp_path / "a.jsonl", rows), split="test")
+    assert test["response"][:] == ["first"]
+    assert data.references(test) == [["first", "second"]]
+
+
+def test_a_dataset_without_meta_has_its_responses_as_references(dataset_file: Path) -> None:
+    test = tma.load(str(dataset_file), split="test")
+    assert data.references(test) == [[response] for response in test["response"]]
+    assert data.references(test.remove_columns("meta")) == data.references(test)
+
+
+def test_an_empty_row_can_be_an_error(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": "p", "response": "r"}, {"prompt": "q"}]
+    name = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match=r"a\.jsonl, line 2: the response is empty; empty='drop'"):
+        tma.load(name, split="train", empty="error")
+
+
+def test_the_second_call_reads_the_store_and_warns_again(
+    tmp_path: Path, own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"p{k}", "response": "r"} for k in range(5)]
+    name = write(tmp_path / "a.jsonl", [*rows, {"prompt": "p", "response": None}])
+    first = tma.load(name, split="train")
+    folders = list((own_cache / "datasets").glob("*/"))
+    with caplog.at_level(logging.WARNING):
+        second = tma.load(name, split="train")
+    assert first["id"][:] == second["id"][:]
+    assert list((own_cache / "datasets").glob("*/")) == folders
+    assert caplog.messages[-1:] == [f"dataset {name}: 1 rows without prompt or response left out"]
+    assert data.manifest(first) == {
+        "rows": {"train": 4, "test": 1},
+        "read": 6,
+        "empty": {"none": 1, "train": 0, "test": 0},
+        "name": name,
+        "own_split": False,
+    }
+
+
+def test_changed_content_is_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    for response in "xy":
+        write(path, [{"prompt": f"p{k}", "response": response} for k in range(3)])
+        assert set(tma.load(str(path), split="train")["response"]) == {response}
+
+
+def test_the_same_bytes_under_another_suffix_are_read_as_what_they_are_called(
+    tmp_path: Path,
+) -> None:
+    content = "prompt,response\np,r\nq,s\n"
+    for suffix in ("csv", "jsonl"):
+        (tmp_path / f"a.{suffix}").write_text(content)
+    assert len(tma.load(str(tmp_path / "a.csv"), split="train")) == 1
+    with pytest.raises(DataError, match="expected one JSON object a line"):
+        tma.load(str(tmp_path / "a.jsonl"), split="train")
+
+
+def test_a_failed_reading_leaves_nothing(tmp_path: Path, own_cache: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "p", "response": "r"}\n' * 9 + "{")
+    with pytest.raises(DataError, match="line 10"):
+        tma.load(str(path), split="train")
+    assert [p for p in (own_cache / "datasets").iterdir() if p.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"by": "tasks"}, r"by='tasks' .* \(did you mean task\?\)"),
+        ({"per_task": 0}, "per_task=0 .* at least 1"),
+        ({"per_task": (3, "x")}, "per_task='x' .* at least 1"),
+        ({"empty": "keep"}, "empty='keep' .* drop, error"),
+        ({"seed": -1}, "seed=-1 .* at least 0"),
+        ({"max_source_tokens": 0}, "max_source_tokens=0 "),
+    ],
+)
+def test_a_wrong_argument_is_named(
+    dataset_file: Path, given: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words):
+        tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+
+
+def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"q": f"q{k}", "a": "a", "kind": f"k{k % 2}", "extra": 1} for k in range(4)
+    ]
+    name = write(tmp_path / "a.jsonl", rows)
+    mapping = {"prompt": "q", "response": "a", "task": "kind"}
+    test = tma.load(name, split="test", columns=mapping)
+    assert len(set(test["task"])) == 1
+    assert set(test["meta"]) == {'{"extra": 1}'}
+    with pytest.raises(DataError, match="no column query; it has q, a, kind, extra"):
+        tma.load(name, split="test", columns=mapping | {"prompt": "query"})

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from tests.conftest import tiny_run
 from tma import models
 from tma.encode import encode
 from tma.generate import answers, scored
+from tma.making import Making
+from tma.state import States
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,3 +115,22 @@ def test_settings_of_training_do_what_they_say(
         assert means.iloc[-1] < means.iloc[0]
     if change == {"epochs": 2}:
         assert changed.manifest["steps"] == 8
+
+
+def test_an_answer_is_compared_with_every_reference(
+    tmp_path: Path, own_cache: Path, tiny_model: Path
+) -> None:
+    def scores(responses: list[list[str]]) -> list[dict[str, Any]]:
+        rows = [{"prompt": f"Say {k}", "response": r} for k, r in enumerate(responses)]
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        train, test = (tma.load(str(path), split=split) for split in ("train", "test"))
+        config = tiny_run(tiny_model, path, order="random", max_new_tokens=4)
+        made = Making(tmp_path, config, {}, train, test, States(tmp_path, None, None))
+        model, tokenizer = models.load(str(tiny_model))
+        return made._answers(model, tokenizer, encode(test, tokenizer, 64))
+
+    (alone,) = scores([["never said"]] * 3)
+    (several,) = scores([["never said", alone["answer"]]] * 3)
+    assert alone["answer"].strip()
+    assert (alone["exact_match"], several["exact_match"]) == (0, 1)

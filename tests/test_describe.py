@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tma
+from tma.describe import data_figure, token_counts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+def words(texts: list[str], **_: Any) -> dict[str, list[list[str]]]:
+    """A tokenizer of words."""
+    return {"input_ids": [text.split() for text in texts]}
+
+
+TOKENIZER: Any = words
+
+
+@pytest.fixture
+def name(tmp_path: Path) -> str:
+    rows = [{"prompt": "a b c", "response": "d", "task": f"t{k % 4}"} for k in range(12)]
+    rows += [{"prompt": f"p{k} " * 10, "response": "x " * k, "task": f"t{k % 4}"} for k in range(8)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_the_report_counts_what_is_there_and_what_is_not(name: str) -> None:
+    train = tma.load(name, split="train")
+    report = tma.describe(train, TOKENIZER, max_tokens=16)
+    found = report["value"].to_dict()
+    # One task of four is held out: 3 equal rows and 2 others, of which one may be empty.
+    assert found["rows read"] == 20
+    assert found["rows left out: empty prompt or response"] == 1
+    assert found["rows left out: by split or cap"] == 0
+    assert found["tasks"] == 3
+    assert found["instances without a task"] == 0
+    assert found["duplicates"] == 3 * 2
+    lengths = [len(f"{row['prompt']} {row['response']}".split()) for row in train]
+    assert found["instances"] == len(lengths)
+    assert found["over-long (more than 16 tokens)"] == sum(length > 16 for length in lengths)
+    assert found["tokens, both, 100th percentile"] == max(lengths)
+    assert found["tokens, prompt, 5th percentile"] == 3
+    assert report.columns.tolist() == ["value"]
+
+
+def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
+    import datasets
+
+    given = {"task": [None, None], "prompt": ["a", "a"], "response": ["b", "b"]}
+    report = tma.describe(datasets.Dataset.from_dict(given), TOKENIZER)["value"]
+    assert "rows read" not in report
+    assert (report["instances"], report["instances without a task"]) == (2, 2)
+    assert (report["tasks"], report["duplicates"]) == (0, 1)
+
+
+def test_tokens_are_counted_for_prompt_and_response(name: str) -> None:
+    test = tma.load(name, split="test")
+    expected = [[len(r["prompt"].split()), len(r["response"].split())] for r in test]
+    np.testing.assert_array_equal(token_counts(test, TOKENIZER), expected)
+
+
+def test_the_figure_has_a_panel_for_lengths_and_one_for_tasks(name: str) -> None:
+    train = tma.load(name, split="train")
+    figure = data_figure(train, TOKENIZER, max_tokens=16)
+    left, right = figure.axes
+    prompt = left.get_lines()[0]
+    assert prompt.get_ydata()[-1] == 1
+    assert list(prompt.get_xdata()) == [3, 10]
+    assert sorted(right.get_lines()[0].get_ydata(), reverse=True) == sorted(
+        [train["task"].count(task) for task in set(train["task"])], reverse=True
+    )
+    plain = data_figure(
+        train.remove_columns("task").add_column("task", [None] * len(train)), TOKENIZER
+    )
+    assert len(plain.axes) == 1

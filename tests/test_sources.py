@@ -1,0 +1,426 @@
+"""The paper's datasets, from small files in each source's own schema."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tma
+from tma import data, hub, niv2, sources
+from tma.errors import DataError
+from tma.splits import TEST
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+P3 = Path(tma.__file__).parents[1].parent / "shared" / "data" / "p3" / "p3_t0_train_subset.parquet"
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+Rows = list[dict[str, Any]]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def both(name: str, **given: Any) -> tuple[datasets.Dataset, datasets.Dataset]:
+    return tma.load(name, split="train", **given), tma.load(name, split="test", **given)
+
+
+# Super-NaturalInstructions
+
+
+def task(instances: Rows, definition: Any = ("Answer the question",)) -> dict[str, Any]:
+    return {
+        "Contributors": ["nobody"],
+        "Source": ["quiz"],
+        "Categories": ["Question Answering"],
+        "Definition": list(definition),
+        "Positive Examples": [
+            {"input": "Is it 1?", "output": "yes", "explanation": "so"},
+            {"input": "Is it two", "output": "no!", "explanation": ""},
+            {"input": "third", "output": "never shown"},
+        ],
+        "Negative Examples": [],
+        "Instances": instances,
+    }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    many = [{"id": f"task1-{k}", "input": f" q{k} ", "output": [f"a{k}"]} for k in range(130)]
+    written = {
+        "task1_quiz": task(many),
+        "task2_quiz": task([{"id": "b", "input": "Ünï?", "output": ["x", "y", "x"]}]),
+        "task3_quiz": task(many),
+        "task4_other_track": task(many),
+    }
+    root = tmp_path / "natural-instructions"
+    for name, content in written.items():
+        path = root / "tasks" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=4), encoding="utf-8")
+    splits = root / "splits" / "default"
+    splits.mkdir(parents=True)
+    (splits / "train_tasks.txt").write_bytes(b"task1_quiz\r\ntask2_quiz\r\n")
+    (splits / "test_tasks.txt").write_bytes(b"task3_quiz\n")
+    return root
+
+
+PROMPT = (
+    "Definition: Answer the question.\n\n"
+    " Positive Example 1 -\nInput: Is it 1?\n Output: yes.\n\n"
+    " Positive Example 2 -\nInput: Is it two.\n Output: no!\n\n"
+    "Now complete the following example -\nInput: {}\nOutput:"
+)
+
+
+def test_a_checkout_has_definition_examples_and_input(checkout: Path) -> None:
+    train, test = both(f"niv2:{checkout}")
+    assert Counter(train["task"]) == {"task1_quiz": 100, "task2_quiz": 1}
+    assert train["prompt"][-1] == PROMPT.format("Ünï?")
+    assert data.references(train)[-1] == ["x", "y"]
+    assert json.loads(train["meta"][-1]) == {
+        "instance": "b",
+        "source": ["quiz"],
+        "categories": ["Question Answering"],
+        "dataset": "quiz",
+        "references": ["x", "y"],
+    }
+    # The authors put the instances that test in front.
+    assert test["prompt"][:] == [PROMPT.format(f"q{k}.") for k in range(100)]
+    assert set(test["task"]) == {"task3_quiz"}
+    assert test["id"][:] == tma.load(str(checkout), split="test")["id"][:]
+
+
+def test_the_cap_chooses_training_instances_by_seed_in_stored_order(checkout: Path) -> None:
+    taken = []
+    for seed in (0, 0, 1):
+        train = tma.load(f"niv2:{checkout}", split="train", seed=seed, per_task=(10, 3))
+        numbers = [int(text[1:]) for text in train["response"][:10]]
+        assert numbers == sorted(numbers)
+        taken.append(numbers)
+    assert taken[0] == taken[1] != taken[2]
+    assert len(tma.load(f"niv2:{checkout}", split="test", per_task=(10, 3))) == 3
+    assert len(tma.load(f"niv2:{checkout}", split="test", per_task=(None, None))) == 130
+
+
+@pytest.mark.parametrize(("most", "examples"), [(1024, 2), (40, 1), (30, 0), (1, 0)])
+def test_a_long_prompt_loses_examples_and_never_its_input(
+    checkout: Path, most: int, examples: int
+) -> None:
+    # 204, 150 and 95 characters, four to a token.
+    test = tma.load(f"niv2:{checkout}", split="test", max_source_tokens=most)
+    assert test["prompt"][0].count("Positive Example") == examples
+    assert test["prompt"][0].endswith("Input: q0.\nOutput:")
+
+
+def test_a_tokenizer_counts_where_one_is_given(
+    checkout: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    whole = tma.load(f"niv2:{checkout}", split="test", tokenizer=tokenizer)
+    length = len(tokenizer(whole["prompt"][0])["input_ids"])
+    for most, examples in ((length, 2), (length - 1, 1)):
+        test = tma.load(
+            f"niv2:{checkout}", split="test", tokenizer=tokenizer, max_source_tokens=most
+        )
+        assert test["prompt"][0].count("Positive Example") == examples
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("{", r"task1_quiz\.json could not be read: Expecting property name"),
+        ("[]", r"task1_quiz\.json: a list; expected one object"),
+        ('{"Definition": ["d"]}', "has no list Positive Examples; it has Definition"),
+        (json.dumps(task([{"input": "q"}])), "instance 1: KeyError 'output'; expected input and"),
+        (json.dumps(task([{"input": 3, "output": ["a"]}])), "instance 1: AttributeError"),
+        (json.dumps(task([{"input": "q", "output": ["a"]}], [])), "instance 1: IndexError"),
+    ],
+)
+def test_a_broken_task_file_is_named(checkout: Path, broken: str, words: str) -> None:
+    (checkout / "tasks" / "task1_quiz.json").write_text(broken)
+    with pytest.raises(DataError, match=words):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_a_task_without_its_file_is_named(checkout: Path) -> None:
+    (checkout / "tasks" / "task3_quiz.json").unlink()
+    with pytest.raises(DataError, match=r"names 1 tasks without a file; expected .*task3_quiz"):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q"}
+    rows = [
+        row | {"id": "1", "targets": "x"},
+        row | {"id": "1", "targets": "y"},
+        row | {"id": "2", "targets": "x"},
+    ]
+    write(tmp_path / "copy" / "train" / "task1_quiz_train.jsonl", rows)
+    other = row | {"task_name": "task9_quiz", "id": "1", "targets": "z"}
+    write(tmp_path / "copy" / "test" / "task9_quiz_test.jsonl", [other] * 101)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    prompt = "Definition: Answer.\n\nNow complete the following example -\nInput: q.\nOutput:"
+    assert train["prompt"][:] == [prompt] * 2
+    assert data.references(train) == [["x", "y"], ["x"]]
+    assert test["task"][:] == ["task9_quiz"]
+    assert data.references(test) == [["z"]]
+
+
+# P3
+
+
+def p3_row(text: str) -> dict[str, Any]:
+    return {
+        "answer_choices": ["a", "b"],
+        "inputs": [3, 4],
+        "inputs_pretokenized": text,
+        "targets": [5, 1],
+        "targets_pretokenized": "\na",
+    }
+
+
+def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -> None:
+    names = ["xsum_tldr", "super_glue_wsc.fixed_who", "anli_can_r1", "cnn_dailymail_3.0.0_say"]
+    left_out = ["super_glue_boolq_ask", "anli_can_r1_score_eval"]
+    rows = [p3_row(name) | {"task": name} for name in names + left_out]
+    train, test = both(f"p3:{write(tmp_path / 'p3.jsonl', rows)}")
+    assert train["task"][:] == ["xsum_tldr", "cnn_dailymail_3.0.0_say"]
+    assert test["task"][:] == ["super_glue_wsc.fixed_who", "anli_can_r1"]
+    assert (train["prompt"][0], train["response"][0]) == ("xsum_tldr", "\na")
+    assert json.loads(test["meta"][0]) == {
+        "dataset": "super_glue_wsc_fixed",
+        "cluster": "coreference",
+        "answer_choices": ["a", "b"],
+    }
+    report = tma.describe(train, lambda texts, **_: {"input_ids": texts})  # type: ignore[arg-type]
+    assert report.loc["rows left out: by split or cap", "value"] == 2
+
+
+def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
+    written = {
+        "xsum_tldr": ("train", "validation"),
+        "super_glue_rte_does": ("train", "validation"),
+        "squad_v2_ask": ("train",),
+        "super_glue_rte_does_score_eval": ("validation",),
+    }
+    lines = ["---", "configs:"]
+    for name, parts in written.items():
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for part in parts:
+            path = tmp_path / "copy" / name / f"{part}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist([p3_row(f"{name} {part}")]), path)
+            lines += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
+    (tmp_path / "copy" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    train, test = both(f"p3:{tmp_path / 'copy'}")
+    assert train["prompt"][:] == ["xsum_tldr train"]
+    assert test["prompt"][:] == ["super_glue_rte_does validation"]
+
+
+def test_t0s_lists_have_their_clusters() -> None:
+    split = Counter(entry[1] for entry in sources._t0())
+    assert split == {"train": 39, "test": 9}
+    held_out = {cluster for _, part, cluster in sources._t0() if part == "test"}
+    assert len(held_out) == 4
+
+
+@pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
+def test_the_real_subset_of_p3_is_whole(
+    caplog: pytest.LogCaptureFixture, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    train, test = both(str(P3))
+    assert len(train) + len(test) == 45_494
+    assert len(set(train["task"]) | set(test["task"])) == 234
+    assert not set(train["task"]) & set(test["task"])
+    # The file as it is holds no blank text; its duplicates stay, each with an id of its own.
+    assert caplog.messages == []
+    repeated = [name for part in (train, test) for name in part["id"] if "-" in name]
+    assert len(repeated) == 45_494 - 44_341
+    assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
+    short = test.select(range(300))
+    assert tma.describe(short, tokenizer).loc["rows read", "value"] == 45_494
+
+
+@pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
+def test_the_real_subset_can_be_split_by_source_dataset() -> None:
+    train, test = both(str(P3), by="source", per_task=(20, 5))
+    datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
+    assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
+    assert not datasets_of[0] & datasets_of[1]
+    assert set(Counter(test["task"]).values()) == {5}
+
+
+# Flan-mini
+
+
+def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Path) -> None:
+    rows = [
+        {
+            "source": f"flan/task{t}",
+            "conversations": [
+                {"from": "human", "value": f"question {t} {k}"},
+                {"from": "gpt", "value": f"answer {k}"},
+            ],
+            "id": f"{t}-{k}",
+        }
+        for k in range(30)
+        for t in range(73)
+    ]
+    train, test = both(f"flan-mini:{write(tmp_path / 'flan.jsonl', rows)}")
+    assert Counter(train["task"]).most_common(64)[-1][1] == 20
+    assert (len(train), len(test)) == (64 * 20, 9 * 5)
+    assert not set(train["task"]) & set(test["task"])
+    assert test["prompt"][0].startswith("question ")
+    assert set(json.loads(test["meta"][0])) == {"id"}
+    assert sources.KNOWN["flan-mini"].plan.tasks == (1600, 225)
+
+
+# Conversations
+
+
+def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(k),
+            "items": [
+                {"from": "human", "value": f"hello {k}"},
+                {"from": "gpt", "value": "hi"},
+                {"from": "human", "value": "more"},
+            ],
+        }
+        for k in range(20)
+    ]
+    path = tmp_path / "sharegpt_gpt4.json"
+    path.write_text(json.dumps(rows))
+    train, test = both(f"sharegpt:{path}")
+    assert (len(train), len(test)) == (18, 2)
+    assert set(train["task"]) == {None}
+    assert json.loads(train["meta"][0])["rest"] == [{"from": "human", "value": "more"}]
+
+
+def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
+    def row(text: str) -> dict[str, Any]:
+        roles = (("system", "Be brief."), ("user", text), ("assistant", "Yes."))
+        messages = [{"role": role, "content": content} for role, content in roles]
+        return {"prompt": text, "prompt_id": "7", "messages": messages, "category": "Chat"}
+
+    copy = tmp_path / "copy"
+    for part, count in (("train", 3), ("test", 2)):
+        path = copy / "data" / f"{part}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row(f"{part} {k}") for k in range(count)]), path)
+    train, test = both(f"no-robots:{copy}")
+    assert train["prompt"][:] == [f"Be brief.\n\ntrain {k}" for k in range(3)]
+    assert len(test) == 2
+    assert json.loads(test["meta"][0])["category"] == "Chat"
+
+
+# The hub
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "no-robots", "p3", "niv2"])
+def test_without_a_connection_one_message_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError) as caught:
+        tma.load(name, split="train")
+    assert "the hub cannot be reached (HF_HUB_OFFLINE is set). Connect once, or give" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'a/b' is a gated dataset on the Hub."
+            ),
+            r"is gated: accept its terms at https://huggingface.co/datasets/a/b and log in with "
+            r"`hf auth login` or set HF_TOKEN, or give a local copy",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
+            "is not on the hub, or is private. Check the id, log in with `hf auth login`",
+        ),
+        (
+            ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']"),
+            r"pick one among: \['x', 'y'\]. Give one as owner/name:configuration",
+        ),
+    ],
+)
+def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
+    found = hub.refusal("a/b", error)
+    with pytest.raises(DataError, match=words):
+        raise found
+    assert "\n" not in str(found)
+
+
+def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def load_dataset(name: str, configuration: str | None, **given: Any) -> dict[str, str]:
+        asked.append(given)
+        if not given:
+            raise RuntimeError("Dataset scripts are no longer supported, but found P3.py")
+        return {"train": name}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert hub.splits("bigscience/P3", "xsum_tldr") == {"train": "bigscience/P3"}
+    assert asked == [{}, {"revision": "refs/convert/parquet"}]
+
+
+@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y", ""])
+def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
+    with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
+        tma.load(name, split="train")
+
+
+def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "r"}] * 3)
+    assert len(tma.load(path, split="train")) == 2
+    with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
+        tma.load(7, split="train")  # type: ignore[arg-type]
+
+
+def test_a_copy_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="dataset='niv2:/none/here': there is no such file"):
+        tma.load("niv2:/none/here", split="train")
+
+
+def test_the_own_split_of_known_sources_stands_where_its_test_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "p3.jsonl", [p3_row("q") | {"task": "xsum_tldr"}])
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(f"p3:{path}", split="test")
+    assert sources.KNOWN["p3"].plan.by == niv2.PLAN.by == "own"
+    assert TEST == 2
+
+
+def test_empty_targets_are_counted_by_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [p3_row(f"q{k}") | {"task": "xsum_tldr"} for k in range(4)]
+    rows[1]["targets_pretokenized"] = "\n "
+    rows += [p3_row("q") | {"task": "anli_can_r1"}]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    with caplog.at_level(logging.WARNING):
+        train, test = both(name)
+    assert (len(train), len(test)) == (3, 1)
+    assert caplog.messages == [f"dataset {name}: 1 rows without prompt or response left out"]

@@ -1,0 +1,120 @@
+"""A dataset in numbers: what was read, what was left out, how long and how often.
+
+Tokens are counted by the tokenizer that is given, over prompt and response joined by one space; a
+row is over-long if they are more than `max_tokens`. Languages are not told apart: nothing that is
+installed here can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.data import manifest
+from tma.instances import repeats
+from tma.store import digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+    from matplotlib.figure import Figure
+    from transformers import PreTrainedTokenizerBase
+
+PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+_AT_ONCE = 1000
+
+
+def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
+    """Return the tokens of each instance, (n, 2): of the prompt and of the response.
+
+    No tokens are added at the ends.
+    """
+    out = [np.empty((0, 2), dtype=np.int64)]
+    for part in _parts(dataset, ["prompt", "response"]):
+        given: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        both = [tokenizer(part[c], **given)["input_ids"] for c in ("prompt", "response")]
+        out.append(np.array([[len(text) for text in column] for column in both]).T)
+    return np.concatenate(out)
+
+
+def describe(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
+) -> pd.DataFrame:
+    """Return the report of a dataset: one row a quantity, column `value`.
+
+    Args:
+        dataset: instances as `tma.load` gives them.
+        tokenizer: counts tokens.
+        max_tokens: tokens of prompt and response together above which an instance is over-long.
+
+    Returns:
+        Rows read from the source and, of these, left out as empty and by the split or a cap (only
+        where the dataset comes from `tma.load`); instances, tasks, duplicates (rows whose task,
+        prompt and response stand in an earlier row), over-long rows, and percentiles of the tokens
+        of prompt, response and both.
+    """
+    import pandas as pd
+
+    counts = token_counts(dataset, tokenizer)
+    both = counts.sum(axis=1)
+    values = {
+        **_read(dataset),
+        "instances": len(dataset),
+        "tasks": len({t for p in _parts(dataset, ["task"]) for t in p["task"] if t is not None}),
+        "instances without a task": sum(p["task"].count(None) for p in _parts(dataset, ["task"])),
+        "duplicates": int((repeats(_keys(dataset)) > 0).sum()),
+        f"over-long (more than {max_tokens} tokens)": int((both > max_tokens).sum()),
+    }
+    for name, column in (("prompt", counts[:, 0]), ("response", counts[:, 1]), ("both", both)):
+        if len(column):
+            found = np.percentile(column, PERCENTILES, method="inverted_cdf")
+            labels = [f"tokens, {name}, {p}th percentile" for p in PERCENTILES]
+            values |= dict(zip(labels, map(int, found), strict=True))
+    return pd.DataFrame({"value": pd.Series(values, dtype="int64")})
+
+
+def data_figure(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
+) -> Figure:
+    """Return the figure of the report: share of instances over tokens, and instances a task."""
+    from tma.figures import lengths_figure
+
+    tasks: dict[str, int] = {}
+    for part in _parts(dataset, ["task"]):
+        for task in part["task"]:
+            if task is not None:
+                tasks[task] = tasks.get(task, 0) + 1
+    sizes = sorted(tasks.values(), reverse=True)
+    return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)
+
+
+def _read(dataset: Dataset) -> dict[str, int]:
+    """Return what was counted when the source was read, both splits together."""
+    found = manifest(dataset)
+    if found is None:
+        return {}
+    empty = sum(found["empty"].values())
+    return {
+        "rows read": found["read"],
+        "rows left out: empty prompt or response": empty,
+        "rows left out: by split or cap": found["read"] - empty - sum(found["rows"].values()),
+    }
+
+
+def _keys(dataset: Dataset) -> NDArray[np.uint64]:
+    """Return a number of each instance's task, prompt and response, (n,)."""
+    out = [np.empty(0, dtype=np.uint64)]
+    for part in _parts(dataset, ["task", "prompt", "response"]):
+        rows = zip(part["task"], part["prompt"], part["response"], strict=True)
+        # A task that is missing is not the task of an empty name.
+        made = [digest("" if t is None else f"={t}", p, r)[:16] for t, p, r in rows]
+        out.append(np.array([int(key, 16) for key in made], dtype=np.uint64))
+    return np.concatenate(out)
+
+
+def _parts(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+    """Yield some columns in pieces, so that a large dataset stays on disk."""
+    yield from dataset.select_columns(columns).iter(batch_size=_AT_ONCE)

@@ -1,0 +1,235 @@
+"""Batches of rows → instances on disk, which `datasets` maps into memory.
+
+The rows are gone through twice. First all of them are written as text, and one small number each is
+kept of task, source and content; when all are known, the split and the counters of repeats are
+decided; then the rows of each split are written with their ids. What grows with the number of rows
+is about 60 bytes a row; the text never stands in memory.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.errors import DataError
+from tma.formats import Instance, Reading, reading
+from tma.readers import BATCH_BYTES, BATCH_ROWS, Batch
+from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, is_own
+from tma.store import digest, write_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+COLUMNS = ("id", "task", "prompt", "response", "meta")
+MANIFEST = "manifest.json"
+_PARTS = {None: 0, "train": TRAIN, "test": TEST}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from, before anything is read."""
+
+    key: str
+    """Digest of everything that decides the rows."""
+    batches: Callable[[], Iterator[Batch]]
+    """Reads them."""
+    plan: Plan = field(default_factory=Plan)
+    """How they are split."""
+    columns: Mapping[str, str] | None = None
+    """Which columns they are read from; None: recognised."""
+
+
+def content_key(task: str | None, prompt: str, response: str) -> str:
+    """Return the part of an id that the content decides: 16 hexadecimal digits."""
+    return digest(task or "", prompt, response)[:16]
+
+
+def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return how often the same key stands before each, (n,)."""
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    position = np.arange(len(keys))
+    starts = np.ones(len(keys), dtype=bool)
+    starts[1:] = ranked[1:] != ranked[:-1]
+    out = np.empty(len(keys), dtype=np.int64)
+    out[order] = position - np.maximum.accumulate(np.where(starts, position, 0))
+    return out
+
+
+def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:
+    """Return ids from keys and how often each key stands before."""
+    pairs = zip(keys.tolist(), before.tolist(), strict=True)
+    return [f"{key:016x}-{n + 1}" if n else f"{key:016x}" for key, n in pairs]
+
+
+def build(folder: Path, source: Source, empty: str, name: str) -> None:
+    """Write `train.arrow`, `test.arrow` and, last, the manifest into a folder.
+
+    Args:
+        folder: an empty folder.
+        source: where the rows come from.
+        empty: "drop" or "error".
+        name: the dataset, for messages.
+
+    Raises:
+        DataError: the first row that cannot be used, or why the dataset cannot be split.
+    """
+    draft = folder / "rows.arrow"
+    staged = _Stage(source.columns, empty, name)
+    _write(draft, _schema(COLUMNS[1:]), (staged.add(batch) for batch in source.batches()))
+    labels = staged.labels()
+    chosen = assign(labels, source.plan)
+    counts = {}
+    for split, number in zip(SPLITS, (TRAIN, TEST), strict=True):
+        kept = chosen == number
+        _write(folder / f"{split}.arrow", _schema(COLUMNS), _numbered(draft, kept, staged.keys()))
+        counts[split] = int(kept.sum())
+    draft.unlink()
+    empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
+    own = is_own(labels.part, source.plan)
+    found = {"rows": counts, "read": len(staged.part) + sum(empties.values()), "empty": empties}
+    write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
+
+
+def _schema(columns: Sequence[str]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(column, pa.string()) for column in columns])
+
+
+def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+
+
+@dataclass
+class _Stage:
+    """What is kept in memory of the rows that were written so far."""
+
+    columns: Mapping[str, str] | None
+    policy: str
+    name: str
+    part: array[int] = field(default_factory=lambda: array("b"))
+    task: array[int] = field(default_factory=lambda: array("q"))
+    source: array[int] = field(default_factory=lambda: array("q"))
+    key: array[int] = field(default_factory=lambda: array("Q"))
+    tasks: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
+    empty: Counter[int] = field(default_factory=Counter)
+    _present: dict[str, None] = field(default_factory=dict)
+    _reading: Reading | None = None
+
+    def add(self, batch: Batch) -> pa.RecordBatch:
+        """Return the rows of a batch as they are written; keep their labels."""
+        made = self._made(batch)
+        part, tasks, sources = _PARTS[batch.part], self.tasks, self.sources
+        for row in made:
+            self.part.append(part)
+            self.task.append(-1 if row.task is None else tasks.setdefault(row.task, len(tasks)))
+            own = row.source
+            self.source.append(-1 if own is None else sources.setdefault(own, len(sources)))
+            self.key.append(int(content_key(row.task, str(row.prompt), str(row.response)), 16))
+        return _texts(made, COLUMNS[1:])
+
+    def _made(self, batch: Batch) -> list[Instance]:
+        """Return the rows that have both prompt and response."""
+        read, made, at = self._reader(batch).instance, [], 0
+        try:
+            for k, row in enumerate(batch.rows):
+                at, one = k, read(row)
+                if one.prompt and one.response:
+                    _check_text(one)
+                    made.append(one)
+                else:
+                    self._skip(one, _PARTS[batch.part])
+        except (DataError, RecursionError) as error:
+            raise DataError(f"{batch.at(at)}: {error}") from error
+        return made
+
+    def _reader(self, batch: Batch) -> Reading:
+        """Return how the rows are read; a column that only now appears may make it unclear."""
+        before = len(self._present)
+        for row in batch.rows if batch.unit == "line" else batch.rows[:1]:
+            self._present.update(dict.fromkeys(row))
+        if self._reading is None or len(self._present) > before:
+            self._reading = reading(self._present, self.columns, self.name)
+        return self._reading
+
+    def _skip(self, row: Instance, part: int) -> None:
+        if self.policy == "error":
+            field_ = "response" if row.prompt else "prompt"
+            raise DataError(f"the {field_} is empty; empty='drop' leaves such rows out.")
+        self.empty[part] += 1
+
+    def labels(self) -> Labels:
+        """Return the labels of all rows."""
+        task, source = (np.frombuffer(a, dtype=np.int64) for a in (self.task, self.source))
+        part = np.frombuffer(self.part, dtype=np.int8)
+        return Labels(part, task, source, list(self.tasks), list(self.sources))
+
+    def keys(self) -> NDArray[np.uint64]:
+        """Return the content keys of all rows."""
+        return np.frombuffer(self.key, dtype=np.uint64)
+
+
+def _check_text(row: Instance) -> None:
+    """Refuse half a surrogate pair, which JSON can escape and no file can hold."""
+    for cell in row:
+        if cell is not None and not cell.isascii():
+            try:
+                cell.encode("utf-8")
+            except UnicodeEncodeError as error:
+                half = rf"\u{ord(cell[error.start]):04x}"
+                raise DataError(f"the text holds {half}, which is half a character.") from error
+
+
+def _texts(rows: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
+    import pyarrow as pa
+
+    cells = [pa.array([getattr(row, c) for row in rows], pa.string()) for c in columns]
+    return pa.RecordBatch.from_arrays(cells, schema=_schema(columns))
+
+
+def _numbered(
+    path: Path, kept: NDArray[np.bool_], keys: NDArray[np.uint64]
+) -> Iterator[pa.RecordBatch]:
+    """Yield the kept rows with their ids, in batches of equal size.
+
+    Few large batches: of each, `datasets` keeps a mapped page or more.
+    """
+    import pyarrow as pa
+
+    own = keys[kept]
+    before, done, held = repeats(own), 0, list[pa.RecordBatch]()
+    for batch in _masked(path, kept):
+        part = slice(done, done + len(batch))
+        done += len(batch)
+        names = pa.array(ids(own[part], before[part]), pa.string())
+        held.append(pa.RecordBatch.from_arrays([names, *batch.columns], schema=_schema(COLUMNS)))
+        if sum(map(len, held)) >= BATCH_ROWS or sum(b.nbytes for b in held) >= BATCH_BYTES:
+            yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+            held = []
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+
+
+def _masked(path: Path, kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    start = 0
+    with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
+        for batch in stream:
+            mask = kept[start : start + len(batch)]
+            start += len(batch)
+            if mask.any():
+                yield batch.filter(pa.array(mask))

@@ -1,0 +1,265 @@
+"""A name → where its rows come from: the paper's datasets, any hub dataset, files and folders.
+
+What the paper uses of a dataset, and how it splits it, is written here once for the hub's dataset
+and for a local copy of it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tma import hub, niv2
+from tma.config import DATASETS, HUB_DATASET, data_suffix, local_copy
+from tma.errors import DataError, choices
+from tma.instances import Source
+from tma.readers import Batch, content, is_arrow_folder, read, wanted
+from tma.splits import OWN, Plan
+from tma.store import canonical_json, digest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+Adapt = Callable[[Iterator[Batch]], Iterator[Batch]]
+CHARACTERS = 4
+"""Characters that count as one token where no tokenizer is given."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """One of the paper's datasets."""
+
+    hub_id: str
+    """Where it is on the hub."""
+    plan: Plan
+    """How the paper splits it."""
+    adapt: Adapt = lambda batches: batches
+    """Its rows → rows in a format that is recognised."""
+    columns: Mapping[str, str] | None = None
+    """Columns that are not named as usual."""
+    file: str | None = None
+    """The one file that is wanted, where there are others."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the caller asks of a dataset beyond its name."""
+
+    columns: Mapping[str, str] | None = None
+    """Field → column."""
+    by: str | None = None
+    """What training and test must not share; None: as the source is split."""
+    per_task: tuple[int | None, int | None] | None = None
+    """Instances a task at most, in training and test; None: as the paper."""
+    seed: int = 0
+    """Seed of every choice."""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """Counts tokens where a prompt must fit; None: one token for four characters."""
+    max_source_tokens: int = 1024
+    """Tokens of a prompt that is put together from parts."""
+
+    def plan(self, base: Plan) -> Plan:
+        """Return a dataset's plan as the caller wants it."""
+        if self.by is not None and self.by != base.by:
+            base = replace(base, by=self.by, tasks=None)
+        if self.per_task is not None:
+            base = replace(base, per_task=self.per_task)
+        return replace(base, seed=self.seed)
+
+    def prompts(self) -> niv2.Prompts:
+        """Return how prompts are put together."""
+        if self.tokenizer is None:
+            return niv2.Prompts(lambda text: -(-len(text) // CHARACTERS), self.max_source_tokens)
+        tokenizer = self.tokenizer
+        return niv2.Prompts(
+            lambda text: len(tokenizer(text, verbose=False)["input_ids"]), self.max_source_tokens
+        )
+
+    def key(self) -> str:
+        """Return a digest of all of it."""
+        own: Any = self.tokenizer
+        vocabulary = own.backend_tokenizer.to_str() if own is not None else ""
+        rest = [self.columns, self.by, self.per_task, self.seed, self.max_source_tokens]
+        return digest(vocabulary, canonical_json(rest))
+
+
+def find(name: str, asked: Wanted) -> Source:
+    """Return where the rows of a dataset come from.
+
+    Args:
+        name: a known name, `name:place` for a local copy of it, a file, a folder, or a hub id with
+            or without `:configuration`.
+        asked: what else decides the rows.
+
+    Raises:
+        DataError: the dataset cannot be found or read.
+    """
+    copy, path = local_copy(name), Path(name).expanduser()
+    if name in KNOWN or copy is not None:
+        known, place = copy or (name, None)
+        return _known(known, place, asked)
+    if data_suffix(path) is not None or path.exists():
+        if niv2.is_checkout(path):
+            return _known("niv2", path, asked)
+        return _source(_file_key(path), lambda: read(path), Plan(), asked)
+    if HUB_DATASET.fullmatch(name) is None:
+        known = choices(DATASETS, name)
+        raise DataError(
+            f"dataset={name!r} cannot be used; expected {known}, a hub id (owner/name), or an "
+            "existing file or folder."
+        )
+    found = hub.splits(*hub.split_id(name))
+    return _source((name, hub.key(found)), lambda: _from_hub(found, name), Plan(), asked)
+
+
+def _source(
+    key: Sequence[str],
+    batches: Callable[[], Iterator[Batch]],
+    plan: Plan,
+    asked: Wanted,
+    columns: Mapping[str, str] | None = None,
+) -> Source:
+    both = {**(columns or {}), **(asked.columns or {})}
+    return Source(digest(asked.key(), *key), batches, asked.plan(plan), both or None)
+
+
+def _known(name: str, place: Path | None, asked: Wanted) -> Source:
+    if place is not None and not place.exists():
+        raise DataError(f"dataset='{name}:{place}': there is no such file or folder.")
+    known = KNOWN[name]
+    plan = asked.plan(known.plan)
+    if name == "niv2" and place is not None and niv2.is_checkout(place):
+        return _source(
+            (name, niv2.checkout_key(place)),
+            lambda: niv2.checkout(place, asked.prompts(), plan),
+            known.plan,
+            asked,
+        )
+    key, rows = _rows(name, known, place)
+    if name == "niv2":
+        return _source(key, lambda: niv2.hub(rows(), asked.prompts()), known.plan, asked)
+    return _source(key, lambda: known.adapt(rows()), known.plan, asked, known.columns)
+
+
+def _rows(
+    name: str, known: Known, place: Path | None
+) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
+    """Return key and reader of the rows as they are on the hub or in a local copy."""
+    if place is not None and (place.is_file() or is_arrow_folder(place)):
+        return (name, *_file_key(place)), lambda: read(place)
+    where = str(place or known.hub_id)
+    if name == "p3" and len(hub.configurations(where)) > 1:
+        return _p3_hub(where)
+    given = {"data_files": known.file} if known.file and place is None else {}
+    found = hub.splits(where, **given)
+    return (name, hub.key(found)), lambda: _from_hub(found, where)
+
+
+def _file_key(path: Path) -> tuple[str, str]:
+    """Return what decides a file's rows: its content, and as what it is read."""
+    return content(path), data_suffix(path) or ""
+
+
+def _from_hub(found: Mapping[str, Dataset], name: str) -> Iterator[Batch]:
+    for part in wanted(found, name):
+        yield from hub.batches(found[part], name, part)
+
+
+def _p3_hub(name: str) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
+    """Return key and reader of T0's tasks: each is a configuration.
+
+    Training tasks give their training split, held-out tasks their validation split (else test).
+    """
+    parts: dict[str, Dataset] = {}
+    for task in hub.configurations(name):
+        role = _role(task)
+        if role is not None:
+            found = hub.splits(name, task)
+            order = ("train",) if role[0] == "train" else ("validation", "test", "train")
+            parts[task] = found[next(part for part in order if part in found)]
+
+    def rows() -> Iterator[Batch]:
+        for task, dataset in parts.items():
+            for batch in hub.batches(dataset, task, None):
+                yield replace(batch, rows=[{"task": task, **row} for row in batch.rows])
+
+    return ("p3", hub.key(parts)), rows
+
+
+@cache
+def _t0() -> list[tuple[str, str, str]]:
+    """Return (dataset, split, cluster) of T0's datasets, the longest names first."""
+    table = tomllib.loads(files("tma").joinpath("p3.toml").read_text(encoding="utf-8"))
+    found = [
+        (dataset, split, cluster)
+        for split, clusters in table.items()
+        for cluster, datasets in clusters.items()
+        for dataset in datasets
+    ]
+    return sorted(found, key=lambda entry: -len(entry[0]))
+
+
+def _role(task: object) -> tuple[str, str, str] | None:
+    """Return split, dataset and cluster of a P3 task in T0; None where it has no part in it.
+
+    Tasks ending in `_score_eval` write every answer option out; T0 used them for ranking only.
+    """
+    name = str(task).replace(".", "_")
+    if name.endswith("_score_eval"):
+        return None
+    known = (entry for entry in _t0() if name.startswith(f"{entry[0]}_"))
+    return next(((split, dataset, cluster) for dataset, split, cluster in known), None)
+
+
+def _p3(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Give every row the split that T0 gave its task; rows of other tasks are left out."""
+    for batch in batches:
+        found = [_p3_row(row, batch.at(k)) for k, row in enumerate(batch.rows)]
+        numbered = zip(found, batch.places, strict=True)
+        for part, group in groupby(numbered, key=lambda entry: entry[0][0]):
+            chosen = list(group)
+            rows, places = [row for (_, row), _ in chosen], [place for _, place in chosen]
+            yield replace(batch, part=part, rows=rows, places=places)
+
+
+def _p3_row(row: Mapping[str, Any], where: str) -> tuple[str | None, Mapping[str, Any]]:
+    if "task" not in row:
+        raise DataError(f"{where} has no task; it has {', '.join(row)}.")
+    split, dataset, cluster = _role(row["task"]) or (None, None, None)
+    return split, {"dataset": dataset, "cluster": cluster, **row}
+
+
+def _renamed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Give the conversations their usual name: the file on the hub calls them items."""
+    for batch in batches:
+        rows = [
+            {("conversations" if c == "items" else c): cell for c, cell in row.items()}
+            for row in batch.rows
+        ]
+        yield replace(batch, rows=rows)
+
+
+KNOWN = {
+    "niv2": Known("Muennighoff/natural-instructions", niv2.PLAN),
+    "p3": Known("bigscience/P3", Plan(by=OWN), _p3),
+    "flan-mini": Known(
+        "declare-lab/flan-mini",
+        Plan(by="task", per_task=(20, 5), tasks=(1600, 225)),
+        columns={"task": "source"},
+    ),
+    "sharegpt": Known(
+        "openchat/openchat_sharegpt4_dataset",
+        Plan(by="instance"),
+        _renamed,
+        file="sharegpt_gpt4.json",
+    ),
+    "no-robots": Known("HuggingFaceH4/no_robots", Plan()),
+}
+"""The paper's datasets by name."""
