@@ -101,9 +101,9 @@ def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
 ) -> None:
     import tma.train as loop
 
-    whole = loop.micro_batches
+    whole = loop.grouped
     monkeypatch.setattr(
-        loop, "micro_batches", lambda rows, *given, **named: whole(rows[1:], *given, **named)
+        loop, "grouped", lambda m, rows, *given, **how: whole(m, rows[1:], *given, **how)
     )
     with pytest.raises(
         OrderError, match=f"place 0: consumed {encoded[1].id}, the order says {encoded[0].id}"

@@ -23,9 +23,15 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from tma.config import RunConfig
-from tma.encode import Encoded, micro_batches
+from tma.encode import Encoded
 from tma.errors import OrderError, TrainingError
-from tma.evaluate import arithmetic, resolve_precision, response_losses, summed_losses
+from tma.evaluate import (
+    arithmetic,
+    grouped,
+    resolve_precision,
+    response_losses,
+    summed_losses,
+)
 from tma.packing import packs
 from tma.state import History, States
 
@@ -177,7 +183,7 @@ class _Loop:
         """Add up this process's gradients; return its share of the loss, and all ids consumed."""
         own = self._own(rows)
         # A process without an instance still has to take part in the exchange of gradients.
-        batches = micro_batches(own or rows[:1], self.config.micro_tokens, packed=self.packed)
+        batches = grouped(self.model, own or rows[:1], self.config.micro_tokens, packed=self.packed)
         scale = self.accelerator.num_processes / tokens if own else 0.0
         total, seen = torch.zeros((), device=self.accelerator.device), list[str]()
         with arithmetic(self.model, self.precision, packed=self.packed):
