@@ -184,6 +184,8 @@ class RunConfig:
         order_name(self.order)
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
+        if not isinstance(self.generate_at, list | tuple):
+            raise wrong("generate_at", self.generate_at, "a list of steps, such as [0, 10]")
         object.__setattr__(self, "generate_at", tuple(self.generate_at))
         for step in self.generate_at:
             check_count("generate_at", step, 0)
@@ -205,7 +207,12 @@ class RunConfig:
                 "one instance must fit a micro-batch. Raise the first or lower the second."
             )
         for name in ("learning_rate", "final_rate_ratio", "weight_decay", "clip_norm"):
-            _check_positive(name, getattr(self, name), zero=name == "weight_decay")
+            check_positive(name, getattr(self, name), zero=name == "weight_decay")
+        for name in ("gradient_checkpointing", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise wrong(name, getattr(self, name), "true or false")
+        if self.reward_model is not None:
+            _check_model(self.reward_model, (), "reward_model")
 
     @classmethod
     def at(
@@ -238,6 +245,19 @@ class RunConfig:
     def packs(self) -> bool:
         """Whether instances may be computed side by side, without padding (`tma.packing`)."""
         return self.attention in ("auto", "flash_attention_2") and not self.compile
+
+    def with_whole_paths(self) -> RunConfig:
+        """Return the settings with folders and files by their whole path.
+
+        The same files are then the same run from whatever folder they are named.
+        """
+        local: dict[str, Any] = {
+            name: str(Path(value).resolve())
+            for name in ("model", "dataset", "reward_model")
+            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
+            if Path(value).exists()
+        }
+        return dataclasses.replace(self, **local)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""
@@ -297,20 +317,23 @@ def _injected(cells: Sequence[str]) -> list[str]:
     return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
-def _check_positive(name: str, value: object, *, zero: bool) -> None:
+def check_positive(name: str, value: object, *, zero: bool) -> None:
+    """Refuse a value that is no finite number above 0; or 0, if that is allowed."""
     least = 0.0 if zero else math.nextafter(0, 1)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type,operator]
         raise wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
 
 
-def _check_model(value: object, names: Sequence[str]) -> None:
+def _check_model(value: object, names: Sequence[str], setting: str = "model") -> None:
     if (
         not isinstance(value, str)
         or not value
         or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
     ):
-        expected = f"{choices(names, value)}, a hub id (owner/name), or an existing folder"
-        raise wrong("model", value, expected)
+        known = f"{choices(names, value)}, " if names else "None, "
+        expected = f"{known}a hub id (owner/name), or an existing folder"
+        raise wrong(setting, value, expected)
 
 
 def _check_dataset(value: object) -> None:
