@@ -86,6 +86,20 @@ def tiny_model(
     return folder
 
 
+@pytest.fixture
+def reward_folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """A folder with a tiny reward model of random weights."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
+    folder = tmp_path / "reward"
+    LlamaForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def dataset_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six tasks of eight instances: letters to repeat, numbers to add, and so on."""

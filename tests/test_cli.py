@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def test_a_run_is_trained_and_listed(
         (["--order", "nearest_first"], "order='nearest_first'"),
         (["--order", "random", "--set", "step=2"], "--set step=2 cannot be used"),
         (["--order", "random", "--set", "batch_size=none"], "batch_size='none'"),
+        (["--order", "random", "--set", "seed=3"], "--set seed=3 cannot be used; write --seed 3"),
+        (["--order", "random", "--set", "model=x"], "write --model x instead"),
+        (["--order", "random", "--set", "generate_at=3"], "generate_at=3 cannot be used"),
+        (["--order", "random", "--set", "compile=False"], "compile='False' cannot be used"),
+        (["--order", "random", "--state-minutes", "-1"], "state_minutes=-1.0"),
     ],
 )
 def test_wrong_arguments_end_with_one_message(
@@ -38,3 +44,52 @@ def test_wrong_arguments_end_with_one_message(
     assert error.startswith("ParameterError: ")
     assert said in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_an_interrupted_command_says_how_to_go_on(
+    tiny_model: Path,
+    dataset_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from tma import train
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    given = ["--order", "tma_max", "--model", str(tiny_model), "--set", f"dataset={dataset_file}"]
+    given += ["--set", "steps=2", "--set", "batch_size=8"]
+    with monkeypatch.context() as patched:
+        patched.setattr(train._Loop, "step", stop)
+        assert cli.main(["train", *given]) == 130
+    assert "the same command goes on from the last saved state" in capsys.readouterr().err
+    assert "the same call goes on from the beginning" in caplog.text
+    assert cli.main(["train", *given]) == 0
+
+
+def test_one_odd_run_does_not_hide_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path))
+    settings = {"order": "random", "model": "gone/and/away", "dataset": "gone.jsonl"}
+    failed = {"error": "step 3: loss is nan", "step": 2, "loss": 1.5}
+    for name, files in {
+        "a": {"config.json": "{"},
+        "b": {"config.json": json.dumps(settings), "manifest.json": '{"steps": '},
+        "c": {"config.json": json.dumps(settings), "manifest.json": '{"steps": 3}'},
+        "d": {"config.json": json.dumps(settings), "failed.json": json.dumps(failed)},
+        "e": {"config.json": json.dumps(settings)},
+    }.items():
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        for file, text in files.items():
+            (tmp_path / "runs" / name / file).write_text(text)
+    assert cli.main(["runs"]) == 0
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "a damaged - - -, -, -",
+        "b damaged - - random, gone/and/away, gone.jsonl",
+        "c damaged - - random, gone/and/away, gone.jsonl",
+        "d failed 2 1.5000 random, gone/and/away, gone.jsonl: step 3: loss is nan",
+        "e interrupted - - random, gone/and/away, gone.jsonl",
+    ]

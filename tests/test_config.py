@@ -154,6 +154,12 @@ def test_settings_travel_as_json() -> None:
         ({"limit": 0}, "limit=0 .* at least 1"),
         ({"micro_tokens": "x"}, "micro_tokens='x' "),
         ({"clip_norm": "x"}, "clip_norm='x' "),
+        ({"learning_rate": True}, "learning_rate=True .* a positive number"),
+        ({"compile": "False"}, "compile='False' .* true or false"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing=1 .* true or false"),
+        ({"generate_at": 3}, r"generate_at=3 .* a list of steps, such as \[0, 10\]"),
+        ({"reward_model": 3}, "reward_model=3 .* None, a hub id .* folder"),
+        ({"reward_model": "no/such/folder"}, "reward_model='no/such/folder' "),
     ],
 )
 def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:

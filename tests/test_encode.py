@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pytest
@@ -52,6 +52,26 @@ def test_a_long_response_keeps_half_of_the_room_for_the_prompt(
 def test_an_instance_without_response_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(DataError, match="instance 1 has no response"):
         encode(instances(("a", "b"), ("c", " ")), tokenizer, 64)
+
+
+def test_a_special_token_that_stands_in_a_text_is_text(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    [found] = encode(instances(("Say <|im_end|>.", "a<|im_end|>b")), tokenizer, 64)
+    special = [token for token in found.tokens if token in tokenizer.all_special_ids]
+    assert special == [1, 2]  # begin and end
+    assert tokenizer.decode(list(found.tokens[found.response_start : -1])) == " a<|im_end|>b"
+
+
+def test_a_response_that_the_tokenizer_drops_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    from copy import deepcopy
+
+    from tokenizers.normalizers import Replace
+
+    deaf: Any = deepcopy(tokenizer)
+    deaf.backend_tokenizer.normalizer = Replace(" silence", "")
+    with pytest.raises(DataError, match="instance 1: the tokenizer drops its whole response"):
+        encode(instances(("a", "b"), ("c", "silence")), deaf, 64)
 
 
 def made(*shapes: tuple[int, int]) -> list[Encoded]:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 import tma
 from tests.conftest import tiny_run
-from tma import models
+from tma import making, metrics, models
 from tma.encode import encode
+from tma.errors import ParameterError, TrainingError
 from tma.generate import answers, scored
 from tma.making import Making
 from tma.state import States
@@ -35,6 +37,29 @@ def test_answers_are_greedy_and_do_not_depend_on_the_batch(
         if tokenizer.eos_token_id in made:
             made = made[: made.index(tokenizer.eos_token_id)]
         assert answer == tokenizer.decode(made, skip_special_tokens=True).strip()
+
+
+def test_settings_that_come_with_a_model_do_not_steer_its_answers(
+    tiny_model: Path, dataset_file: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    from transformers import GenerationConfig
+
+    rows = encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)[::9]
+    model = models.load(str(tiny_model))[0]
+    plain = answers(model, tokenizer, rows, max_new_tokens=6)
+    model.generation_config = own = GenerationConfig(
+        encoder_repetition_penalty=2.0,
+        forced_eos_token_id=2,
+        exponential_decay_length_penalty=[1, 100.0],
+        return_dict_in_generate=True,
+        num_return_sequences=1,
+        stop_strings=["a", "e"],
+        suppress_tokens=list(range(3, 20_000)),
+        repetition_penalty=9.0,
+        min_new_tokens=6,
+    )
+    assert answers(model, tokenizer, rows, max_new_tokens=6) == plain
+    assert model.generation_config is own
 
 
 def test_the_real_model_answers(weights: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -74,6 +99,52 @@ def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Pa
     assert run.config == replace(config, precision=run.config.precision)
 
 
+def test_a_run_loads_its_reward_model_once_and_is_named_by_it(
+    cache: Path,
+    tiny_model: Path,
+    dataset_file: Path,
+    reward_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert cache.is_dir()
+    config = tiny_run(
+        tiny_model,
+        dataset_file,
+        order="random",
+        steps=2,
+        batch_size=8,
+        generate_at=[0, 2],
+        max_new_tokens=4,
+        reward_model=str(reward_folder),
+        seed=5,
+    )
+    loaded: list[str] = []
+    load = metrics._reward_model
+    monkeypatch.setattr(metrics, "_reward_model", lambda name: (loaded.append(name), load(name))[1])
+    run = tma.run(config)
+    assert loaded == [str(reward_folder)]
+    assert run.answers["reward"].notna().all()
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    with torch.no_grad():
+        model.score.weight.fill_(float("nan"))
+    model.save_pretrained(reward_folder)  # the same name, other weights
+    with pytest.raises(TrainingError, match="step 0: reward is nan; instances"):
+        tma.run(config)
+    (reward_folder / "config.json").unlink()
+    monkeypatch.setattr("tma.making.fine_tune", None)  # not reached
+    with pytest.raises(ParameterError, match=r"reward_model=.* could not be loaded"):
+        tma.run(config)
+
+
+def test_a_run_without_answers_says_so(cache: Path, tiny_model: Path, dataset_file: Path) -> None:
+    assert cache.is_dir()
+    config = tiny_run(tiny_model, dataset_file, order="random", steps=2, batch_size=8)
+    with pytest.raises(ParameterError, match=r"generate_at=\(\) of run .* asks for no answers"):
+        _ = tma.run(config).answers
+    with pytest.raises(ParameterError, match=r"generate_at=\(3,\) .* steps from 0 to 2"):
+        tma.run(replace(config, generate_at=(3,)))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -87,8 +158,17 @@ def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Pa
     ids=str,
 )
 def test_settings_of_training_do_what_they_say(
-    cache: Path, tiny_model: Path, dataset_file: Path, change: dict[str, object]
+    cache: Path,
+    tiny_model: Path,
+    dataset_file: Path,
+    change: dict[str, object],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    trained: list[Any] = []
+    fine_tune = making.fine_tune
+    monkeypatch.setattr(
+        making, "fine_tune", lambda m, *a, **k: (trained.append(m), fine_tune(m, *a, **k))[1]
+    )
     config = tiny_run(
         tiny_model,
         dataset_file,
@@ -99,6 +179,9 @@ def test_settings_of_training_do_what_they_say(
         precision="fp32",
     )
     plain, changed = tma.run(config), tma.run(replace(config, **change))  # type: ignore[arg-type]
+    assert trained[-1].is_gradient_checkpointing == ("gradient_checkpointing" in change)
+    kernel = trained[-1].config._attn_implementation
+    assert (kernel == "eager") == ("attention" in change)
     same = {"attention": 1e-4, "gradient_checkpointing": 1e-5}.get(next(iter(change)))
     difference = (plain.training["loss"] - changed.training["loss"][:4]).abs().max()
     if same is not None:  # other arithmetic, the same numbers

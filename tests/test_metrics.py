@@ -1,9 +1,9 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tma.errors import ParameterError
 from tma.metrics import exact_match, rewards, rouge
@@ -18,6 +18,9 @@ from tma.metrics import exact_match, rewards, rouge
         ("Paris", ["London"], 0),
         ("", ["London"], 0),
         ("3.5", ["35"], 1),  # punctuation goes, as in the paper
+        ("+", ["-"], 0),  # all of it would
+        ("+", ["-", " +"], 1),
+        ("", ["-"], 0),
     ],
 )
 def test_exact_match(answer: str, references: list[str], expected: int) -> None:
@@ -33,15 +36,11 @@ def test_rouge_by_hand() -> None:
     assert rouge("", ["a"]) == {"rouge1": 0.0, "rougeL": 0.0}
 
 
-@pytest.fixture
-def reward_folder(tiny_model: Path, tmp_path: Path) -> Path:
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
-
-    torch.manual_seed(0)
-    config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
-    return tmp_path
+@pytest.mark.parametrize("references", [[], "abc"])
+def test_references_are_a_list_of_texts(references: list[str]) -> None:
+    for measure in (rouge, exact_match):
+        with pytest.raises(ParameterError, match=r"references=.* a list of one text or more"):
+            measure("a", references)
 
 
 def test_rewards_are_those_of_single_texts(reward_folder: Path) -> None:
@@ -65,3 +64,23 @@ def test_a_reward_model_with_two_outputs_is_refused(tiny_model: Path, tmp_path: 
         rewards(str(tmp_path), ["a"], ["b"])
     with pytest.raises(ParameterError, match=r"reward_model=.*could not be loaded"):
         rewards(str(tmp_path / "none"), ["a"], ["b"])
+
+
+def test_a_long_text_keeps_its_answer(reward_folder: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(reward_folder, model_max_length=32)
+    tokenizer.save_pretrained(reward_folder)
+    found = rewards(str(reward_folder), ["word " * 100] * 2, ["yes", "not at all"])
+    assert found[0] != pytest.approx(found[1], abs=1e-6)
+
+
+def test_a_tokenizer_with_nothing_to_pad_scores_one_by_one(reward_folder: Path) -> None:
+    prompts, answers = ["What is it?", "Say more."], ["a cat", "a much longer answer"]
+    padded = rewards(str(reward_folder), prompts, answers)
+    file = reward_folder / "tokenizer_config.json"
+    known = json.loads(file.read_text())
+    file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
+    (reward_folder / "special_tokens_map.json").unlink(missing_ok=True)
+    found = rewards(str(reward_folder), prompts, answers)
+    assert found.tolist() == pytest.approx(padded.tolist(), abs=1e-5)

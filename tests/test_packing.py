@@ -93,12 +93,14 @@ def test_packed_instances_have_the_losses_and_the_gradient_of_padded_ones(
 
 
 @pytest.mark.parametrize("make", [llama, gemma_with_a_window])
-def test_packed_instances_in_bf16_stay_near_fp32(make: type, rows: list[Encoded]) -> None:
+def test_packing_costs_no_more_than_bf16_itself(make: type, rows: list[Encoded]) -> None:
     model = make()
     exact = losses_and_gradient(model, rows, "fp32", packed=False)
+    padded = losses_and_gradient(model, rows, "bf16", packed=False)
     packed = losses_and_gradient(model, rows, "bf16", packed=True)
-    assert torch.linalg.norm(packed[0] - exact[0]) < 5e-3 * torch.linalg.norm(exact[0])
-    assert torch.linalg.norm(packed[1] - exact[1]) < 5e-2 * torch.linalg.norm(exact[1])
+    for truth, ours, theirs in zip(exact, packed, padded, strict=True):
+        assert torch.linalg.norm(ours - truth) < 4 * torch.linalg.norm(theirs - truth)
+        assert torch.linalg.norm(ours - truth) < 0.1 * torch.linalg.norm(truth)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ import pytest
 
 import tma
 from tests.conftest import tiny_run
-from tma import Method, data
+from tma import Method, data, runs
 from tma.config import RunConfig
+from tma.errors import DataError, ParameterError
+from tma.state import States
 
 FINISHED = {
     "config.json",
@@ -87,6 +89,44 @@ def test_training_again_gives_the_same_numbers(config: RunConfig) -> None:
     assert tma.run(config).losses.equals(first)
 
 
+def test_a_run_with_a_cut_manifest_or_without_a_table_is_made_again(config: RunConfig) -> None:
+    first = tma.run(config)
+    losses = first.losses
+    manifest = first.folder / "manifest.json"
+    for damage in ("manifest.json", "losses.parquet"):
+        if damage == "manifest.json":
+            manifest.write_text(manifest.read_text()[:40])
+        else:
+            (first.folder / damage).unlink()
+        assert [e.status for e in runs.runs() if e.key == first.folder.name] == ["damaged"]
+        assert tma.run(config).losses.equals(losses)
+
+
+def test_the_same_files_are_the_same_run_from_everywhere(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = tma.run(config)
+    monkeypatch.chdir(Path(config.dataset).parent)
+    again = tma.run(replace(config, dataset=Path(config.dataset).name))
+    assert again.folder == first.folder
+    assert again.config.dataset == config.dataset
+
+
+def test_wrong_intervals_and_data_without_a_test_are_refused(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ParameterError, match=r"state_steps=0 .* at least 1"):
+        tma.run(config, state_steps=0)
+    with pytest.raises(ParameterError, match="state_minutes='x' "):
+        tma.run(config, state_minutes="x")  # type: ignore[arg-type]
+    train = tma.load(config.dataset, split="train")
+    monkeypatch.setattr(
+        data, "load", lambda name, split: train if split == "train" else train.select([])
+    )
+    with pytest.raises(DataError, match=r"has .* training and 0 test instances; expected at least"):
+        tma.run(config)
+
+
 SCRIPT = """
 import json, sys, tma
 from tma.config import RunConfig
@@ -158,7 +198,49 @@ def test_the_fingerprint_of_the_data_stands_in_the_manifest(config: RunConfig) -
 
 def test_the_real_model_learns_the_real_suite(cache: Path) -> None:
     assert cache.is_dir()
-    config = RunConfig.at("pocket", order="tma_min", steps=2, eval_every=2, max_tokens=96)
+    config = RunConfig.at("pocket", order="random", steps=2, eval_every=2, max_tokens=96)
     run = tma.run(replace(config, limit=20, batch_size=16))
     means = run.losses.groupby("step")["loss"].mean()
     assert means.iloc[-1] < 0.9 * means.iloc[0]
+
+
+def test_states_left_beside_a_manifest_are_removed(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, seed=19)
+    with monkeypatch.context() as patched:
+        patched.setattr(States, "remove", lambda self: None)  # killed before it
+        folder = tma.run(config, state_steps=1).folder
+    assert len(list(folder.glob("state-*"))) == 2
+    assert tma.run(config).folder == folder
+    assert list(folder.glob("state-*")) == []
+
+
+def test_the_trained_model_can_be_kept(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tma.making import Making
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    config = replace(config, seed=9, precision="fp32")
+    without = tma.run(config)
+    assert not (without.folder / "model").exists()
+    written = (without.folder / "manifest.json").stat().st_mtime_ns
+    with monkeypatch.context() as patched:
+        patched.setattr(Making, "_trained", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tma.run(config, save_model=True)
+    again = tma.run(config)  # what is there stays until the new model is
+    assert (again.folder / "manifest.json").stat().st_mtime_ns == written
+    run = tma.run(config, save_model=True)
+    model = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
+    from tma.encode import encode
+    from tma.evaluate import response_losses
+
+    rows = encode(tma.load(config.dataset, split="test"), tokenizer, config.max_tokens)
+    final = run.losses[run.losses["step"] == run.manifest["steps"]]["loss_sum"]
+    found = response_losses(model, rows, config.micro_tokens, "fp32")
+    assert found.tolist() == pytest.approx(final.tolist(), rel=1e-5)

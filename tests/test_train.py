@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
 import math
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +17,7 @@ import tma
 from tma import models
 from tma.config import RunConfig
 from tma.encode import Encoded, encode
-from tma.errors import OrderError, TrainingError
+from tma.errors import OrderError, ParameterError, TrainingError
 from tma.evaluate import resolve_precision, response_losses
 from tma.train import check_order, learning_rate, train
 
@@ -112,13 +117,13 @@ def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
 
 
 def test_the_first_difference_from_the_order_is_named() -> None:
-    check_order(["a", "b"], "abc", 0, 2)
+    check_order(["a", "b"], "ab")
     with pytest.raises(OrderError, match="place 1: consumed c, the order says b"):
-        check_order(["a", "c"], "abc", 0, 2)
+        check_order(["a", "c"], "ab")
     with pytest.raises(OrderError, match="place 2: consumed d, the order says nothing"):
-        check_order(["a", "b", "d"], "abc", 1, 2)
+        check_order(["a", "b", "d"], "ab")
     with pytest.raises(OrderError, match="place 1: consumed nothing, the order says b"):
-        check_order(["a"], "abc", 0, 2)
+        check_order(["a"], "ab")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(
@@ -127,8 +132,111 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     model = models.load(str(tiny_model))[0]
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
-    with pytest.raises(TrainingError, match=f"test loss of instance {encoded[0].id} is nan"):
+    ids = rf"\['{encoded[0].id}', '{encoded[1].id}'\]"
+    with pytest.raises(TrainingError, match=f"step 0: test loss is nan; instances {ids}"):
         train(model, encoded[:8], encoded[:2], config)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_in_its_own_step(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    model = models.load(str(tiny_model))[0]
+    weight = next(iter(model.parameters()))
+    before = weight.detach().clone()
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(TrainingError, match=r"step 1: gradient norm is nan; instances \['"):
+        train(model, encoded[:8], encoded[:2], config)
+    assert torch.equal(weight, before)
+
+
+def test_what_cannot_be_trained_is_refused(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    model = models.load(str(tiny_model))[0]
+    with pytest.raises(ParameterError, match="8 training and 0 test instances; expected one"):
+        train(model, encoded[:8], [], config)
+    late = replace(config, generate_at=(0, 3))
+    with pytest.raises(ParameterError, match=r"generate_at=\(0, 3\) .* steps from 0 to 2"):
+        train(model, encoded[:16], encoded[:2], late)
+
+
+ENVIRONMENT = """
+import json, sys, tma
+from tma import encode, models
+from tma.config import RunConfig
+from tma.train import train
+model, tokenizer = models.load(sys.argv[1])
+rows = encode.encode(tma.load(sys.argv[2], split="train"), tokenizer, 64)
+config = RunConfig.from_json(json.loads(sys.argv[3]))
+print(json.dumps(train(model, rows[:16], rows[:2], config).steps))
+"""
+
+
+def test_settings_of_accelerate_change_no_numbers(
+    tiny_model: Path, dataset_file: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    plain = train(models.load(str(tiny_model))[0], encoded[:16], encoded[:2], config).steps
+    done = subprocess.run(
+        [sys.executable, "-c", ENVIRONMENT, tiny_model, dataset_file, json.dumps(config.to_json())],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {
+            "ACCELERATE_MIXED_PRECISION": "bf16",
+            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
+            "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+        },
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert [e["loss"] for e in found] == [e["loss"] for e in plain]
+
+
+def test_a_model_that_would_not_be_split_is_refused(
+    tiny_model: Path,
+    encoded: list[Encoded],
+    config: RunConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ParameterError, match="use_fsdp=True, but accelerate runs as NO"):
+        train(models.load(str(tiny_model))[0], encoded[:8], encoded[:2], config)
+
+
+def test_gradient_checkpointing_is_turned_on(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    model = models.load(str(tiny_model))[0]
+    train(model, encoded[:8], encoded[:2], replace(config, gradient_checkpointing=True))
+    assert model.is_gradient_checkpointing
+
+
+def test_weight_decay_shrinks_the_weights(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    norms = []
+    for decay in (0.0, 10.0):
+        model = models.load(str(tiny_model))[0]
+        train(model, encoded[:16], encoded[:2], replace(config, weight_decay=decay))
+        norms.append(float(model.get_input_embeddings().weight.detach().norm()))
+    # Two steps at rates 1e-3 and 1e-4: 1 - 10 * rate is left of each weight.
+    assert norms[1] / norms[0] == pytest.approx(0.99 * 0.999, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_model_gives_the_same_losses(
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+) -> None:
+    losses = []
+    for change in ({"compile": True}, {"attention": "sdpa"}):
+        model = models.load(str(tiny_model))[0]
+        history = train(model, encoded[:16], encoded[:2], replace(config, **change))
+        losses.append([entry["loss"] for entry in history.steps])
+        compiled = getattr(model.get_decoder(), "_compiled_call_impl", None)
+        assert (compiled is not None) == ("compile" in change)
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
 def test_training_learns_what_it_sees(

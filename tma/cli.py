@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TmaError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted: the same command goes on from the last saved state.\n")
+        return 130  # what a shell says of a command that Ctrl-C ended
     return 0
 
 
@@ -56,13 +59,19 @@ def _train(options: argparse.Namespace) -> list[str]:
         options.scale, order=options.order, model=options.model, seed=options.seed, **changes
     )
     made = run(config, state_minutes=options.state_minutes, save_model=options.save_model)
+    from accelerate import PartialState
+
+    if not PartialState().is_main_process:  # one result, however many processes made it
+        return []
     final = made.losses[made.losses["step"] == made.losses["step"].max()]
     return [str(made.folder), f"test loss {final['loss'].mean():.4f} nats a token"]
 
 
 def _setting(text: str) -> tuple[str, object]:
     name, found, value = text.partition("=")
-    known = {*RunConfig.__dataclass_fields__, "steps"}
+    known = {*RunConfig.__dataclass_fields__, "steps"} - {"order", "model", "seed"}
+    if name in ("order", "model", "seed"):
+        raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
     if not found or name not in known:
         raise ParameterError(
             f"--set {text} cannot be used; expected NAME=VALUE with a name of: "
@@ -79,8 +88,9 @@ def _runs(_: argparse.Namespace) -> list[str]:
     for entry in runs():
         step = "-" if entry.step is None else f"{entry.step}"
         loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
-        what = f"{entry.config.order}, {entry.config.model}, {entry.config.dataset}"
-        lines.append(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}")
+        what = ", ".join(str(entry.config.get(n, "-")) for n in ("order", "model", "dataset"))
+        why = "" if entry.error is None else f": {entry.error}"
+        lines.append(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}{why}")
     return lines
 
 

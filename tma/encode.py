@@ -81,7 +81,8 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int
         max_tokens: tokens of an instance at most, at least 8.
 
     Raises:
-        DataError: an instance has no response; the message names it.
+        DataError: an instance has no response, or none that the tokenizer keeps; the message names
+            it.
 
     Source: the paper's training format, kept here as one text.
     """
@@ -90,11 +91,22 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     for name, response in zip(dataset["id"], dataset["response"], strict=True):
         if not response.strip():
             raise DataError(f"instance {name} has no response: nothing to learn or to measure.")
-    batch = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    batch = tokenizer(
+        whole,
+        add_special_tokens=False,
+        split_special_tokens=True,  # "</s>" in a text is these letters, not an end
+        return_offsets_mapping=True,
+        verbose=False,
+    )
     out = []
     for row, (name, task) in enumerate(zip(dataset["id"], dataset["task"], strict=True)):
         ends = [end for _, end in batch["offset_mapping"][row]]
-        start = next(k for k, end in enumerate(ends) if end > len(prefixes[row]))
+        start = next((k for k, end in enumerate(ends) if end > len(prefixes[row])), None)
+        if start is None:
+            raise DataError(
+                f"instance {name}: the tokenizer drops its whole response "
+                f"{dataset['response'][row]!r}; expected at least one token. Leave it out."
+            )
         ids = batch["input_ids"][row]
         head, tail = _with_ends(ids[:start], ids[start:], tokenizer)
         out.append(_fitted(name, task, head, tail, max_tokens))

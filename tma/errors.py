@@ -34,11 +34,11 @@ class OrderError(TmaError, RuntimeError):
 
 
 class TrainingError(TmaError, RuntimeError):
-    """A loss became NaN or infinite; the message names the step and the instances."""
+    """A loss, gradient or reward became NaN or infinite; the message names step and instances."""
 
 
 class StateError(TmaError, OSError):
-    """The state of a run could not be written; the one before it is whole."""
+    """The state or the results of a run could not be written; the last state is whole."""
 
 
 def wrong(name: str, value: object, expected: str) -> ParameterError:

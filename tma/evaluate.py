@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 
 from tma.encode import Encoded, MicroBatch, micro_batches
-from tma.errors import TrainingError
 from tma.packing import borders, packed_attention
 
 if TYPE_CHECKING:
@@ -117,15 +116,12 @@ def response_losses(
         precision: "bf16" or "fp32".
         packed: compute instances side by side in one row; the model must (`packing.packs`).
 
-    Raises:
-        TrainingError: a loss is NaN or infinite; the message names the instance.
+    Returns:
+        The losses; NaN or infinite where the model gives that.
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
     with torch.inference_mode(), arithmetic(model, precision, packed=packed):
         for batch in grouped(model, encoded, micro_tokens, packed=packed):
             out[list(batch.members)] = summed_losses(model, batch).cpu().numpy()
-    bad = np.flatnonzero(~np.isfinite(out))
-    if bad.size:
-        raise TrainingError(f"test loss of instance {encoded[bad[0]].id} is {out[bad[0]]}")
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,15 +36,17 @@ def answers(
         precision: "bf16" or "fp32".
     """
     out = [""] * len(encoded)
-    given = _settings(tokenizer, max_new_tokens)
+    settings = _greedy(tokenizer, max_new_tokens)
     model.train(False)
-    with torch.inference_mode(), arithmetic(model, precision):
+    with torch.inference_mode(), arithmetic(model, precision), _only(model, settings):
         for members in _batches(encoded, micro_tokens, max_new_tokens):
             prompts = [encoded[i].tokens[: encoded[i].response_start] for i in members]
-            tokens, mask = _left_padded(prompts, int(given["pad_token_id"]))
+            tokens, mask = _left_padded(prompts, int(settings.pad_token_id))
             generate: Any = model.generate
             made = generate(
-                input_ids=tokens.to(model.device), attention_mask=mask.to(model.device), **given
+                input_ids=tokens.to(model.device),
+                attention_mask=mask.to(model.device),
+                generation_config=settings,
             )
             texts = tokenizer.batch_decode(made[:, tokens.shape[1] :], skip_special_tokens=True)
             for member, text in zip(members, texts, strict=True):
@@ -63,21 +66,31 @@ def scored(
     ]
 
 
-def _settings(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> dict[str, Any]:
-    """Return what makes generation greedy, whatever a model's own settings say."""
+def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
+    """Return the settings of greedy generation and of nothing else."""
+    from transformers import GenerationConfig
+
     end: Any = tokenizer.eos_token_id
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "num_beams": 1,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "repetition_penalty": 1.0,
-        "eos_token_id": end,
-        "pad_token_id": pad if pad is not None else 0,
-    }
+    config: Any = GenerationConfig
+    return config(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=end,
+        pad_token_id=pad if pad is not None else 0,
+    )
+
+
+@contextmanager
+def _only(model: Any, settings: Any) -> Iterator[None]:
+    """Let a model generate by these settings; else its own fill in what they leave open."""
+    own = model.generation_config
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def _batches(encoded: Sequence[Encoded], micro_tokens: int, room: int) -> Iterator[list[int]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,18 +19,21 @@ from tma import encode, models
 from tma.config import RunConfig
 from tma.data import references
 from tma.encode import Encoded
-from tma.errors import OrderError, TrainingError
+from tma.errors import OrderError, StateError, TrainingError
 from tma.generate import answers, scored
 from tma.method import Method
-from tma.metrics import rewards
+from tma.metrics import RewardModel
 from tma.receipt import Arranged, arrange_dataset
-from tma.runs import hardware
-from tma.state import History, States
+from tma.runs import complete, hardware, last_loss
+from tma.state import DISK_ERRORS, History, States
 from tma.store import new_file, new_folder, write_json
+from tma.train import check_answered, check_order
 from tma.train import train as fine_tune
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
 
@@ -57,37 +60,52 @@ class Making:
 
         Raises:
             OrderError, TrainingError: training went wrong; the run is marked failed.
-            StateError: a state could not be written.
+            ParameterError: `generate_at` or the reward model cannot be used.
+            StateError: a state or the results could not be written.
         """
-        started = time.monotonic()
         writes = PartialState().is_main_process
-        if writes:
-            self._begin()
         method = Method(self.config.order, self.config.limit, self.config.seed)
         arranged = arrange_dataset(self.train, self.test, method)
+        # What can be wrong is loaded or checked before anything is written or trained.
+        check_answered(self.config, len(arranged.ids))
+        answered = self.config.reward_model is not None and self.config.generate_at
+        judge = RewardModel(str(self.config.reward_model)) if answered else None
+        if writes:
+            self._begin()
         try:
-            history, model, tokenizer = self._trained(arranged)
+            history, model, tokenizer = self._trained(arranged, judge)
         except (OrderError, TrainingError) as error:
             if writes:
-                self.states.remove()
-                write_json(self.folder / "failed.json", {"error": str(error)})
+                self._fail(error)
             raise
-        if not writes:
-            return
-        self._store(history, arranged)
-        if save_model:
-            self._store_model(model, tokenizer)
-        self._finish(history, arranged, time.monotonic() - started)
+        except KeyboardInterrupt:
+            if writes:
+                log.warning("stopped; the same call goes on from %s", self.states.newest())
+            raise
+        if writes:
+            self._store(history, arranged, (model, tokenizer) if save_model else None)
 
     def _begin(self) -> None:
-        """Leave beside the run what it is, and nothing of an earlier end."""
+        """Leave beside the run what it is, and nothing of an earlier end.
+
+        A finished run that is made again for its model keeps its results until then.
+        """
         for stale in self.folder.glob(".new-*"):  # left by a run that was killed while it stored
             shutil.rmtree(stale)
-        for name in ("failed.json", "manifest.json"):
-            (self.folder / name).unlink(missing_ok=True)
+        if (self.folder / "failed.json").is_file():
+            self.states.remove()
+            (self.folder / "failed.json").unlink()
+        if not complete(self.folder):
+            (self.folder / "manifest.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", self.config.to_json())
 
-    def _trained(self, arranged: Arranged) -> tuple[History, Any, Any]:
+    def _fail(self, error: Exception) -> None:
+        history = self.states.history
+        found = {"error": str(error), "step": len(history.steps), "loss": last_loss(history.losses)}
+        write_json(self.folder / "failed.json", found)
+        self.states.remove()
+
+    def _trained(self, arranged: Arranged, judge: RewardModel | None) -> tuple[History, Any, Any]:
         """Return what training measured, the trained model, and its tokenizer."""
         config = self.config
         model, tokenizer = models.load(config.model, config.attention)
@@ -100,11 +118,14 @@ class Making:
                 encode.encode(self.test, tokenizer, config.max_tokens),
                 config,
                 states=self.states,
-                answer=lambda model, rows: self._answers(model, tokenizer, rows),
+                answer=lambda model, rows: self._answers(model, tokenizer, judge, rows),
             )
+        check_order(history.consumed, arranged.ids * config.epochs)
         return history, model, tokenizer
 
-    def _answers(self, model: Any, tokenizer: Any, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def _answers(
+        self, model: Any, tokenizer: Any, judge: RewardModel | None, rows: Sequence[Encoded]
+    ) -> list[dict[str, Any]]:
         """Answer test instances and score the answers; one entry each."""
         config, test = self.config, self.test
         at = {name: place for place, name in enumerate(test["id"])}
@@ -118,13 +139,27 @@ class Making:
             precision=config.precision,
         )
         entries = scored(rows, made, references(own))
-        if config.reward_model is None:
+        if judge is None:
             return entries
-        found = rewards(config.reward_model, list(own["prompt"]), made)
+        found = judge.scores(list(own["prompt"]), made)
         return [entry | {"reward": float(r)} for entry, r in zip(entries, found, strict=True)]
 
-    def _store(self, history: History, arranged: Arranged) -> None:
-        arranged.receipt.check(history.consumed[: len(arranged.ids)])
+    def _store(self, history: History, arranged: Arranged, kept: tuple[Any, Any] | None) -> None:
+        """Write model and results, the manifest last; then no state is needed any more."""
+        try:
+            if kept is not None:
+                self._store_model(*kept)
+            self._store_tables(history)
+            arranged.save(self.folder / "order.json")
+            self._finish(history, arranged)
+        except DISK_ERRORS as error:
+            raise StateError(
+                f"the results could not be written to {self.folder}: {error}. Free space there and "
+                f"run again: training goes on from {self.states.newest()}."
+            ) from error
+        self.states.remove()
+
+    def _store_tables(self, history: History) -> None:
         tables: dict[str, Sequence[dict[str, Any]]] = {
             "losses": history.losses,
             "training": history.steps,
@@ -134,7 +169,6 @@ class Making:
             if entries:
                 with new_file(self.folder / f"{name}.parquet") as draft:
                     pd.DataFrame(entries).to_parquet(draft, index=False)
-        arranged.save(self.folder / "order.json")
 
     def _store_model(self, model: Any, tokenizer: Any) -> None:
         shutil.rmtree(self.folder / "model", ignore_errors=True)
@@ -142,16 +176,16 @@ class Making:
             model.save_pretrained(draft)
             tokenizer.save_pretrained(draft)
 
-    def _finish(self, history: History, arranged: Arranged, seconds: float) -> None:
+    def _finish(self, history: History, arranged: Arranged) -> None:
         manifest = {
             "config": self.config.to_json(),
             "inputs": self.inputs | {"order": arranged.receipt.sha256},
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "hardware": hardware(),
+            "processes": PartialState().num_processes,
             "instances": len(history.consumed),
             "steps": len(history.steps),
-            "seconds": round(seconds, 1),
+            "seconds": round(self.states.seconds, 1),
         }
         write_json(self.folder / "manifest.json", manifest)
-        self.states.remove()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from tma import assets
-from tma.config import BUILT_IN
 from tma.errors import AssetError, ParameterError
+from tma.names import BUILT_IN
 from tma.store import cache_dir, digest, file_digest, locked, new_folder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTraine
     """Return a causal language model in float32 and its tokenizer.
 
     Args:
-        name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id. Only safetensors
+        name: built-in weights (see `names.BUILT_IN`), a folder, or a hub id. Only safetensors
             are read, and no code that comes with a model is run.
         attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from tma.config import data_suffix
 from tma.errors import DataError
 from tma.formats import Row
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
+from tma.names import data_suffix
 from tma.store import digest, file_digest
 
 if TYPE_CHECKING:

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import platform
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import Timeout
+
 from tma import data
-from tma.config import RunConfig
+from tma.config import RunConfig, check_positive
 from tma.embed import MiniLM
+from tma.errors import DataError, ParameterError, check_count
 from tma.receipt import Receipt, read_receipt
 from tma.store import cache_dir, canonical_json, digest, is_locked, locked
 
@@ -27,8 +32,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-FORMAT = 4
+log = logging.getLogger(__name__)
+
+FORMAT = 5
 """Raised when the same settings would give other numbers than before."""
+_TURN = 5.0
+"""Seconds that processes wait for the lock before they hear from each other."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Run:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Settings, fingerprints, versions, hardware, seconds."""
+        """Settings, fingerprints, versions, hardware, processes, seconds of all sessions."""
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
         return found
 
@@ -72,9 +81,17 @@ class Run:
         """One row a (step of `generate_at`, test instance): step, id, task, answer, scores.
 
         rouge1, rougeL and exact_match from 0 to 1; reward where a reward model was given.
+
+        Raises:
+            ParameterError: the run was to make no answers.
         """
         import pandas as pd
 
+        if not self.manifest["config"]["generate_at"]:
+            raise ParameterError(
+                f"generate_at=() of run {self.folder.name} asks for no answers. Make a run with "
+                "steps in generate_at, such as [0, 10]."
+            )
         return pd.read_parquet(self.folder / "answers.parquet")
 
     @property
@@ -110,21 +127,29 @@ def run(
             `AutoModelForCausalLM.from_pretrained` loads. A finished run without it is made again.
 
     Raises:
-        AssetError, DataError, ParameterError: an input cannot be had.
+        AssetError, DataError, ParameterError: an input cannot be had, or a setting not be used.
         OrderError, TrainingError: training went wrong; the run is marked failed, and made again
             from the start when it is asked for again.
-        StateError: the disk took no state; the last one is whole, and the next call goes on from
-            it.
+        StateError: the disk took no state or no results; the last state is whole, and the next call
+            goes on from it.
     """
+    if state_steps is not None:
+        check_count("state_steps", state_steps, 1)
+    if state_minutes is not None:
+        check_positive("state_minutes", state_minutes, zero=True)
     config, processes = _resolved(config), _processes()
     train, test = (data.load(config.dataset, split=s) for s in ("train", "test"))
+    if not len(train) or not len(test):
+        raise DataError(
+            f"dataset={config.dataset!r} has {len(train)} training and {len(test)} test instances; "
+            "expected at least one of each."
+        )
     inputs = _inputs(config, train, test)
     key = digest(canonical_json({"config": config.to_json(), "inputs": inputs, "format": FORMAT}))
     folder = cache_dir() / "runs" / key[:20]
-    if not _finished(folder, save_model):
-        with locked(folder) if processes.is_main_process else nullcontext():
-            processes.wait_for_everyone()  # until the main process has the lock
-            if not _finished(folder, save_model):
+    if not _said(_finished(folder, save_model)):
+        with _alone(folder, processes):
+            if not _said(_finished(folder, save_model)):
                 from tma.making import Making
                 from tma.state import States
 
@@ -135,12 +160,70 @@ def run(
                 # process must not have to wait for their memory.
                 gc.collect()
             processes.wait_for_everyone()
+    if processes.is_main_process:
+        _tidy(folder)
     return Run(folder)
+
+
+def complete(folder: Path) -> bool:
+    """Return whether a run's manifest can be read and all of its tables are there."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        answers = ["answers.parquet"] if manifest["config"]["generate_at"] else []
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json", *answers]
+    return all((folder / name).is_file() for name in names)
+
+
+def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
+    """Return the mean test loss of the last evaluation, in nats a token; None without one."""
+    last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
+    return sum(last) / len(last) if last else None
 
 
 def _finished(folder: Path, save_model: bool) -> bool:
     """Return whether a run is complete, with its model if that is wanted."""
-    return (folder / "manifest.json").is_file() and (not save_model or (folder / "model").is_dir())
+    return complete(folder) and (not save_model or (folder / "model").is_dir())
+
+
+def _said(value: bool) -> bool:
+    """Return what the main process says, in every process: they must do the same."""
+    from accelerate.utils import broadcast_object_list
+
+    heard = [value]
+    broadcast_object_list(heard)
+    return heard[0]
+
+
+@contextmanager
+def _alone(folder: Path, processes: PartialState) -> Iterator[None]:
+    """Hold the lock of a run in the main process; the others wait for it in short turns.
+
+    One long wait would end them with the timeout of their process group.
+    """
+    with ExitStack() as held:
+        seconds, got = 0.0, False
+        while not got:
+            if processes.is_main_process:
+                with suppress(Timeout):
+                    held.enter_context(locked(folder, seconds))
+                    got = True
+            got = _said(got)
+            if not got and not seconds and processes.is_main_process:
+                log.warning("waiting for another process that makes the run %s", folder.name)
+            seconds = _TURN
+        yield
+
+
+def _tidy(folder: Path) -> None:
+    """Remove the states that a run left when it was killed after its manifest was written."""
+    if not any(folder.glob("state-*")):
+        return
+    from tma.state import States
+
+    with suppress(Timeout), locked(folder, 0):
+        States(folder).remove()
 
 
 def _processes() -> PartialState:
@@ -151,22 +234,25 @@ def _processes() -> PartialState:
 
 
 def _resolved(config: RunConfig) -> RunConfig:
-    if config.precision != "auto":
-        return config
+    """Return the settings with precision settled, and with local paths that hold everywhere."""
     from tma.evaluate import resolve_precision
 
-    return replace(config, precision=resolve_precision("auto", _processes().device))
+    config = config.with_whole_paths()
+    return replace(config, precision=resolve_precision(config.precision, _processes().device))
 
 
 def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
     from tma.models import fingerprint
 
-    return {
+    found = {
         "train": data.fingerprint(train),
         "test": data.fingerprint(test),
         "model": fingerprint(config.model),
         "encoder": MiniLM().name,
     }
+    if config.reward_model is not None:
+        found["reward_model"] = fingerprint(config.reward_model)
+    return found
 
 
 @dataclass(frozen=True)
@@ -175,14 +261,17 @@ class Entry:
 
     key: str
     """Name of the run's folder."""
-    config: RunConfig
-    """Its settings."""
+    config: dict[str, Any]
+    """Its settings as they are stored; empty if they cannot be read."""
     status: str
-    """finished, running, interrupted (goes on when it is asked for again), or failed."""
+    """finished, running, interrupted (goes on when it is asked for again), failed, or damaged (is
+    made again then)."""
     step: int | None
-    """Last step that is stored."""
+    """Last step that is stored, or of a failed run the last whole one."""
     loss: float | None
     """Mean test loss of the last stored evaluation, in nats a token."""
+    error: str | None = None
+    """Why a run failed."""
 
 
 def runs() -> list[Entry]:
@@ -191,23 +280,32 @@ def runs() -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
+    config = dict[str, Any]()
+    try:
+        # Not as RunConfig: its model or data may be gone.
+        config.update(json.loads((folder / "config.json").read_text("utf-8")))
+        return Entry(folder.name, config, *_progress(folder))
+    except (OSError, ValueError, LookupError, TypeError):
+        return Entry(folder.name, config, "damaged", None, None)
+
+
+def _progress(folder: Path) -> tuple[str, int | None, float | None, str | None]:
+    """Return status, step, loss and error of a run."""
     from tma.state import States
 
-    config = RunConfig.from_json(json.loads((folder / "config.json").read_text("utf-8")))
-    losses: list[Any] = []
-    step = None
     if (folder / "manifest.json").is_file():
-        status, finished = "finished", Run(folder)
-        step, losses = finished.manifest["steps"], finished.losses.to_dict("records")
-    elif (folder / "failed.json").is_file():
-        status = "failed"
-    else:
-        status = "running" if is_locked(folder) else "interrupted"
-        history = States(folder).last()
-        if history is not None:
-            step, losses = len(history.steps), history.losses
-    last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
-    return Entry(folder.name, config, status, step, sum(last) / len(last) if last else None)
+        run = Run(folder)
+        losses = run.losses.to_dict("records")
+        status = "finished" if complete(folder) else "damaged"
+        return status, run.manifest["steps"], last_loss(losses), None  # type: ignore[arg-type]
+    if (folder / "failed.json").is_file():
+        found = json.loads((folder / "failed.json").read_text("utf-8"))
+        return "failed", found.get("step"), found.get("loss"), found["error"]
+    status = "running" if is_locked(folder) else "interrupted"
+    history = States(folder).last()
+    if history is None:
+        return status, None, None, None
+    return status, len(history.steps), last_loss(history.losses), None
 
 
 def hardware() -> str:

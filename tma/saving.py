@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tma.config import PACKED
 from tma.errors import DataError
+from tma.names import PACKED
 from tma.store import digest, locked, new_file, new_folder
 
 if TYPE_CHECKING:

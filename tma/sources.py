@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import hub, niv2
-from tma.config import DATASETS, HUB_DATASET, data_suffix, local_copy
 from tma.errors import DataError, choices
 from tma.instances import Source
+from tma.names import DATASETS, HUB_DATASET, data_suffix, local_copy
 from tma.readers import Batch, content, is_arrow_folder, read, wanted
 from tma.splits import OWN, Plan
 from tma.store import canonical_json, digest

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -32,6 +34,10 @@ log = logging.getLogger(__name__)
 
 KEPT = 2
 """States that are kept: the last one, and the one before it."""
+FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "history.json")
+"""Files of a state, beside `sums.json` with the SHA-256 of each."""
+DISK_ERRORS = (OSError, SafetensorError)
+"""What a disk that is full or broken raises."""
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -47,6 +53,8 @@ class History:
     """Ids of the training instances, in the order in which steps consumed them."""
     answers: list[dict[str, Any]] = field(default_factory=list)
     """One entry a (step, test instance) that was answered: step, id, task, answer, scores."""
+    seconds: float = 0.0
+    """Time that all sessions took until this was saved."""
 
 
 class States:
@@ -60,6 +68,14 @@ class States:
 
     def __init__(self, folder: Path, minutes: float | None = 10, steps: int | None = None) -> None:
         self.folder, self.minutes, self.steps = folder, minutes, steps
+        self.history = History()
+        """What was measured so far, saved or not."""
+        self._started = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, sessions before an interruption included."""
+        return time.monotonic() - self._started
 
     def save(self, accelerator: Accelerator, model: Any, optimizer: Any, history: History) -> None:
         """Save what the next step needs; every process takes part, the main one writes.
@@ -72,52 +88,75 @@ class States:
         random = _gathered_random(accelerator)
         if not accelerator.is_main_process:
             return
-        step = len(history.steps)
+        step, history.seconds = len(history.steps), self.seconds
         try:
             self._write(step, weights, moments, random, history)
-        except Exception as error:  # safetensors has its own class for a full disk
+        except DISK_ERRORS as error:
             raise StateError(
                 f"the state of step {step} could not be written to {self.folder}: {error}. Free "
-                f"space there and run again: training goes on from {self._newest()}."
+                f"space there and run again: training goes on from {self.newest()}."
             ) from error
-        for old in self._found()[KEPT:]:
+        for old in self.found()[KEPT:]:
             shutil.rmtree(old)
 
-    def restore(self, model: Any, optimizer: Any, rank: int) -> History:
+    def restore(self, accelerator: Accelerator, model: Any, optimizer: Any) -> History:
         """Put the last whole state into a model and its optimizer; return what was measured.
 
         Without a state, nothing happens and the history is empty. A state that is not what was
-        written is passed over with a warning.
+        written is removed with a warning, since the step that it is for will be saved again. The
+        main process decides which one is whole.
         """
+        from accelerate.utils import broadcast_object_list
         from safetensors.torch import load_file
 
-        for folder in self._found():
-            spoilt = _spoilt(folder)
-            if spoilt:
-                log.warning("%s of %s is damaged; the state before it is used", spoilt, folder)
-                continue
-            set_state_dict(
-                model,
-                optimizer.optimizer,
-                model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
-                optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
-                options=StateDictOptions(full_state_dict=True),
-            )
-            _set_random(load_file(folder / "random.safetensors"), rank)
-            return History(**json.loads((folder / "history.json").read_text("utf-8")))
-        return History()
+        found = [self._whole() if accelerator.is_main_process else None]
+        broadcast_object_list(found)
+        folder = found[0]
+        if folder is None:
+            return self.history
+        set_state_dict(
+            model,
+            optimizer.optimizer,
+            model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
+            optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
+            options=StateDictOptions(full_state_dict=True),
+        )
+        _set_random(load_file(folder / "random.safetensors"), accelerator.process_index)
+        self.history = _read_history(folder)
+        self._started -= self.history.seconds
+        return self.history
 
     def last(self) -> History | None:
         """Return what was measured until the last whole state; None without one."""
-        for folder in self._found():
+        for folder in self.found():
             if not _spoilt(folder, ("history.json",)):
-                return History(**json.loads((folder / "history.json").read_text("utf-8")))
+                return _read_history(folder)
         return None
+
+    def found(self) -> list[Path]:
+        """Return the folders of all states, whole or not, the last one first."""
+        known = self.folder.glob("state-" + 8 * "[0-9]")
+        return sorted((folder for folder in known if folder.is_dir()), reverse=True)
+
+    def newest(self) -> str:
+        """Return in words from where training goes on."""
+        found = self.found()
+        return f"step {int(found[0].name[6:])}" if found else "the beginning"
 
     def remove(self) -> None:
         """Remove all states: the run is finished."""
-        for folder in self._found():
+        for folder in self.found():
             shutil.rmtree(folder)
+
+    def _whole(self) -> Path | None:
+        """Return the last state that is what was written; remove those after it."""
+        for folder in self.found():
+            spoilt = _spoilt(folder)
+            if not spoilt:
+                return folder
+            log.warning("%s of %s is damaged; the state before it is used", spoilt, folder)
+            shutil.rmtree(folder)
+        return None
 
     def _write(self, step: int, weights: Any, moments: Any, random: Any, history: History) -> None:
         from safetensors.torch import save_file
@@ -129,25 +168,21 @@ class States:
             save_file(random, draft / "random.safetensors")
             text = json.dumps(asdict(history), allow_nan=False)
             (draft / "history.json").write_text(text, "utf-8")
-            sums = {file.name: file_digest(file) for file in sorted(draft.iterdir())}
+            sums = {name: file_digest(draft / name) for name in FILES}
             (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
 
-    def _found(self) -> list[Path]:
-        return sorted(self.folder.glob("state-*"), reverse=True)
 
-    def _newest(self) -> str:
-        found = self._found()
-        return f"step {int(found[0].name[6:])}" if found else "the beginning"
-
-
-def _spoilt(folder: Path, names: Sequence[str] | None = None) -> str | None:
+def _spoilt(folder: Path, names: Sequence[str] = FILES) -> str | None:
     """Return the name of a file (among some) that is not what was written; None where all are."""
     try:
         sums = json.loads((folder / "sums.json").read_text("utf-8"))
-        checked = sums if names is None else names
-        return next((n for n in checked if file_digest(folder / n) != sums[n]), None)
+        return next((n for n in names if file_digest(folder / n) != sums[n]), None)
     except (OSError, ValueError, LookupError, TypeError):
         return "sums.json"
+
+
+def _read_history(folder: Path) -> History:
+    return History(**json.loads((folder / "history.json").read_text("utf-8")))
 
 
 def _flat(moments: dict[str, Any]) -> dict[str, torch.Tensor]:

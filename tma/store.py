@@ -48,10 +48,18 @@ def canonical_json(value: Any) -> str:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of a destination; a second process waits until it is free."""
+def locked(path: Path, seconds: float = -1) -> Iterator[None]:
+    """Hold the lock of a destination; a second process waits until it is free.
+
+    Args:
+        path: the destination.
+        seconds: time to wait at most; -1: without end.
+
+    Raises:
+        Timeout: the lock was not free in time.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock"):
+    with FileLock(f"{path}.lock", timeout=seconds):
         for stale in path.parent.glob(f".new-{path.name}-*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
 from tqdm import tqdm
 
 from tma.config import RunConfig
 from tma.encode import Encoded
-from tma.errors import OrderError, TrainingError
+from tma.errors import OrderError, ParameterError, TrainingError, wrong
 from tma.evaluate import (
     arithmetic,
     grouped,
@@ -64,14 +65,23 @@ def train(
 
     Raises:
         OrderError: the loop consumed other instances than the order says.
-        TrainingError: a loss is NaN or infinite; the message names the step and the instances.
+        TrainingError: a loss, a gradient or a reward is NaN or infinite; the message names the
+            step and the instances.
         StateError: a state could not be written.
+        ParameterError: there is nothing to train on or to test with, `generate_at` is not a step,
+            or the model is not split as accelerate was told.
     """
-    loop = _Loop(model, config, states, answer)
+    if not ordered or not test:
+        raise ParameterError(
+            f"{len(ordered)} training and {len(test)} test instances; expected one of each at least"
+        )
     steps = list(_steps(ordered, config))
+    check_answered(config, len(ordered))
+    loop = _Loop(model, config, states, answer)
+    done = len(loop.history.steps)
+    check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
     if not loop.history.losses:
         loop.measure(0, test)
-    done = len(loop.history.steps)
     bar = tqdm(
         steps[done:],
         desc=config.order,
@@ -107,18 +117,29 @@ def learning_rate(config: RunConfig, step: int, total: int) -> float:
     return config.learning_rate * ratio
 
 
-def check_order(consumed: Sequence[str], ordered: Sequence[str], start: int, end: int) -> None:
-    """Compare the ids that were consumed, from place `start` to before `end`, with the order.
+def check_order(consumed: Sequence[str], ordered: Sequence[str]) -> None:
+    """Compare the ids that were consumed with the order.
 
     Raises:
         OrderError: they differ, or another number was consumed; the message names the first place
             and both ids.
     """
-    for place in range(start, max(end, len(consumed))):
+    for place in range(max(len(ordered), len(consumed))):
         got = consumed[place] if place < len(consumed) else "nothing"
-        wanted = ordered[place] if place < end else "nothing"
+        wanted = ordered[place] if place < len(ordered) else "nothing"
         if got != wanted:
             raise OrderError(f"place {place}: consumed {got}, the order says {wanted}")
+
+
+def check_answered(config: RunConfig, instances: int) -> None:
+    """Refuse steps to answer at that training on so many instances does not have.
+
+    Raises:
+        ParameterError: `generate_at` names a step after the last one.
+    """
+    last = config.epochs * math.ceil(instances / config.batch_size)
+    if max(config.generate_at, default=0) > last:
+        raise wrong("generate_at", config.generate_at, f"steps from 0 to {last}, the last one")
 
 
 def _steps(ordered: Sequence[Encoded], config: RunConfig) -> Iterator[Sequence[Encoded]]:
@@ -137,7 +158,7 @@ class _Loop:
         states: States | None,
         answer: Answer | None,
     ) -> None:
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        self.accelerator = _accelerator()
         self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         _prepare(model, config)
@@ -145,7 +166,7 @@ class _Loop:
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
         if states is not None:
-            self.history = states.restore(self.model, self.optimizer, self.rank)
+            self.history = states.restore(self.accelerator, self.model, self.optimizer)
         self.test_loss = math.nan
         self.pace = ""
         self._saved = time.monotonic()
@@ -164,11 +185,16 @@ class _Loop:
         self.model.train()
         tokens = sum(row.response_tokens for row in rows)
         total, consumed = self._backward(rows, tokens)
-        check_order(consumed, [row.id for row in rows], 0, len(rows))
+        check_order(consumed, [row.id for row in rows])
         loss = float(self.accelerator.reduce(total, "sum"))
         if not math.isfinite(loss):
             raise TrainingError(f"step {step}: loss is {loss}; instances {[r.id for r in rows]}")
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP splits it
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"step {step}: gradient norm is {norm}; instances {[r.id for r in rows]}"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -202,28 +228,39 @@ class _Loop:
     def measure(self, step: int, test: Sequence[Encoded]) -> None:
         """Take the loss of every test instance, and its answer where that is wanted."""
         own = self._own(test)
+        # Several processes exchange buffers or weights in a forward pass: one without an instance
+        # takes part with another's.
         sums = response_losses(
-            self.model, own, self.config.micro_tokens, self.precision, packed=self.packed
-        )
+            self.model,
+            own or test[:1],
+            self.config.micro_tokens,
+            self.precision,
+            packed=self.packed,
+        )[: len(own)]
         made: list[dict[str, Any]] = [
             {"step": step, "id": row.id, "task": row.task, "loss_sum": float(loss)}
             | {"tokens": row.response_tokens}
             for row, loss in zip(own, sums, strict=True)
         ]
         entries = _undealt(gather_object([made]))
+        _check_finite(step, "test loss", "loss_sum", entries)
         self.history.losses += entries
         self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
         if self.answer is not None and step in self.config.generate_at:
             answers = self.answer(self.accelerator.unwrap_model(self.model), own)
             made = [{"step": step} | entry for entry in answers]
-            self.history.answers += _undealt(gather_object([made]))
+            entries = _undealt(gather_object([made]))
+            _check_finite(step, "reward", "reward", entries)
+            self.history.answers += entries
 
     def save(self, *, last: bool) -> None:
         """Save the state if it is time; the main process decides for all."""
-        if self.states is None or last:
+        if self.states is None:
             return
         due = False
-        if self.states.steps is not None:
+        if last:  # a run long enough to have states must not be lost when it cannot be stored
+            due = bool(self.states.found())
+        elif self.states.steps is not None:
             due = len(self.history.steps) % self.states.steps == 0
         elif self.states.minutes is not None:
             due = time.monotonic() - self._saved >= 60 * self.states.minutes
@@ -233,6 +270,32 @@ class _Loop:
         if bool(flag):
             self.states.save(self.accelerator, self.model, self.optimizer, self.history)
             self._saved = time.monotonic()
+
+
+def _accelerator() -> Accelerator:
+    """Return what spreads the work; what decides numbers is in the settings of a run alone."""
+    found = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if asked and found.distributed_type != DistributedType.FSDP:
+        raise ParameterError(
+            f"use_fsdp=True, but accelerate runs as {found.distributed_type.value}, where every "
+            "process holds the whole model; expected several GPUs. Launch without FSDP here."
+        )
+    return found
+
+
+def _check_finite(step: int, what: str, key: str, entries: Sequence[dict[str, Any]]) -> None:
+    """Refuse NaN and infinity in the gathered entries, so that every process stops."""
+    bad = [e for e in entries if not math.isfinite(e.get(key, 0.0))]
+    if bad:
+        raise TrainingError(
+            f"step {step}: {what} is {bad[0][key]}; instances {[e['id'] for e in bad]}"
+        )
 
 
 def _undealt(parts: Sequence[Sequence[Any]]) -> list[Any]:
@@ -250,7 +313,9 @@ def _optimizer(model: PreTrainedModel, config: RunConfig) -> torch.optim.Optimiz
 
 def _prepare(model: Any, config: RunConfig) -> None:
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        # Older releases of transformers know the other name only.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.compile:
         # Below the head: what the head computes depends on the batch (`evaluate`).
         model.get_decoder().compile(dynamic=True)
