@@ -196,9 +196,15 @@ def test_the_fingerprint_of_the_data_stands_in_the_manifest(config: RunConfig) -
     assert tma.run(config).manifest["inputs"]["train"] == data.fingerprint(train)
 
 
-def test_the_real_model_learns_the_real_suite(cache: Path) -> None:
+@pytest.mark.parametrize("dataset", [None, pytest.param("pocket", marks=pytest.mark.slow)])
+def test_the_real_model_learns_real_text(
+    cache: Path, dataset_file: Path, dataset: str | None
+) -> None:
     assert cache.is_dir()
-    config = RunConfig.at("pocket", order="random", steps=2, eval_every=2, max_tokens=96)
+    given = dataset or str(dataset_file)
+    config = RunConfig.at(
+        "pocket", order="tma_min", dataset=given, steps=2, eval_every=2, max_tokens=96
+    )
     run = tma.run(replace(config, limit=20, batch_size=16))
     means = run.losses.groupby("step")["loss"].mean()
     assert means.iloc[-1] < 0.9 * means.iloc[0]
