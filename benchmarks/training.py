@@ -4,7 +4,7 @@ Real instances (the P3 file, if its path is given, else the suite `pocket`), Smo
 precision, the same micro-batch budget of 4 × 1,024 tokens, 16 instances a step, one run of each
 system in one process, in turn.
 
-tma       our loop: micro-batches by length, the logits of response positions only
+tma       our loop: instances packed side by side, the logits of response positions only
 padded    every instance padded to 1,024 tokens, all logits, as the original code does
 trl       `SFTTrainer`, sequential, loss on the completion only, padded to the longest of four
 
@@ -38,6 +38,7 @@ from tma import models
 from tma.config import RunConfig
 from tma.encode import Encoded, encode
 from tma.evaluate import arithmetic, resolve_precision, response_losses
+from tma.packing import packs
 from tma.train import train
 
 MODEL, WIDTH, ROWS, STEP = "smollm2-135m-instruct", 1024, 4, 16
@@ -91,7 +92,8 @@ def ours_trains(work: Work) -> None:
 
 
 def ours_measures(work: Work) -> None:
-    found = response_losses(work.model, work.rows, BUDGET, work.precision)
+    packed = packs(work.model)
+    found = response_losses(work.model, work.rows, BUDGET, work.precision, packed=packed)
     work.loss = float(found.sum() / work.tokens)
 
 
