@@ -193,11 +193,17 @@ def test_what_is_malformed_is_named_by_file_and_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_where_a_file_was_meant_is_named(tmp_path: Path) -> None:
+def test_a_folder_where_a_file_was_meant_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("folder", "folder.jsonl"):
         (tmp_path / name).mkdir()
         with pytest.raises(DataError, match=r"is a folder; expected a \.jsonl"):
             tma.load(str(tmp_path / name), split="train")
+    monkeypatch.setattr("tma.sources.content", None)  # a folder may be large
+    with pytest.raises(DataError, match="is a folder"):
+        tma.load(str(tmp_path), split="train")
+    monkeypatch.undo()
     with pytest.raises(DataError, match=r"none\.csv could not be read: .* No such file"):
         tma.load(str(tmp_path / "none.csv"), split="train")
 
@@ -205,7 +211,7 @@ def test_a_folder_where_a_file_was_meant_is_named(tmp_path: Path) -> None:
 def test_a_column_that_appears_later_can_make_the_format_unclear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tma.readers.BATCH_ROWS", 2)
+    monkeypatch.setattr("tma.batches.BATCH_ROWS", 2)
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 3 + '{"instruction": "i", "output": "o"}\n')
     with pytest.raises(DataError, match=r"fits prompt/response .* and Alpaca"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -328,6 +329,73 @@ def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
     assert json.loads(test["meta"][0])["category"] == "Chat"
 
 
+def test_a_copys_own_files_are_read_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    for name in ("copy [1]", "copy 1", "a::b", "copy*"):
+        row = {"prompt": name, "response": "2020-01-31", "day": "2020-01-31"}
+        for split, count in (("train", 2), ("test", 1)):
+            write(tmp_path / name / f"{split}.jsonl", [row] * count)
+        train, test = both(f"no-robots:{tmp_path / name}")
+        assert (train["prompt"][:], test["prompt"][:]) == ([name] * 2, [name])
+        assert json.loads(test["meta"][0]) == {"day": "2020-01-31"}
+
+
+def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    path = write(copy / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    write(copy / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
+    before = path.stat()
+    for text in "rs":
+        path.write_text(path.read_text().replace('"r"', f'"{text}"'))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert tma.load(f"no-robots:{copy}", split="train")["response"][:] == [text]
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(DataError, match=r"data/train\.jsonl, line 2: Expecting"):
+        tma.load(f"no-robots:{copy}", split="train")
+
+
+def test_the_one_file_of_a_copy_is_read_where_there_are_others(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"items": [{**turns[0], "value": f"q{k}"}, turns[1]]} for k in range(3)]
+    (copy / "sharegpt_gpt4.json").write_text(json.dumps(rows))
+    (copy / "sharegpt_clean.json").write_text("no JSON")
+    train, test = both(f"sharegpt:{copy}")
+    assert (len(train), len(test)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), "it has none; expected .jsonl"),
+        (("train.csv", "train.jsonl"), "it has .csv and .jsonl files; expected"),
+        (("train_or_test.jsonl",), "speaks of test and train; expected one split"),
+        (
+            ("train_sft-00000-of-00001.jsonl",),
+            r"no split 'train'; it has train_sft\. Save the one",
+        ),
+    ],
+)
+def test_a_copy_that_is_unclear_is_named(
+    tmp_path: Path, files: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "copy").mkdir()
+    for file in files:
+        write(tmp_path / "copy" / file, [{"prompt": "p", "response": "r"}])
+    with pytest.raises(DataError, match=words):
+        tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")
+
+
+def test_splits_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test", "validation"):
+        write(tmp_path / "copy" / f"{split}.jsonl", [{"prompt": split, "response": "r"}])
+    name = f"no-robots:{tmp_path / 'copy'}"
+    assert tma.load(name, split="train")["prompt"][:] == ["train"]
+    assert caplog.messages == [f"dataset {tmp_path / 'copy'}: splits that are not read: validation"]
+
+
 # The hub
 
 
@@ -362,6 +430,7 @@ def test_without_a_connection_one_message_says_what_is_needed(
             ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']"),
             r"pick one among: \['x', 'y'\]. Give one as owner/name:configuration",
         ),
+        (ValueError("row 4013 is damaged"), r"could not be read: row 4013 is damaged\."),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:

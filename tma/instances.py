@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch
 from tma.errors import DataError
 from tma.formats import Instance, Reading, reading
-from tma.readers import BATCH_BYTES, BATCH_ROWS, Batch
 from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, is_own
 from tma.store import digest, write_json
 

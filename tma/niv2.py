@@ -17,9 +17,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tma.batches import Batch, batched, named
 from tma.errors import DataError
 from tma.formats import Row
-from tma.readers import Batch, batched, named
 from tma.splits import OWN, SPLITS, Plan
 from tma.store import digest, file_digest
 
