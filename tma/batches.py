@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tma.conversations import Row
 from tma.errors import DataError
-from tma.formats import Row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,8 @@ class Batch:
     """What the numbers count."""
     part: str | None = None
     """Split to which the source counts them; None: it has no splits."""
+    left_out: int = 0
+    """Rows of the source that a cap kept from being read."""
 
     def at(self, k: int) -> str:
         """Return where row k of the batch stands, in words."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch, arrow_rows, batched, named, wanted
+from tma.conversations import Row
 from tma.errors import DataError
-from tma.formats import Row
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
 from tma.names import data_suffix
 from tma.store import digest, file_digest
@@ -134,7 +134,9 @@ def _csv(path: Path, part: str | None) -> Iterator[Batch]:
         header = next((cells for cells in lines if cells), [])
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}, line 1: the column {twice[0]!r} stands there twice.")
+        raise DataError(
+            f"{path}, line {lines.line_num}: the column {twice[0]!r} stands there twice."
+        )
     while True:
         with _csv_errors(path, lines):
             batch = next(batched(_cells(lines, header, path), str(path), part), None)
