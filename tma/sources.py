@@ -19,9 +19,9 @@ from tma import folders, hub, niv2
 from tma.batches import Batch, wanted
 from tma.errors import DataError, choices
 from tma.instances import Source
-from tma.names import DATASETS, HUB_DATASET, data_suffix, local_copy
+from tma.names import DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
 from tma.readers import check_place, content, is_arrow_folder, read
-from tma.splits import OWN, Plan
+from tma.splits import ALL, OWN, Plan
 from tma.store import canonical_json, digest
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ class Wanted:
 
     def plan(self, base: Plan) -> Plan:
         """Return a dataset's plan as the caller wants it."""
-        if self.by is not None and self.by != base.by:
+        if self.by == ALL:
+            base = Plan(by=ALL)
+        elif self.by is not None and self.by != base.by:
             base = replace(base, by=self.by, tasks=None)
         if self.per_task is not None:
             base = replace(base, per_task=self.per_task)
@@ -84,11 +86,14 @@ class Wanted:
         )
 
     def key(self) -> str:
-        """Return a digest of all of it."""
+        """Return a digest of what decides the rows, save how prompts are put together."""
+        return digest(canonical_json([self.columns, self.by, self.per_task, self.seed]))
+
+    def prompts_key(self) -> str:
+        """Return a digest of what decides how prompts are put together."""
         own: Any = self.tokenizer
         vocabulary = own.backend_tokenizer.to_str() if own is not None else ""
-        rest = [self.columns, self.by, self.per_task, self.seed, self.max_source_tokens]
-        return digest(vocabulary, canonical_json(rest))
+        return digest(vocabulary, str(self.max_source_tokens))
 
 
 def find(name: str, asked: Wanted) -> Source:
@@ -102,7 +107,7 @@ def find(name: str, asked: Wanted) -> Source:
     Raises:
         DataError: the dataset cannot be found or read.
     """
-    copy, path = local_copy(name), Path(name).expanduser()
+    copy, path = local_copy(name), expanded(name)
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, asked)
@@ -139,7 +144,7 @@ def _known(name: str, place: Path | None, asked: Wanted) -> Source:
     plan = asked.plan(known.plan)
     if name == "niv2" and place is not None and niv2.is_checkout(place):
         return _source(
-            (name, niv2.checkout_key(place)),
+            (name, niv2.checkout_key(place), asked.prompts_key()),
             lambda: niv2.checkout(place, asked.prompts(), plan),
             known.plan,
             asked,
@@ -203,8 +208,8 @@ def _with_task(parts: Iterable[tuple[str, Callable[[], Iterator[Batch]]]]) -> It
 def _p3_split(role: str, found: Iterable[str], task: str) -> str:
     """Return the split that a task gives: training, or validation (else test) if held out."""
     names = list(found)
-    order = ("train",) if role == "train" else ("validation", "test", "train")
-    for split in (*order, ""):
+    order = ["train", ""] if role == "train" else ["validation", "test", "train", ""]
+    for split in order:
         if split in names:
             return split
     raise DataError(f"dataset='p3': {task} has no split {order[0]!r}; it has {', '.join(names)}.")
