@@ -214,7 +214,7 @@ def _is_whole(folder: Path) -> bool:
             with pa.memory_map(str(folder / f"{split}.arrow")) as file:
                 if sum(map(len, pa.ipc.open_stream(file))) != counts[split]:
                     return False
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
         return False
     return True
 
