@@ -3,12 +3,19 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import datasets
+import numpy as np
 import pytest
 
 import tma
 from tma import data
 from tma.errors import DataError, ParameterError
+from tma.names import check_dataset
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -77,7 +84,7 @@ def test_rows_without_a_response_are_left_out_with_their_number(
             [{"question": "q", "answer": "a"}],
             "no known format; it has the columns question, answer",
         ),
-        ([{"prompt": "p", "response": "r"}], "1 instances; expected at least 2"),
+        ([{"prompt": "p", "response": "r"}], "1 different instances; expected at least 2"),
     ],
 )
 def test_unusable_files_are_named(
@@ -251,6 +258,9 @@ def test_a_failed_reading_leaves_nothing(tmp_path: Path, own_cache: Path) -> Non
         ({"empty": "keep"}, "empty='keep' .* drop, error"),
         ({"seed": -1}, "seed=-1 .* at least 0"),
         ({"max_source_tokens": 0}, "max_source_tokens=0 "),
+        ({"columns": ["prompt"]}, r"columns=\['prompt'\] .* expected names"),
+        ({"columns": "prompt"}, "columns='prompt' .* expected names"),
+        ({"tokenizer": "gpt2"}, "tokenizer='gpt2' .* expected a fast one"),
     ],
 )
 def test_a_wrong_argument_is_named(
@@ -258,6 +268,71 @@ def test_a_wrong_argument_is_named(
 ) -> None:
     with pytest.raises(ParameterError, match=words):
         tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+
+
+def test_every_row_can_be_kept(dataset_file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        whole = tma.load(str(dataset_file), split="all")
+        assert caplog.messages == []
+        tma.load(str(dataset_file), split="train")
+    rows = [json.loads(line)["prompt"] for line in dataset_file.read_text().splitlines()]
+    assert whole["prompt"][:] == rows
+    assert caplog.messages == [
+        f"dataset {dataset_file}: 8 rows held out as test; split='all' keeps all"
+    ]
+    with pytest.raises(ParameterError, match=r"by='task' .* expected None with split='all'"):
+        tma.load(str(dataset_file), split="all", by="task")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "~nobody-here/x.jsonl", "niv2:~nobody-here/x"])
+def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
+    with pytest.raises(DataError, match=r"could not be read|there is no such file"):
+        tma.load(name, split="train")
+    with pytest.raises(ParameterError, match="dataset="):
+        check_dataset(name)
+
+
+def test_numbers_of_numpy_and_lists_are_taken(dataset_file: Path) -> None:
+    caps = [np.int64(2), 1]
+    train = tma.load(str(dataset_file), split="train", per_task=caps, seed=np.int64(1))  # type: ignore[arg-type]
+    same = tma.load(str(dataset_file), split="train", per_task=(2, 1), seed=1)
+    assert train["id"][:] == same["id"][:]
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "broken", "unnamed"])
+def test_a_damaged_store_is_made_again(dataset_file: Path, own_cache: Path, damage: str) -> None:
+    before = tma.load(str(dataset_file), split="train")["id"][:]
+    (folder,) = (own_cache / "datasets").glob("*/")
+    if damage == "cut":
+        file = folder / "train.arrow"
+        file.write_bytes(file.read_bytes()[:1000])
+    elif damage == "missing":
+        (folder / "train.arrow").unlink()
+    else:
+        (folder / "manifest.json").write_text("{" if damage == "broken" else "{}")
+    assert tma.load(str(dataset_file), split="train")["id"][:] == before
+
+
+def test_a_cache_that_cannot_be_made_is_named(
+    dataset_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMA_CACHE", f"{dataset_file}/cache")
+    with pytest.raises(ParameterError, match=r"TMA_CACHE='.*/cache' .* written .Not a directory"):
+        tma.load(str(dataset_file), split="train")
+
+
+def test_the_store_knows_what_is_done_with_empty_rows_and_not_the_tokenizer(
+    dataset_file: Path, own_cache: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    for given, count in (({}, 1), ({"tokenizer": tokenizer}, 1), ({"empty": "error"}, 2)):
+        tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+        assert len(list((own_cache / "datasets").glob("*/"))) == count
+
+
+def test_datasets_of_several_sources_have_no_manifest(dataset_file: Path, tmp_path: Path) -> None:
+    name = write(tmp_path / "a.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in range(3)])
+    parts = [tma.load(source, split="train") for source in (name, str(dataset_file))]
+    assert data.manifest(datasets.concatenate_datasets(parts)) is None
 
 
 def test_a_mapping_names_the_columns(tmp_path: Path) -> None:

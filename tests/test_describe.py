@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import tma
-from tma.describe import data_figure, token_counts
+from tma.describe import data_figure, describe, token_counts
+from tma.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -57,6 +58,13 @@ def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
     assert "rows read" not in report
     assert (report["instances"], report["instances without a task"]) == (2, 2)
     assert (report["tasks"], report["duplicates"]) == (0, 1)
+
+
+def test_a_column_that_is_missing_is_named(name: str) -> None:
+    bare = tma.load(name, split="test").remove_columns("task")
+    for report in (describe, data_figure):
+        with pytest.raises(DataError, match=r"no column task; it has id, prompt, response, meta"):
+            report(bare, TOKENIZER)
 
 
 def test_tokens_are_counted_for_prompt_and_response(name: str) -> None:

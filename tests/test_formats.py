@@ -77,6 +77,18 @@ def test_conversations_as_lists_of_roles_and_of_texts() -> None:
     assert two({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}) == ("a", "b")
 
 
+def test_columns_of_another_form_may_stand_beside_with_nulls() -> None:
+    turns = [{"role": None, "content": None, "from": who, "value": who} for who in ("human", "gpt")]
+    assert two({"messages": turns}) == ("human", "gpt")
+
+
+def test_answers_as_text_are_a_question() -> None:
+    row = {"context": "c", "question": "q", "answers": "{'text': ['a']}"}
+    with pytest.raises(DataError, match="column answers holds a text; expected a list"):
+        read(row)
+    assert two(row | {"answers": ""}) == ("c\n\nq", None)
+
+
 def test_messages_in_parts() -> None:
     content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     answer = {"role": "assistant", "content": "c"}
@@ -92,6 +104,7 @@ def test_a_conversation_without_an_exchange_is_empty(messages: Any) -> None:
     ("messages", "words"),
     [
         ("[]", "column messages holds a str; expected a list"),
+        ({"from": ["human", "gpt"], "value": ["a"]}, "holds 2 from, 1 value; expected as many of"),
         (["hi"], "column messages holds a str; expected role and content"),
         ([{"role": "narrator", "content": "x"}], "the role 'narrator'; known are: user"),
         ([{"role": "user", "content": [{"type": "image"}]}], "a part that is no text"),
@@ -109,9 +122,10 @@ def test_two_formats_that_fit_are_a_question() -> None:
         read(row)
     assert str(caught.value) == (
         "dataset='d' fits prompt/response (prompt, response) and chat messages (messages). Say "
-        'which with columns={"prompt": ..., "response": ...}.'
+        'which with columns={"prompt": ..., "response": ...} or {"conversation": ...}.'
     )
     assert read(row, {"prompt": "prompt", "response": "response"}).response == "r"
+    assert read(row, {"conversation": "messages"}).response is None
 
 
 @pytest.mark.parametrize(
@@ -121,6 +135,7 @@ def test_two_formats_that_fit_are_a_question() -> None:
         ({"answer": "a"}, "expected column names under prompt, response, task, source"),
         ({"prompt": "a", "response": "z"}, "no column z; it has a, b"),
         ({"prompt": 1, "response": "a"}, "expected column names"),
+        ({"conversation": "a", "prompt": "b"}, "give a conversation, or prompt and response"),
     ],
 )
 def test_a_wrong_mapping_is_named(columns: dict[str, str], words: str) -> None:

@@ -164,7 +164,7 @@ GOOD = '{"prompt": "p", "response": "r"}\n'
         ),
         ("a.json", "[" + GOOD.replace("}\n", ",") + GOOD[1:], "line 1: the key 'prompt' stands"),
         ("a.jsonl", "", "the file is empty"),
-        ("a.jsonl", "\n \n", "cannot hold out test data: 0 instances"),
+        ("a.jsonl", "\n \n", "cannot hold out test data: 0 different instances"),
         ("a.json", "[" + GOOD, "a.json, line 2: the end of the file; expected a comma"),
         ("a.json", f"[{GOOD},\n7]", "line 3: a int; expected an object"),
         ("a.json", f"[{GOOD}] x", "line 2: more text after the list; expected its end"),
@@ -175,6 +175,7 @@ GOOD = '{"prompt": "p", "response": "r"}\n'
         ("a.csv", 'prompt,response\np,"r\nq,s\n', "line 3: unexpected end of data; expected"),
         ("a.csv", 'prompt,response\np,"r"x\n', "line 2: ',' expected after '\"'"),
         ("a.csv", "prompt,prompt\np,r\n", "the column 'prompt' stands there twice"),
+        ("a.csv", "\n\nprompt,prompt\np,r\n", "line 3: the column 'prompt' stands there twice"),
         ("a.csv", "prompt;response\np;r\n", "it has the columns prompt;response"),
         ("a.parquet", "no parquet", "a.parquet could not be read: "),
         ("a.jsonl.gz", GOOD, "could not be read: Not a gzipped file"),
@@ -193,11 +194,17 @@ def test_what_is_malformed_is_named_by_file_and_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_where_a_file_was_meant_is_named(tmp_path: Path) -> None:
+def test_a_folder_where_a_file_was_meant_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("folder", "folder.jsonl"):
         (tmp_path / name).mkdir()
         with pytest.raises(DataError, match=r"is a folder; expected a \.jsonl"):
             tma.load(str(tmp_path / name), split="train")
+    monkeypatch.setattr("tma.sources.content", None)  # a folder may be large
+    with pytest.raises(DataError, match="is a folder"):
+        tma.load(str(tmp_path), split="train")
+    monkeypatch.undo()
     with pytest.raises(DataError, match=r"none\.csv could not be read: .* No such file"):
         tma.load(str(tmp_path / "none.csv"), split="train")
 
@@ -205,11 +212,33 @@ def test_a_folder_where_a_file_was_meant_is_named(tmp_path: Path) -> None:
 def test_a_column_that_appears_later_can_make_the_format_unclear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tma.readers.BATCH_ROWS", 2)
+    monkeypatch.setattr("tma.batches.BATCH_ROWS", 2)
     path = tmp_path / "a.jsonl"
     path.write_text(GOOD * 3 + '{"instruction": "i", "output": "o"}\n')
     with pytest.raises(DataError, match=r"fits prompt/response .* and Alpaca"):
         tma.load(str(path), split="train")
+
+
+def test_what_is_no_number_is_missing(tmp_path: Path) -> None:
+    lines = [f'{{"prompt": "p", "response": {cell}}}\n' for cell in ("NaN", "-Infinity", "1")]
+    for name, text in (("a.jsonl", "".join(lines)), ("a.json", f"[{','.join(lines)}]")):
+        (tmp_path / name).write_text(text)
+        rows = [row["response"] for batch in read(tmp_path / name) for row in batch.rows]
+        assert rows == [None, None, 1]
+
+
+def test_a_mapped_column_may_first_appear_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tma.batches.BATCH_ROWS", 2)
+    path = tmp_path / "a.jsonl"
+    path.write_text(GOOD * 3 + '{"prompt": "q", "response": "r", "kind": "late"}\n')
+    whole = [
+        t for s in PARTS for t in tma.load(str(path), split=s, columns={"task": "kind"})["task"]
+    ]
+    assert {*whole} == {None, "late"}
+    with pytest.raises(DataError, match="no column sort; it has prompt, response, kind"):
+        tma.load(str(path), split="train", columns={"task": "sort"})
 
 
 FUZZ = settings(
@@ -238,9 +267,15 @@ def test_any_bytes_are_rows_or_one_error(own_cache: Path, name: str, raw: bytes)
     rows_or_error(own_cache / name, raw)
 
 
+TURNS = ["from", "value", "role", "content"]
 CELLS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=4), inner)
+        | st.dictionaries(st.sampled_from(TURNS), st.lists(st.sampled_from(["user", "gpt"])))
+        | st.dictionaries(st.sampled_from(TURNS), st.sampled_from(["user", "gpt"]))
+    ),
     max_leaves=6,
 )
 KEYS = ["prompt", "response", "task", "messages", "conversations", "instruction", "output", "meta"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tma
 from tma import saving
-from tma.errors import DataError
+from tma.errors import DataError, ParameterError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -72,6 +72,26 @@ def test_what_was_saved_can_be_loaded_with_the_same_ids(tmp_path: Path, kind: st
         assert first.to_list() == second.to_list()
 
 
+def test_a_saved_order_keeps_ids_and_source_datasets(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"p{k % 4}", "response": "r", "dataset": f"d{k % 4 // 2}", "task": f"t{k % 4}"}
+        for k in range(12)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole = tma.load(str(tmp_path / "a.jsonl"), split="all")
+    order = np.random.default_rng(3).permutation(12)
+    tma.save(whole, order, tmp_path / "b.jsonl")
+    again = tma.load(str(tmp_path / "b.jsonl"), split="all")
+    assert again.to_list() == whole.select(order).to_list()
+    parts = [tma.load(str(tmp_path / "b.jsonl"), split=s, by="source") for s in ("train", "test")]
+    assert [len(part) for part in parts] == [6, 6]
+    # A row that comes twice has an id of its own.
+    tma.save(whole, [8, 8, 0], tmp_path / "c.jsonl")
+    ids = tma.load(str(tmp_path / "c.jsonl"), split="all")["id"]
+    first = whole["id"][0]
+    assert ids[:] == [f"{first}-3", f"{first}-2", first]
+
+
 def test_small_blocks_give_the_same_file(
     train: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +142,8 @@ def test_equal_orders_give_equal_bytes(train: datasets.Dataset, tmp_path: Path) 
         ([0.5], "a.jsonl", "1 dimensions of float64; expected one of row numbers"),
         ([[1]], "a.jsonl", "2 dimensions of int64"),
         ([True], "a.jsonl", "1 dimensions of bool"),
+        ([[1], [2, 3]], "a.jsonl", "order: .*expected one dimension of row numbers"),
+        (None, "file/a.jsonl", "could not be written: "),
         (None, "a.csv", "expected .jsonl, .parquet, or a folder's name"),
         (None, "a.parquet.gz", "expected .jsonl, .parquet, or a folder's name"),
     ],
@@ -129,9 +151,38 @@ def test_equal_orders_give_equal_bytes(train: datasets.Dataset, tmp_path: Path) 
 def test_what_cannot_be_saved_is_named(
     train: datasets.Dataset, tmp_path: Path, order: object, name: str, words: str
 ) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(DataError, match=words):
         tma.save(train, order, tmp_path / name)  # type: ignore[arg-type]
     assert not (tmp_path / name).exists()
+
+
+def test_other_refusals_name_what_came(train: datasets.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").mkdir()
+    with pytest.raises(DataError, match=r"a\.jsonl' could not be written: Is a directory"):
+        tma.save(train, None, tmp_path / "a.jsonl")
+    with pytest.raises(ParameterError, match=r"dataset='list' .* expected a datasets.Dataset"):
+        tma.save([1], None, tmp_path / "b.jsonl")  # type: ignore[arg-type]
+    with pytest.raises(ParameterError, match=r"path=3 .* expected a text"):
+        tma.save(train, None, 3)  # type: ignore[arg-type]
+    numbers = datasets.Dataset.from_dict({"score": [float("nan")]})
+    with pytest.raises(DataError, match=r"as JSON: .*float values.* Save as \.parquet"):
+        tma.save(numbers, None, tmp_path / "b.jsonl")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".lock"] == []
+
+
+def test_a_meta_that_is_no_json_stays_as_it_is(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_dict({"meta": ["{broken", "note", '{"a": 1}']})
+    tma.save(made, None, tmp_path / "a.jsonl")
+    found = [json.loads(line)["meta"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert found == ["{broken", "note", {"a": 1}]
+
+
+def test_pieces_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "PIECE_BYTES", 100)
+    table = datasets.Dataset.from_dict({"prompt": ["x" * 45] * 6 + ["x" * 200, "x"]}).data.table
+    for rows in (None, np.arange(8)):
+        assert [len(piece) for piece in saving._pieces(table, rows)] == [2, 2, 2, 1, 1]
 
 
 def test_a_folder_that_exists_is_not_touched(train: datasets.Dataset, tmp_path: Path) -> None:

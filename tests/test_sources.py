@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import tma
-from tma import data, hub, niv2, sources
+from tma import data, hub, sources
 from tma.errors import DataError
-from tma.splits import TEST
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,6 +155,28 @@ def test_a_broken_task_file_is_named(checkout: Path, broken: str, words: str) ->
         tma.load(f"niv2:{checkout}", split="train")
 
 
+def test_a_checkout_may_be_split_anew_and_every_instance_is_counted(checkout: Path) -> None:
+    own = tma.load(f"niv2:{checkout}", split="train")
+    counted = data.manifest(own)
+    assert counted is not None and counted["read"] == 130 + 1 + 130
+    train, test = both(f"niv2:{checkout}", by="instance", per_task=(None, None))
+    assert len(train) + len(test) == counted["read"]
+
+
+@pytest.mark.parametrize("names", ["task3_quiz task1_quiz", "task3_quiz task3_quiz"])
+def test_a_task_that_is_listed_twice_is_refused(checkout: Path, names: str) -> None:
+    (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
+    with pytest.raises(DataError, match=r"names 1 tasks twice, such as task[13]_quiz; expected"):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_a_source_may_be_one_text(checkout: Path) -> None:
+    path = checkout / "tasks" / "task2_quiz.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
+    train = tma.load(f"niv2:{checkout}", split="train")
+    assert json.loads(train["meta"][-1])["dataset"] == "quiz"
+
+
 def test_a_task_without_its_file_is_named(checkout: Path) -> None:
     (checkout / "tasks" / "task3_quiz.json").unlink()
     with pytest.raises(DataError, match=r"names 1 tasks without a file; expected .*task3_quiz"):
@@ -230,6 +252,14 @@ def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
     assert test["prompt"][:] == ["super_glue_rte_does validation"]
 
 
+def test_a_test_split_whose_rows_are_empty_is_not_cut_out_of_training(tmp_path: Path) -> None:
+    write(tmp_path / "copy" / "train.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in "ab"])
+    write(tmp_path / "copy" / "test.jsonl", [{"prompt": "q", "response": " "}])
+    assert len(tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")) == 2
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(f"no-robots:{tmp_path / 'copy'}", split="test")
+
+
 def test_t0s_lists_have_their_clusters() -> None:
     split = Counter(entry[1] for entry in sources._t0())
     assert split == {"train": 39, "test": 9}
@@ -285,7 +315,6 @@ def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Pa
     assert not set(train["task"]) & set(test["task"])
     assert test["prompt"][0].startswith("question ")
     assert set(json.loads(test["meta"][0])) == {"id"}
-    assert sources.KNOWN["flan-mini"].plan.tasks == (1600, 225)
 
 
 # Conversations
@@ -328,6 +357,73 @@ def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
     assert json.loads(test["meta"][0])["category"] == "Chat"
 
 
+def test_a_copys_own_files_are_read_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    for name in ("copy [1]", "copy 1", "a::b", "copy*"):
+        row = {"prompt": name, "response": "2020-01-31", "day": "2020-01-31"}
+        for split, count in (("train", 2), ("test", 1)):
+            write(tmp_path / name / f"{split}.jsonl", [row] * count)
+        train, test = both(f"no-robots:{tmp_path / name}")
+        assert (train["prompt"][:], test["prompt"][:]) == ([name] * 2, [name])
+        assert json.loads(test["meta"][0]) == {"day": "2020-01-31"}
+
+
+def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    path = write(copy / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    write(copy / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
+    before = path.stat()
+    for text in "rs":
+        path.write_text(path.read_text().replace('"r"', f'"{text}"'))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert tma.load(f"no-robots:{copy}", split="train")["response"][:] == [text]
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(DataError, match=r"data/train\.jsonl, line 2: Expecting"):
+        tma.load(f"no-robots:{copy}", split="train")
+
+
+def test_the_one_file_of_a_copy_is_read_where_there_are_others(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"items": [{**turns[0], "value": f"q{k}"}, turns[1]]} for k in range(3)]
+    (copy / "sharegpt_gpt4.json").write_text(json.dumps(rows))
+    (copy / "sharegpt_clean.json").write_text("no JSON")
+    train, test = both(f"sharegpt:{copy}")
+    assert (len(train), len(test)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), "it has none; expected .jsonl"),
+        (("train.csv", "train.jsonl"), "it has .csv and .jsonl files; expected"),
+        (("train_or_test.jsonl",), "speaks of test and train; expected one split"),
+        (
+            ("train_sft-00000-of-00001.jsonl",),
+            r"no split 'train'; it has train_sft\. Save the one",
+        ),
+    ],
+)
+def test_a_copy_that_is_unclear_is_named(
+    tmp_path: Path, files: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "copy").mkdir()
+    for file in files:
+        write(tmp_path / "copy" / file, [{"prompt": "p", "response": "r"}])
+    with pytest.raises(DataError, match=words):
+        tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")
+
+
+def test_splits_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test", "validation"):
+        write(tmp_path / "copy" / f"{split}.jsonl", [{"prompt": split, "response": "r"}])
+    name = f"no-robots:{tmp_path / 'copy'}"
+    assert tma.load(name, split="train")["prompt"][:] == ["train"]
+    assert caplog.messages == [f"dataset {tmp_path / 'copy'}: splits that are not read: validation"]
+
+
 # The hub
 
 
@@ -362,6 +458,7 @@ def test_without_a_connection_one_message_says_what_is_needed(
             ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']"),
             r"pick one among: \['x', 'y'\]. Give one as owner/name:configuration",
         ),
+        (ValueError("row 4013 is damaged"), r"could not be read: row 4013 is damaged\."),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
@@ -394,7 +491,7 @@ def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
 
 
 def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": "p", "response": "r"}] * 3)
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in range(3)])
     assert len(tma.load(path, split="train")) == 2
     with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
         tma.load(7, split="train")  # type: ignore[arg-type]
@@ -409,8 +506,6 @@ def test_the_own_split_of_known_sources_stands_where_its_test_is_empty(tmp_path:
     path = write(tmp_path / "p3.jsonl", [p3_row("q") | {"task": "xsum_tldr"}])
     with pytest.raises(DataError, match="no usable rows in its split 'test'"):
         tma.load(f"p3:{path}", split="test")
-    assert sources.KNOWN["p3"].plan.by == niv2.PLAN.by == "own"
-    assert TEST == 2
 
 
 def test_empty_targets_are_counted_by_split(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tma.errors import DataError
-from tma.instances import ids, repeats
+from tma.instances import counters, ids, repeats
 from tma.splits import TEST, TRAIN, Labels, Plan, assign
 
 
@@ -22,7 +23,8 @@ def labels(
     task, task_names = numbered(tasks)
     source, source_names = numbered(sources or [None] * len(tasks))
     own = np.array(part or [0] * len(tasks), dtype=np.int8)
-    return Labels(own, task, source, task_names, source_names)
+    keys = np.arange(len(tasks), dtype=np.uint64)
+    return Labels(own, task, source, keys, task_names, source_names)
 
 
 def names(tasks: list[str | None], chosen: np.ndarray, split: int) -> set[str | None]:
@@ -72,13 +74,40 @@ def test_by_source_needs_a_source() -> None:
 
 
 @pytest.mark.parametrize(
-    ("by", "kind"), [("task", "1 tasks"), ("source", "1 sources"), ("instance", "0 instances")]
+    ("by", "kind"),
+    [("task", "1 tasks"), ("source", "1 sources"), ("instance", "0 different instances")],
 )
 def test_too_little_to_hold_out_is_named(by: str, kind: str) -> None:
     rows = 0 if by == "instance" else 3
     given = labels(["t"] * rows, ["s"] * rows)
     with pytest.raises(DataError, match=f"cannot hold out test data: {kind}; expected at least 2"):
         assign(given, Plan(by=by))
+
+
+def test_a_source_that_has_tasks_on_both_sides_is_refused() -> None:
+    given = labels(["a", "b", "b", "a", None, None], part=[TRAIN, TRAIN, TEST, TEST, TRAIN, TEST])
+    for plan in (Plan(), Plan(by="own")):
+        with pytest.raises(DataError, match=r"share 2 tasks .* \(a, b\)\. .* by='task'"):
+            assign(given, plan)
+    assert Counter(assign(given, Plan(by="instance")).tolist()) == {TRAIN: 5, TEST: 1}
+
+
+def test_equal_content_is_on_one_side() -> None:
+    keys = np.array([5, 5, 9, 7, 5, 9], dtype=np.uint64)
+    given = replace(labels([None] * 6), key=keys)
+    for seed in range(20):
+        for by in ("instance", "task"):
+            chosen = assign(given, Plan(by=by, seed=seed))
+            assert not {*keys[chosen == TEST]} & {*keys[chosen == TRAIN]}
+
+
+def test_a_test_split_without_usable_rows_is_not_cut_out_of_training() -> None:
+    given = replace(labels(["a", "b"], part=[TRAIN, TRAIN]), has_test=True)
+    assert assign(given, Plan()).tolist() == [TRAIN, TRAIN]
+
+
+def test_everything_can_be_kept_together() -> None:
+    assert assign(labels(["a", "a"], part=[TEST, 0]), Plan(by="all")).tolist() == [TRAIN, TRAIN]
 
 
 def test_wanted_numbers_of_tasks_and_caps() -> None:
@@ -136,6 +165,13 @@ def test_nothing_is_ever_shared(
 def test_repeats_are_counted_in_row_order(keys: list[int]) -> None:
     found = repeats(np.array(keys, dtype=np.uint64)).tolist()
     assert found == [keys[:k].count(key) for k, key in enumerate(keys)]
+
+
+def test_saved_ids_are_kept_and_the_others_count_on() -> None:
+    keys = np.array([1, 1, 1, 2, 3, 3], dtype=np.uint64)
+    assert counters(keys, np.zeros(6, np.int64)).tolist() == [0, 1, 2, 0, 0, 1]
+    assert counters(keys, np.array([3, 1, 2, 2, 1, 1])).tolist() == [2, 0, 1, 1, 0, 1]
+    assert counters(keys, np.array([0, 1, 0, 0, 0, 4])).tolist() == [1, 0, 2, 0, 0, 3]
 
 
 def test_ids_have_a_counter_from_the_second_repeat_on() -> None:

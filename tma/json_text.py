@@ -29,8 +29,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-DECODER = json.JSONDecoder(parse_constant=str, object_pairs_hook=_once)
-"""NaN and the infinities, which are no JSON, become their names."""
+DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_once)
+"""NaN and the infinities, which are no JSON, count as missing."""
 
 
 def bad_text(error: UnicodeDecodeError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tma.errors import choices, wrong
@@ -42,21 +43,31 @@ def local_copy(name: str) -> tuple[str, Path] | None:
     """Return known name and place of `niv2:/data/natural-instructions`; None for other names."""
     known, colon, place = name.partition(":")
     if colon and place and known in DATASETS and known != "pocket":
-        return known, Path(place).expanduser()
+        return known, expanded(place)
     return None
+
+
+def expanded(text: str) -> Path:
+    """Return a path with `~` resolved; as it is written where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def check_dataset(value: object) -> None:
     """Refuse what is no known dataset, hub id, file or folder."""
-    if isinstance(value, str) and (value in DATASETS or _is_data(value)):
-        return
+    # A longer name than the file system allows is no file.
+    with suppress(OSError):
+        if isinstance(value, str) and (value in DATASETS or _is_data(value)):
+            return
     expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
     raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
 
 
 def _is_data(value: str) -> bool:
     """Return whether a name stands for a local copy, a file or folder, or a hub dataset."""
-    copy, path = local_copy(value), Path(value)
+    copy, path = local_copy(value), expanded(value)
     if copy is not None:
         return copy[1].exists()
     if data_suffix(path) is not None and not path.is_dir():

@@ -11,15 +11,16 @@ from __future__ import annotations
 import json
 import random
 import string
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tma.batches import Batch, batched, named
+from tma.conversations import Row
 from tma.errors import DataError
-from tma.formats import Row
-from tma.readers import Batch, batched, named
 from tma.splits import OWN, SPLITS, Plan
 from tma.store import digest, file_digest
 
@@ -69,9 +70,9 @@ def task_files(root: Path) -> dict[str, list[Path]]:
     """Return the task files of the default (English) track, by split.
 
     Raises:
-        DataError: a list or a file that it names is missing.
+        DataError: a list or a file that it names is missing, or a task is named twice.
     """
-    out = {}
+    out: dict[str, list[Path]] = {}
     for split in SPLITS:
         listed = root / "splits" / "default" / f"{split}_tasks.txt"
         with named(listed):
@@ -82,6 +83,13 @@ def task_files(root: Path) -> dict[str, list[Path]]:
             raise DataError(
                 f"{listed} names {len(missing)} tasks without a file; expected {missing[0]}."
             )
+    counts = Counter(file.stem for files in out.values() for file in files)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{root / 'splits' / 'default'} names {len(twice)} tasks twice, such as {twice[0]}; "
+            "expected each once, in training or in test."
+        )
     return out
 
 
@@ -99,7 +107,8 @@ def checkout(root: Path, prompts: Prompts, plan: Plan) -> Iterator[Batch]:
         DataError: a task file is not what it should be; the message names it.
     """
     for split, files in task_files(root).items():
-        most = plan.per_task[SPLITS.index(split)]
+        # Under another split a cap may count only the rows that are then in it.
+        most = plan.per_task[SPLITS.index(split)] if plan.by == OWN else None
         for file in files:
             task = _task(file)
             numbers = list(range(len(task["Instances"])))
@@ -108,7 +117,10 @@ def checkout(root: Path, prompts: Prompts, plan: Plan) -> Iterator[Batch]:
                 numbers = numbers[:most] if split == "test" and plan.first_test else sorted(choice)
             rows = ((k + 1, _instance(task, k, file, prompts)) for k in numbers)
             sized = ((place, len(row["prompt"]), row) for place, row in rows)
-            yield from batched(sized, str(file), split, "instance")
+            left_out = len(task["Instances"]) - len(numbers)
+            for batch in batched(sized, str(file), split, "instance"):
+                yield replace(batch, left_out=left_out)
+                left_out = 0
 
 
 def _task(file: Path) -> dict[str, Any]:
@@ -137,7 +149,8 @@ def _instance(task: Mapping[str, Any], number: int, file: Path, prompts: Prompts
             "output, and examples with both."
         ) from error
     kept = {key.lower(): task.get(key) for key in _KEEP}
-    source = ", ".join(map(str, task.get("Source") or [])) or None
+    given = task.get("Source") or []
+    source = ", ".join(map(str, given if isinstance(given, list) else [given])) or None
     made = {"prompt": prompt, "response": response, "task": file.stem, "instance": own.get("id")}
     return made | kept | {"dataset": source}
 

@@ -12,46 +12,21 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
+from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch, arrow_rows, batched, named, wanted
+from tma.conversations import Row
 from tma.errors import DataError
-from tma.formats import Row
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
 from tma.names import data_suffix
 from tma.store import digest, file_digest
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-BATCH_ROWS, BATCH_BYTES = 10_000, 2**24
-"""Rows and bytes of a batch; it ends at the first of the two that is reached."""
 LONGEST = 2**28
 """Bytes of one line or one CSV cell at most."""
 _OTHER_TEXT = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Some consecutive rows of one file."""
-
-    rows: Sequence[Row]
-    """Column name → cell."""
-    file: str
-    """Where they stand."""
-    places: Sequence[int]
-    """Line (or row) number of each, from 1."""
-    unit: str = "line"
-    """What the numbers count."""
-    part: str | None = None
-    """Split to which the source counts them; None: it has no splits."""
-
-    def at(self, k: int) -> str:
-        """Return where row k of the batch stands, in words."""
-        return f"{self.file}, {self.unit} {self.places[k]}"
 
 
 def read(path: Path, part: str | None = None) -> Iterator[Batch]:
@@ -84,35 +59,6 @@ def content(path: Path) -> str:
             return file_digest(path)
         files = [p for p in sorted(path.rglob("*")) if p.is_file()]
         return digest(*(part for p in files for part in (str(p.relative_to(path)), file_digest(p))))
-
-
-@contextmanager
-def named(path: Path | str) -> Iterator[None]:
-    """Turn every error of reading into one that names the file."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        # Every library below has its own error classes; the user needs one message.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} could not be read: {reason.rstrip('.')}.") from error
-
-
-def batched(
-    rows: Iterable[tuple[int, int, Row]], file: str, part: str | None, unit: str = "line"
-) -> Iterator[Batch]:
-    """Yield (line number, bytes, row) triples as batches."""
-    size, places, held = 0, list[int](), list[Row]()
-    for place, bytes_, row in rows:
-        places.append(place)
-        held.append(row)
-        size += bytes_
-        if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield Batch(held, file, places, unit, part)
-            size, places, held = 0, [], []
-    if held:
-        yield Batch(held, file, places, unit, part)
 
 
 @contextmanager
@@ -188,7 +134,9 @@ def _csv(path: Path, part: str | None) -> Iterator[Batch]:
         header = next((cells for cells in lines if cells), [])
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
-        raise DataError(f"{path}, line 1: the column {twice[0]!r} stands there twice.")
+        raise DataError(
+            f"{path}, line {lines.line_num}: the column {twice[0]!r} stands there twice."
+        )
     while True:
         with _csv_errors(path, lines):
             batch = next(batched(_cells(lines, header, path), str(path), part), None)
@@ -268,19 +216,6 @@ def _unique(names: Sequence[str], path: Path) -> None:
         raise DataError(f"{path}: the column {twice[0]!r} stands there twice.")
 
 
-def arrow_rows(
-    batches: Iterable[pa.RecordBatch], file: str, part: str | None, seen: int = 0
-) -> Iterator[Batch]:
-    """Yield record batches as rows, in pieces that fit the memory; `seen` rows came before."""
-    for batch in batches:
-        step = int(max(1, min(BATCH_ROWS, BATCH_BYTES * len(batch) // max(1, batch.nbytes))))
-        for start in range(0, len(batch), step):
-            rows = batch.slice(start, step).to_pylist()
-            places = range(seen + start + 1, seen + start + 1 + len(rows))
-            yield Batch(rows, file, places, "row", part)
-        seen += len(batch)
-
-
 def arrow_file(path: Path, part: str | None, seen: int = 0) -> Iterator[Batch]:
     """Yield the rows of an Arrow stream file, read block by block: mapped pages would count as
     memory in use.
@@ -300,12 +235,17 @@ def is_arrow_folder(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def _folder(path: Path) -> Iterator[Batch]:
-    if not is_arrow_folder(path):
+def check_place(path: Path) -> None:
+    """Refuse a folder that `datasets.save_to_disk` did not write, before its files are read."""
+    if path.is_dir() and not is_arrow_folder(path):
         raise DataError(
             f"{path} is a folder; expected a .jsonl, .json, .csv or .parquet file, or a folder "
             "that datasets.save_to_disk wrote."
         )
+
+
+def _folder(path: Path) -> Iterator[Batch]:
+    check_place(path)
     with named(path):
         if not (path / "dataset_dict.json").is_file():
             yield from _dataset(path, None)
@@ -313,15 +253,6 @@ def _folder(path: Path) -> Iterator[Batch]:
         listed = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
         for part in wanted(listed, str(path)):
             yield from _dataset(path / part, part)
-
-
-def wanted(parts: Iterable[str], name: str) -> list[str]:
-    """Return which splits of a dataset are read: train and test."""
-    found = [str(part) for part in parts]
-    chosen = [part for part in found if part in ("train", "test")]
-    if not chosen:
-        raise DataError(f"dataset={name!r} has no split 'train'; it has {', '.join(found)}.")
-    return sorted(chosen, reverse=True)
 
 
 def _dataset(path: Path, part: str | None) -> Iterator[Batch]:

@@ -12,16 +12,16 @@ import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tma.errors import DataError
+from tma.errors import DataError, TmaError, wrong
 from tma.names import PACKED
-from tma.store import digest, locked, new_file, new_folder
+from tma.store import cache_dir, digest, locked, new_file, new_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 2**28
 """Text of the rows that are put in order at once."""
-PIECE_ROWS = 10_000
-"""Rows written at once."""
+PIECE_ROWS, PIECE_BYTES = 10_000, 2**24
+"""Rows and bytes written at once; a piece ends at the first of the two."""
 
 
 def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
@@ -46,29 +46,58 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
 
     Raises:
         DataError: the order names rows that are not there, or the path cannot be written.
+        ParameterError: this is no dataset, or no path.
     """
-    target, table = Path(path), _table(dataset)
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        raise wrong("dataset", type(dataset).__name__, "a datasets.Dataset")
+    if not isinstance(path, str | Path):
+        raise wrong("path", path, "a text or a Path")
     rows = _checked(order, len(dataset))
     if dataset._indices is not None:
         own = dataset._indices.column(0).to_numpy().astype(np.int64)
         rows = own if rows is None else own[rows]
+    # The lock would else stay in the user's folder.
+    lock = cache_dir() / "locks" / f"{digest(str(Path(path).absolute()))[:20]}.lock"
+    with _named(path), locked(Path(path), lock=lock):
+        _write(dataset, rows, Path(path))
+
+
+def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> None:
+    table = _table(dataset)
     kind = (target.with_suffix("") if target.suffix in PACKED else target).suffix
     if kind == ".jsonl":
-        with locked(target), new_file(target) as draft, _packed(draft) as sink:
+        with new_file(target) as draft, _packed(draft) as sink:
             _jsonl(_pieces(table, rows), sink)
     elif target.suffix == ".parquet":
-        with locked(target), new_file(target) as draft:
+        with new_file(target) as draft:
             _parquet(_pieces(table, rows), table.schema, draft)
     elif not target.suffix:
         _folder(_pieces(table, rows), table.schema, target, dataset, rows)
     else:
-        raise DataError(f"path={str(path)!r}: expected .jsonl, .parquet, or a folder's name.")
+        raise DataError(f"path={str(target)!r}: expected .jsonl, .parquet, or a folder's name.")
+
+
+@contextmanager
+def _named(path: Path | str) -> Iterator[None]:
+    """Turn every error of writing into one that names the path."""
+    try:
+        yield
+    except TmaError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"path={str(path)!r} could not be written: {reason}.") from error
 
 
 def _checked(order: ArrayLike | None, count: int) -> NDArray[np.int64] | None:
     if order is None:
         return None
-    rows = np.asarray(order)
+    try:
+        rows = np.asarray(order)
+    except ValueError as error:
+        raise DataError(f"order: {error}; expected one dimension of row numbers.") from error
     if rows.size == 0:
         rows = rows.astype(np.int64)
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
@@ -92,17 +121,42 @@ def _table(dataset: Dataset) -> pa.Table:
 
 def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.RecordBatch]:
     """Yield the rows in their order."""
+    sizes = _sizes(table)
     if rows is None:
-        yield from table.to_batches(max_chunksize=PIECE_ROWS)
+        for start, stop in _cuts(sizes, PIECE_BYTES, PIECE_ROWS):
+            yield from table.slice(start, stop - start).to_batches()
         return
     if table.nbytes <= BLOCK_BYTES:
         yield from _placed(table.combine_chunks(), rows)
         return
-    per_block = int(max(1, min(BLOCK_BYTES * max(1, len(table)) // max(1, table.nbytes), 10**7)))
     batches = table.to_batches()
     ends = np.cumsum([0] + [len(batch) for batch in batches])
-    for start in range(0, len(rows), per_block):
-        yield from _block(batches, ends, rows[start : start + per_block], table.schema)
+    for start, stop in _cuts(sizes[rows], BLOCK_BYTES, 10**7):
+        yield from _block(batches, ends, rows[start:stop], table.schema)
+
+
+def _sizes(table: pa.Table) -> NDArray[np.int64]:
+    """Return the bytes of each row, (n,): of its texts, and of all else the mean."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    sizes = np.ones(len(table), dtype=np.int64)
+    for column in table.columns:
+        if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+            sizes += pc.fill_null(pc.binary_length(column), 0).to_numpy()
+        else:
+            sizes += column.nbytes // max(1, len(table))
+    return sizes
+
+
+def _cuts(sizes: NDArray[np.int64], most: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of runs of `rows` rows or `most` bytes, at least one row each."""
+    ends, start = np.cumsum(sizes), 0
+    while start < len(sizes):
+        before = ends[start - 1] if start else 0
+        stop = min(int(np.searchsorted(ends, before + most, side="right")), start + rows)
+        yield start, max(start + 1, stop)
+        start = max(start + 1, stop)
 
 
 def _block(
@@ -133,8 +187,8 @@ def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch
     threads = min(4, pa.cpu_count())
     ahead: deque[Future[pa.Table]] = deque()
     with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(rows), PIECE_ROWS):
-            ahead.append(pool.submit(block.take, pa.array(rows[start : start + PIECE_ROWS])))
+        for start, stop in _cuts(_sizes(block)[rows], PIECE_BYTES, PIECE_ROWS):
+            ahead.append(pool.submit(block.take, pa.array(rows[start:stop])))
             if len(ahead) > 2 * threads:
                 yield from ahead.popleft().result().to_batches()
         while ahead:
@@ -144,14 +198,25 @@ def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch
 def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
     for piece in pieces:
-        lines = [encode(_opened(row)) for row in piece.to_pylist()]
+        try:
+            lines = [encode(_opened(row)) for row in piece.to_pylist()]
+        except ValueError as error:
+            raise DataError(
+                f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
+            ) from error
         sink.write(("\n".join(lines) + "\n").encode("utf-8"))
 
 
 def _opened(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its meta as an object, so that a line can be read by eye."""
+    """Return a row with its meta as an object, so that a line can be read by eye.
+
+    In datasets of others meta may be any text, which stays as it is.
+    """
     meta = row.get("meta")
-    return row | {"meta": json.loads(meta)} if isinstance(meta, str) else row
+    if isinstance(meta, str) and meta.startswith("{"):
+        with suppress(ValueError):
+            return row | {"meta": json.loads(meta)}
+    return row
 
 
 @contextmanager
@@ -188,24 +253,23 @@ def _folder(
     """Write the three files of `Dataset.save_to_disk`."""
     import pyarrow as pa
 
-    with locked(path):
-        if path.exists():
-            raise DataError(f"path={str(path)!r} exists. Remove it, or give another name.")
-        with new_folder(path) as draft:
-            file = "data-00000-of-00001.arrow"
-            with pa.OSFile(str(draft / file), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
-                for piece in pieces:
-                    out.write_batch(piece)
-            order = b"" if rows is None else rows.tobytes()
-            state: dict[str, Any] = {
-                "_data_files": [{"filename": file}],
-                "_fingerprint": digest(dataset._fingerprint, order)[:16],
-                "_format_columns": None,
-                "_format_kwargs": {},
-                "_format_type": None,
-                "_output_all_columns": False,
-                "_split": None,
-            }
-            info = {"features": dataset.features.to_dict()}
-            for name, value in (("state", state), ("dataset_info", info)):
-                (draft / f"{name}.json").write_text(json.dumps(value, indent=2), encoding="utf-8")
+    if path.exists():
+        raise DataError(f"path={str(path)!r} exists. Remove it, or give another name.")
+    with new_folder(path) as draft:
+        file = "data-00000-of-00001.arrow"
+        with pa.OSFile(str(draft / file), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
+            for piece in pieces:
+                out.write_batch(piece)
+        order = b"" if rows is None else rows.tobytes()
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": file}],
+            "_fingerprint": digest(dataset._fingerprint, order)[:16],
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": None,
+        }
+        info = {"features": dataset.features.to_dict()}
+        for name, value in (("state", state), ("dataset_info", info)):
+            (draft / f"{name}.json").write_text(json.dumps(value, indent=2), encoding="utf-8")

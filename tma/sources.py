@@ -7,20 +7,21 @@ and for a local copy of it.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma import hub, niv2
+from tma import folders, hub, niv2
+from tma.batches import Batch, wanted
 from tma.errors import DataError, choices
 from tma.instances import Source
-from tma.names import DATASETS, HUB_DATASET, data_suffix, local_copy
-from tma.readers import Batch, content, is_arrow_folder, read, wanted
-from tma.splits import OWN, Plan
+from tma.names import DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
+from tma.readers import check_place, content, is_arrow_folder, read
+from tma.splits import ALL, OWN, Plan
 from tma.store import canonical_json, digest
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Wanted:
 
     def plan(self, base: Plan) -> Plan:
         """Return a dataset's plan as the caller wants it."""
-        if self.by is not None and self.by != base.by:
+        if self.by == ALL:
+            base = Plan(by=ALL)
+        elif self.by is not None and self.by != base.by:
             base = replace(base, by=self.by, tasks=None)
         if self.per_task is not None:
             base = replace(base, per_task=self.per_task)
@@ -83,11 +86,14 @@ class Wanted:
         )
 
     def key(self) -> str:
-        """Return a digest of all of it."""
+        """Return a digest of what decides the rows, save how prompts are put together."""
+        return digest(canonical_json([self.columns, self.by, self.per_task, self.seed]))
+
+    def prompts_key(self) -> str:
+        """Return a digest of what decides how prompts are put together."""
         own: Any = self.tokenizer
         vocabulary = own.backend_tokenizer.to_str() if own is not None else ""
-        rest = [self.columns, self.by, self.per_task, self.seed, self.max_source_tokens]
-        return digest(vocabulary, canonical_json(rest))
+        return digest(vocabulary, str(self.max_source_tokens))
 
 
 def find(name: str, asked: Wanted) -> Source:
@@ -101,13 +107,14 @@ def find(name: str, asked: Wanted) -> Source:
     Raises:
         DataError: the dataset cannot be found or read.
     """
-    copy, path = local_copy(name), Path(name).expanduser()
+    copy, path = local_copy(name), expanded(name)
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, asked)
     if data_suffix(path) is not None or path.exists():
         if niv2.is_checkout(path):
             return _known("niv2", path, asked)
+        check_place(path)
         return _source(_file_key(path), lambda: read(path), Plan(), asked)
     if HUB_DATASET.fullmatch(name) is None:
         known = choices(DATASETS, name)
@@ -115,8 +122,8 @@ def find(name: str, asked: Wanted) -> Source:
             f"dataset={name!r} cannot be used; expected {known}, a hub id (owner/name), or an "
             "existing file or folder."
         )
-    found = hub.splits(*hub.split_id(name))
-    return _source((name, hub.key(found)), lambda: _from_hub(found, name), Plan(), asked)
+    hub_key, rows = _from_hub(hub.splits(*hub.split_id(name)), name)
+    return _source((name, hub_key), rows, Plan(), asked)
 
 
 def _source(
@@ -137,7 +144,7 @@ def _known(name: str, place: Path | None, asked: Wanted) -> Source:
     plan = asked.plan(known.plan)
     if name == "niv2" and place is not None and niv2.is_checkout(place):
         return _source(
-            (name, niv2.checkout_key(place)),
+            (name, niv2.checkout_key(place), asked.prompts_key()),
             lambda: niv2.checkout(place, asked.prompts(), plan),
             known.plan,
             asked,
@@ -154,12 +161,58 @@ def _rows(
     """Return key and reader of the rows as they are on the hub or in a local copy."""
     if place is not None and (place.is_file() or is_arrow_folder(place)):
         return (name, *_file_key(place)), lambda: read(place)
-    where = str(place or known.hub_id)
-    if name == "p3" and len(hub.configurations(where)) > 1:
-        return _p3_hub(where)
-    given = {"data_files": known.file} if known.file and place is None else {}
-    found = hub.splits(where, **given)
-    return (name, hub.key(found)), lambda: _from_hub(found, where)
+    if place is not None:
+        return _copy(name, known, place)
+    if name == "p3" and len(hub.configurations(known.hub_id)) > 1:
+        return _p3_hub(known.hub_id)
+    given = {"data_files": known.file} if known.file else {}
+    hub_key, rows = _from_hub(hub.splits(known.hub_id, **given), known.hub_id)
+    return (name, hub_key), rows
+
+
+def _copy(
+    name: str, known: Known, place: Path
+) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
+    """Return key and reader of the files in a folder."""
+    tasks = folders.configurations(place) if name == "p3" else []
+    if tasks:
+        return _p3_copy(tasks, place)
+    parts = folders.parts(place, known.file)
+    return (name, folders.key(parts, place)), lambda: (
+        batch for part in parts for batch in part.batches()
+    )
+
+
+def _p3_copy(
+    tasks: Sequence[Path], place: Path
+) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
+    """Return key and reader of T0's tasks in a folder: each is a subfolder."""
+    parts: list[tuple[str, folders.Part]] = []
+    for task in tasks:
+        role = _role(task.name)
+        if role is not None:
+            found = folders.by_split(task)
+            split = _p3_split(role[0], found, task.name)
+            parts += [(task.name, folders.Part(file, None)) for file in found[split]]
+    rows = ((task, part.batches) for task, part in parts)
+    return ("p3", folders.key([part for _, part in parts], place)), partial(_with_task, [*rows])
+
+
+def _with_task(parts: Iterable[tuple[str, Callable[[], Iterator[Batch]]]]) -> Iterator[Batch]:
+    """Yield the rows of P3's configurations, each with its name as the task."""
+    for task, batches in parts:
+        for batch in batches():
+            yield replace(batch, rows=[{"task": task, **row} for row in batch.rows])
+
+
+def _p3_split(role: str, found: Iterable[str], task: str) -> str:
+    """Return the split that a task gives: training, or validation (else test) if held out."""
+    names = list(found)
+    order = ["train", ""] if role == "train" else ["validation", "test", "train", ""]
+    for split in order:
+        if split in names:
+            return split
+    raise DataError(f"dataset='p3': {task} has no split {order[0]!r}; it has {', '.join(names)}.")
 
 
 def _file_key(path: Path) -> tuple[str, str]:
@@ -167,30 +220,23 @@ def _file_key(path: Path) -> tuple[str, str]:
     return content(path), data_suffix(path) or ""
 
 
-def _from_hub(found: Mapping[str, Dataset], name: str) -> Iterator[Batch]:
-    for part in wanted(found, name):
-        yield from hub.batches(found[part], name, part)
+def _from_hub(found: Mapping[str, Dataset], name: str) -> tuple[str, Callable[[], Iterator[Batch]]]:
+    parts = wanted(found, name)
+    return hub.key(found), lambda: (
+        batch for part in parts for batch in hub.batches(found[part], name, part)
+    )
 
 
 def _p3_hub(name: str) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
-    """Return key and reader of T0's tasks: each is a configuration.
-
-    Training tasks give their training split, held-out tasks their validation split (else test).
-    """
+    """Return key and reader of T0's tasks: each is a configuration."""
     parts: dict[str, Dataset] = {}
     for task in hub.configurations(name):
         role = _role(task)
         if role is not None:
             found = hub.splits(name, task)
-            order = ("train",) if role[0] == "train" else ("validation", "test", "train")
-            parts[task] = found[next(part for part in order if part in found)]
-
-    def rows() -> Iterator[Batch]:
-        for task, dataset in parts.items():
-            for batch in hub.batches(dataset, task, None):
-                yield replace(batch, rows=[{"task": task, **row} for row in batch.rows])
-
-    return ("p3", hub.key(parts)), rows
+            parts[task] = found[_p3_split(role[0], found, task)]
+    rows = [(task, partial(hub.batches, one, task, None)) for task, one in parts.items()]
+    return ("p3", hub.key(parts)), partial(_with_task, rows)
 
 
 @cache

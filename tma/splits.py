@@ -25,6 +25,8 @@ TRAIN, TEST = 1, 2
 UNITS = ("task", "source", "instance")
 OWN = "own"
 """Stands for the source's own split, even where its test is empty."""
+ALL = "all"
+"""Stands for every row as training, none held out."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,8 @@ class Plan:
 
     by: str | None = None
     """What is never shared by training and test: task, source, or instance. None: the source's own
-    split where it has one (own: in any case), else task, else (without tasks) instance."""
+    split where it has one (own: in any case), else task, else (without tasks) instance. all:
+    nothing is held out."""
     per_task: tuple[int | None, int | None] = (None, None)
     """Instances a task at most, in training and in test; rows without a task are not counted."""
     tasks: tuple[int, int] | None = None
@@ -54,20 +57,28 @@ class Labels:
     """Number of the task in `tasks`, -1 without one, (n,)."""
     source: Numbers
     """Number of the source dataset in `sources`, -1 without one, (n,)."""
+    key: NDArray[np.uint64]
+    """Digest of the content, (n,)."""
     tasks: Sequence[str]
     """Names of the tasks."""
     sources: Sequence[str]
     """Names of the source datasets."""
+    has_test: bool = False
+    """Whether the source has test rows beside these: all of them may be empty."""
 
 
 def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
     """Return what every row is for: TRAIN, TEST or 0 (left out), (n,).
 
     Raises:
-        DataError: there is too little to hold anything out, or no source dataset to split by.
+        DataError: there is too little to hold anything out, no source dataset to split by, or the
+            source's own split has tasks on both sides.
     """
-    if is_own(labels.part, plan):
+    if plan.by == ALL:
+        out = np.full(len(labels.part), TRAIN, dtype=np.int8)
+    elif is_own(labels, plan):
         out = labels.part.copy()
+        _check_apart(out, labels)
     else:
         units, number = _units(labels, plan.by or "task")
         out = _divided(number, plan)[units]
@@ -77,15 +88,28 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
     return out
 
 
-def is_own(part: NDArray[np.int8], plan: Plan) -> bool:
+def is_own(labels: Labels, plan: Plan) -> bool:
     """Return whether the source's own split stands."""
-    return plan.by == OWN or (plan.by is None and bool((part == TEST).any()))
+    tests = labels.has_test or bool((labels.part == TEST).any())
+    return plan.by == OWN or (plan.by is None and tests)
+
+
+def _check_apart(out: NDArray[np.int8], labels: Labels) -> None:
+    shared = np.intersect1d(labels.task[out == TRAIN], labels.task[out == TEST])
+    names = sorted(labels.tasks[number] for number in shared[shared >= 0])
+    if names:
+        raise DataError(
+            f"training and test share {len(names)} tasks in the source's own split "
+            f"({', '.join(names[:3])}{', …' if len(names) > 3 else ''}). Hold out whole tasks with "
+            "by='task', or single rows with by='instance'."
+        )
 
 
 def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
     """Return the unit of each row, numbered in the order of names and then of rows, and how many.
 
-    A row without a task (or source) among rows with one stands for itself.
+    A row without a task (or source) among rows with one stands for itself, and for the rows that
+    are equal to it.
     """
     if by == "source":
         units, known = _sources(labels)
@@ -94,12 +118,18 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
     else:
         units, known = np.full(len(labels.task), -1), 0
     alone = units < 0
-    count = int(alone.sum())
-    units[alone] = known + np.arange(count)
+    own, count = _by_content(labels.key[alone])
+    units[alone] = known + own
     if known + count < 2:
-        kind = f"{by}s" if known else "instances"
+        kind = f"{by}s" if known else "different instances"
         raise DataError(f"cannot hold out test data: {known + count} {kind}; expected at least 2.")
     return units, known + count
+
+
+def _by_content(keys: NDArray[np.uint64]) -> tuple[Numbers, int]:
+    """Return the unit of each row, equal content in one, in the order of first rows; how many."""
+    _, first, units = np.unique(keys, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[units], len(first)
 
 
 def _ranked(numbers: Numbers, names: Sequence[str]) -> Numbers:

@@ -48,19 +48,22 @@ def canonical_json(value: Any) -> str:
 
 
 @contextmanager
-def locked(path: Path, seconds: float = -1) -> Iterator[None]:
+def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterator[None]:
     """Hold the lock of a destination; a second process waits until it is free.
 
     Args:
         path: the destination.
         seconds: time to wait at most; -1: without end.
+        lock: the file that is locked; None: one beside the destination, which stays.
 
     Raises:
         Timeout: the lock was not free in time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{path}.lock", timeout=seconds):
-        for stale in path.parent.glob(f".new-{path.name}-*"):
+    file = lock or Path(f"{path}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file, timeout=seconds):
+        for stale in path.parent.glob(f"{_draft(path)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
 
@@ -75,6 +78,11 @@ def is_locked(path: Path) -> bool:
         return True
 
 
+def _draft(path: Path) -> str:
+    """Return how the names of a destination's drafts begin; no other destination's do."""
+    return f".new-{digest(path.name)[:16]}-"
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error.
@@ -82,7 +90,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     The caller holds `locked(path)`; after an error nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".new-{path.name}-", dir=path.parent))
+    draft = Path(tempfile.mkdtemp(prefix=_draft(path), dir=path.parent))
     try:
         yield draft
         for file in draft.rglob("*"):
@@ -98,7 +106,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 def new_file(path: Path) -> Iterator[Path]:
     """Yield the name of a file to write; it becomes `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".new-{path.name}-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=_draft(path), dir=path.parent) as folder:
         draft = Path(folder) / path.name
         yield draft
         _flush(draft)
