@@ -179,7 +179,7 @@ def test_settings_of_training_do_what_they_say(
         precision="fp32",
     )
     plain, changed = tma.run(config), tma.run(replace(config, **change))  # type: ignore[arg-type]
-    assert trained[-1].is_gradient_checkpointing == ("gradient_checkpointing" in change)
+    assert trained[-1].is_activation_checkpointing == ("gradient_checkpointing" in change)
     kernel = trained[-1].config._attn_implementation
     assert (kernel == "eager") == ("attention" in change)
     same = {"attention": 1e-4, "gradient_checkpointing": 1e-5}.get(next(iter(change)))
@@ -211,7 +211,7 @@ def test_an_answer_is_compared_with_every_reference(
         config = tiny_run(tiny_model, path, order="random", max_new_tokens=4)
         made = Making(tmp_path, config, {}, train, test, States(tmp_path, None, None))
         model, tokenizer = models.load(str(tiny_model))
-        return made._answers(model, tokenizer, encode(test, tokenizer, 64))
+        return made._answers(model, tokenizer, None, encode(test, tokenizer, 64))
 
     (alone,) = scores([["never said"]] * 3)
     (several,) = scores([["never said", alone["answer"]]] * 3)

@@ -209,7 +209,7 @@ def test_gradient_checkpointing_is_turned_on(
 ) -> None:
     model = models.load(str(tiny_model))[0]
     train(model, encoded[:8], encoded[:2], replace(config, gradient_checkpointing=True))
-    assert model.is_gradient_checkpointing
+    assert model.is_activation_checkpointing
 
 
 def test_weight_decay_shrinks_the_weights(
