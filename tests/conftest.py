@@ -128,6 +128,22 @@ def tiny_run(model: Path, data: Path, **settings: Any) -> RunConfig:
     return RunConfig.at("pocket", model=str(model), dataset=str(data), **settings)
 
 
+@pytest.fixture
+def twelve_steps(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
+    """Twelve steps with an evaluation after each fourth."""
+    assert cache.is_dir()
+    return tiny_run(
+        tiny_model,
+        dataset_file,
+        order="random",
+        steps=12,
+        batch_size=3,
+        eval_every=4,
+        learning_rate=1e-2,
+        precision="fp32",
+    )
+
+
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:
     """Rows divided by their length, float32."""
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)

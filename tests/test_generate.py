@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 import tma
 from tests.conftest import tiny_run
 from tma import making, metrics, models
+from tma.config import RunConfig
 from tma.encode import encode
 from tma.errors import ParameterError, TrainingError
 from tma.generate import answers, scored
@@ -81,16 +82,14 @@ def test_the_real_model_answers(weights: Path, tokenizer: PreTrainedTokenizerBas
     assert entries[0]["id"] == "a"
 
 
+def answering(model: Path, data: Path, **settings: Any) -> RunConfig:
+    """Two steps, with answers before the first and after the last."""
+    shape = {"order": "random", "steps": 2, "batch_size": 8}
+    return tiny_run(model, data, **shape, generate_at=[0, 2], max_new_tokens=4, **settings)
+
+
 def test_a_run_keeps_its_answers(cache: Path, tiny_model: Path, dataset_file: Path) -> None:
-    config = tiny_run(
-        tiny_model,
-        dataset_file,
-        order="random",
-        steps=2,
-        batch_size=8,
-        generate_at=[0, 2],
-        max_new_tokens=4,
-    )
+    config = answering(tiny_model, dataset_file)
     run = tma.run(config)
     test = tma.load(str(dataset_file), split="test")
     assert run.answers["step"].tolist() == [0] * len(test) + [2] * len(test)
@@ -107,17 +106,7 @@ def test_a_run_loads_its_reward_model_once_and_is_named_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert cache.is_dir()
-    config = tiny_run(
-        tiny_model,
-        dataset_file,
-        order="random",
-        steps=2,
-        batch_size=8,
-        generate_at=[0, 2],
-        max_new_tokens=4,
-        reward_model=str(reward_folder),
-        seed=5,
-    )
+    config = answering(tiny_model, dataset_file, reward_model=str(reward_folder), seed=5)
     loaded: list[str] = []
     load = metrics._reward_model
     monkeypatch.setattr(metrics, "_reward_model", lambda name: (loaded.append(name), load(name))[1])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tma.errors import ParameterError
-from tma.metrics import exact_match, rewards, rouge
+from tma.metrics import RewardModel, exact_match, rouge
 
 
 @pytest.mark.parametrize(
@@ -46,9 +46,10 @@ def test_references_are_a_list_of_texts(references: list[str]) -> None:
 def test_rewards_are_those_of_single_texts(reward_folder: Path) -> None:
     prompts = ["What is it?", "Say more about the whole matter, please.", "Hm"]
     answers = ["a cat", "no", "a much longer answer than the others have"]
-    together = rewards(str(reward_folder), prompts, answers)
+    together = RewardModel(str(reward_folder)).scores(prompts, answers)
     apart = [
-        rewards(str(reward_folder), [p], [a])[0] for p, a in zip(prompts, answers, strict=True)
+        RewardModel(str(reward_folder)).scores([p], [a])[0]
+        for p, a in zip(prompts, answers, strict=True)
     ]
     assert together.tolist() == pytest.approx(apart, abs=1e-5)
     assert len(set(together.round(6))) == 3
@@ -61,9 +62,9 @@ def test_a_reward_model_with_two_outputs_is_refused(tiny_model: Path, tmp_path: 
     LlamaForSequenceClassification(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(tmp_path)
     with pytest.raises(ParameterError, match="2 outputs; expected 1"):
-        rewards(str(tmp_path), ["a"], ["b"])
+        RewardModel(str(tmp_path)).scores(["a"], ["b"])
     with pytest.raises(ParameterError, match=r"reward_model=.*could not be loaded"):
-        rewards(str(tmp_path / "none"), ["a"], ["b"])
+        RewardModel(str(tmp_path / "none")).scores(["a"], ["b"])
 
 
 def test_a_long_text_keeps_its_answer(reward_folder: Path) -> None:
@@ -71,16 +72,16 @@ def test_a_long_text_keeps_its_answer(reward_folder: Path) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(reward_folder, model_max_length=32)
     tokenizer.save_pretrained(reward_folder)
-    found = rewards(str(reward_folder), ["word " * 100] * 2, ["yes", "not at all"])
+    found = RewardModel(str(reward_folder)).scores(["word " * 100] * 2, ["yes", "not at all"])
     assert found[0] != pytest.approx(found[1], abs=1e-6)
 
 
 def test_a_tokenizer_with_nothing_to_pad_scores_one_by_one(reward_folder: Path) -> None:
     prompts, answers = ["What is it?", "Say more."], ["a cat", "a much longer answer"]
-    padded = rewards(str(reward_folder), prompts, answers)
+    padded = RewardModel(str(reward_folder)).scores(prompts, answers)
     file = reward_folder / "tokenizer_config.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
     (reward_folder / "special_tokens_map.json").unlink(missing_ok=True)
-    found = rewards(str(reward_folder), prompts, answers)
+    found = RewardModel(str(reward_folder)).scores(prompts, answers)
     assert found.tolist() == pytest.approx(padded.tolist(), abs=1e-5)

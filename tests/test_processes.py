@@ -14,26 +14,14 @@ import pandas as pd
 import pytest
 
 import tma
-from tests.conftest import tiny_run
 from tests.test_state import interrupted, uninterrupted
 from tma import runs
 from tma.config import RunConfig
 
 
 @pytest.fixture
-def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
-    """Twelve steps with an evaluation after each fourth."""
-    assert cache.is_dir()
-    return tiny_run(
-        tiny_model,
-        dataset_file,
-        order="random",
-        steps=12,
-        batch_size=3,
-        eval_every=4,
-        learning_rate=1e-2,
-        precision="fp32",
-    )
+def config(twelve_steps: RunConfig) -> RunConfig:
+    return twelve_steps
 
 
 def launched(config: RunConfig, processes: int) -> tma.Run:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tma.conversations import Row
-from tma.errors import DataError
+from tma.errors import DataError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,8 +53,7 @@ def named(path: Path | str) -> Iterator[None]:
         raise
     except Exception as error:
         # Every library below has its own error classes; the user needs one message.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path} could not be read: {reason.rstrip('.')}.") from error
+        raise DataError(f"{path} could not be read: {first_line(error).rstrip('.')}.") from error
 
 
 def batched(

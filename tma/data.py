@@ -7,7 +7,6 @@ waits and takes the result.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -20,7 +19,7 @@ from tma.errors import DataError, check_choice, check_count, wrong
 from tma.instances import COLUMNS, MANIFEST, build, content_key, ids, repeats
 from tma.sources import Wanted, find
 from tma.splits import ALL, SPLITS, UNITS
-from tma.store import cache_dir, digest, locked, new_folder
+from tma.store import cache_dir, digest, digest_of, locked, new_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,13 +118,8 @@ def references(dataset: Dataset) -> list[list[str]]:
 
 def fingerprint(dataset: Dataset) -> str:
     """Return the SHA-256 of the instances' ids in their order."""
-    sha = hashlib.sha256()
-    names = dataset.select_columns("id")
-    for batch in names.iter(batch_size=10_000):
-        raw = [name.encode("utf-8", "surrogatepass") for name in batch["id"]]
-        # As `store.digest` does, without all ids in memory.
-        sha.update(b"".join(len(part).to_bytes(8, "little") + part for part in raw))
-    return sha.hexdigest()
+    batches = dataset.select_columns("id").iter(batch_size=10_000)
+    return digest_of(name for batch in batches for name in batch["id"])
 
 
 def manifest(dataset: Dataset) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ installed here can.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,12 @@ def describe(
     _check(dataset)
     counts = token_counts(dataset, tokenizer)
     both = counts.sum(axis=1)
+    tasks = _tasks(dataset)
     values = {
         **_read(dataset),
         "instances": len(dataset),
-        "tasks": len({t for p in _parts(dataset, ["task"]) for t in p["task"] if t is not None}),
-        "instances without a task": sum(p["task"].count(None) for p in _parts(dataset, ["task"])),
+        "tasks": len(tasks) - (None in tasks),
+        "instances without a task": tasks[None],
         "duplicates": int((repeats(_keys(dataset)) > 0).sum()),
         f"over-long (more than {max_tokens} tokens)": int((both > max_tokens).sum()),
     }
@@ -88,12 +90,8 @@ def data_figure(
     from tma.figures import lengths_figure
 
     _check(dataset)
-    tasks: dict[str, int] = {}
-    for part in _parts(dataset, ["task"]):
-        for task in part["task"]:
-            if task is not None:
-                tasks[task] = tasks.get(task, 0) + 1
-    sizes = sorted(tasks.values(), reverse=True)
+    tasks = _tasks(dataset)
+    sizes = sorted((count for task, count in tasks.items() if task is not None), reverse=True)
     return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)
 
 
@@ -104,6 +102,11 @@ def _check(dataset: Dataset) -> None:
             raise DataError(
                 f"dataset has no column {column}; it has {has}. Expected instances of tma.load."
             )
+
+
+def _tasks(dataset: Dataset) -> Counter[str | None]:
+    """Return the instances of each task; under None those without one."""
+    return Counter(task for part in _parts(dataset, ["task"]) for task in part["task"])
 
 
 def _read(dataset: Dataset) -> dict[str, int]:

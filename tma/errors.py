@@ -46,6 +46,11 @@ def wrong(name: str, value: object, expected: str) -> ParameterError:
     return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library's error says, else its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def choices(known: Sequence[object], value: object) -> str:
     """Return the known names in words, with the one that the value was probably meant to be."""
     names = [str(name) for name in known]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import ParameterError, wrong
+from tma.errors import ParameterError, first_line, wrong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,30 +48,12 @@ def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
     return {name: float(score.fmeasure) for name, score in scores.items()}
 
 
-def rewards(
-    name: str, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 8
-) -> NDArray[np.float64]:
-    """Return a reward model's score of each answer, (n,); higher is better, without a unit.
-
-    Args:
-        name: hub id or folder of a sequence-classification model with one output (the paper's is
-            `openbmb/UltraRM-13b`, which needs converting to that form first).
-        prompts: n prompts.
-        answers: their n answers; the model reads prompt and answer in the training format. Of a
-            text that is too long for it, the beginning is cut.
-        batch_size: texts at once; one where the tokenizer has nothing to pad with.
-
-    Raises:
-        ParameterError: the model cannot be loaded, or has more than one output.
-    """
-    return RewardModel(name).scores(prompts, answers, batch_size=batch_size)
-
-
 class RewardModel:
     """A reward model that is loaded once and scores answers any number of times.
 
     Args:
-        name: as for `rewards`.
+        name: hub id or folder of a sequence-classification model with one output (the paper's is
+            `openbmb/UltraRM-13b`, which needs converting to that form first).
 
     Raises:
         ParameterError: the model cannot be loaded, or has more than one output.
@@ -83,7 +65,17 @@ class RewardModel:
     def scores(
         self, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 8
     ) -> NDArray[np.float64]:
-        """Return the score of each answer, (n,), as `rewards` does; NaN if the model gives that."""
+        """Return the score of each answer, (n,); higher is better, without a unit.
+
+        Args:
+            prompts: n prompts.
+            answers: their n answers; the model reads prompt and answer in the training format. Of a
+                text that is too long for it, the beginning is cut.
+            batch_size: texts at once; one where the tokenizer has nothing to pad with.
+
+        Returns:
+            Scores; NaN where the model gives that.
+        """
         import torch
 
         texts = [f"User: {p}\nAssistant: {a}" for p, a in zip(prompts, answers, strict=True)]
@@ -113,8 +105,9 @@ def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
             name, use_safetensors=True, dtype="auto", **given
         )
     except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ParameterError(f"reward_model={name!r} could not be loaded: {reason}") from error
+        raise ParameterError(
+            f"reward_model={name!r} could not be loaded: {first_line(error)}"
+        ) from error
     if model.config.num_labels != 1:
         raise ParameterError(
             f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the score."

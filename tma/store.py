@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,11 @@ def digest(*parts: str | bytes) -> str:
     """Return the SHA-256 of the parts in hexadecimal; parts are length-prefixed, so that
     ("ab", "c") and ("a", "bc") differ.
     """
+    return digest_of(parts)
+
+
+def digest_of(parts: Iterable[str | bytes]) -> str:
+    """Return the `digest` of parts that need not all be in memory."""
     sha = hashlib.sha256()
     for part in parts:
         raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
@@ -40,6 +45,14 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hexadecimal, as `sha256sum` prints it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, pattern: str) -> str:
+    """Return the SHA-256 of the names and contents of a folder's files that fit a pattern."""
+    files = [file for file in sorted(folder.glob(pattern)) if file.is_file()]
+    return digest_of(
+        part for file in files for part in (str(file.relative_to(folder)), file_digest(file))
+    )
 
 
 def canonical_json(value: Any) -> str:
