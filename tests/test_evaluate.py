@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tma.encode import Encoded
-from tma.evaluate import ROW_TOKENS, grouped, response_losses
+from tma.evaluate import response_losses
 
 
 def model() -> LlamaForCausalLM:
@@ -23,16 +23,6 @@ def rows(*lengths: int) -> list[Encoded]:
         Encoded(str(k), None, tuple((k + i) % 64 for i in range(n)), n - 3)
         for k, n in enumerate(lengths)
     ]
-
-
-def test_packed_rows_stay_short_on_the_cpu_and_padded_ones_take_the_budget() -> None:
-    given, small = rows(400, 400, 400, 400), model()
-    packed = grouped(small, given, 4096, packed=True)
-    padded = grouped(small, given, 4096, packed=False)
-    assert ROW_TOKENS == 1024
-    assert [batch.lengths for batch in packed] == [(400, 400), (400, 400)]
-    assert [batch.lengths for batch in padded] == [(400, 400, 400, 400)]
-    assert [b.lengths for b in grouped(small, given, 500, packed=True)] == [(400,)] * 4
 
 
 def test_losses_stand_at_the_place_of_their_instance() -> None:

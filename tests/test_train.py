@@ -73,7 +73,8 @@ def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, s
 def test_three_steps_equal_those_of_a_plain_padded_loop(
     tiny_model: Path, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    rows = encoded[:24]
+    # AdamW magnifies rounding where a gradient is nearly zero, and the more the higher the rate.
+    rows, config = encoded[:24], replace(config, learning_rate=1e-4)
     ours, plain = (models.load(str(tiny_model))[0] for _ in range(2))
     train(ours, rows, encoded[24:26], config)
     plain_loop(plain, rows, config, steps=3)
@@ -106,9 +107,9 @@ def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
 ) -> None:
     import tma.train as loop
 
-    whole = loop.grouped
+    whole = loop.micro_batches
     monkeypatch.setattr(
-        loop, "grouped", lambda m, rows, *given, **how: whole(m, rows[1:], *given, **how)
+        loop, "micro_batches", lambda rows, *given, **how: whole(rows[1:], *given, **how)
     )
     with pytest.raises(
         OrderError, match=f"place 0: consumed {encoded[1].id}, the order says {encoded[0].id}"

@@ -21,10 +21,6 @@ from tma.packing import borders, packed_attention
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ROW_TOKENS = 1024
-"""Tokens of a packed row on the CPU at most: longer ones are no faster there, and every page of
-memory that they touch for the first time costs."""
-
 
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return "bf16" or "fp32"; "auto" is bf16 where the machine computes in it."""
@@ -48,15 +44,6 @@ def arithmetic(model: Any, precision: str, *, packed: bool = False) -> Iterator[
     attention = packed_attention(_bare(model)) if packed else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), attention:
         yield
-
-
-def grouped(
-    model: Any, encoded: Sequence[Encoded], micro_tokens: int, *, packed: bool
-) -> list[MicroBatch]:
-    """Return micro-batches as `micro_batches`; on the CPU packed rows stay short."""
-    if packed and next(model.parameters()).device.type == "cpu":
-        micro_tokens = min(micro_tokens, ROW_TOKENS)
-    return micro_batches(encoded, micro_tokens, packed=packed)
 
 
 def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
@@ -122,6 +109,6 @@ def response_losses(
     out = np.full(len(encoded), np.nan)
     model.train(False)
     with torch.inference_mode(), arithmetic(model, precision, packed=packed):
-        for batch in grouped(model, encoded, micro_tokens, packed=packed):
+        for batch in micro_batches(encoded, micro_tokens, packed=packed):
             out[list(batch.members)] = summed_losses(model, batch).cpu().numpy()
     return out

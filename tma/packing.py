@@ -142,7 +142,11 @@ def attend(
     for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True):
         tokens = q.shape[2]
         if q.dtype == torch.bfloat16 and tokens <= MATMUL_LENGTH and not dropout:
-            parts.append(_by_matmul(q[0], k[0], v[0], causal[:tokens, :tokens], scale)[None])
+            parts.append(
+                _by_matmul(
+                    q.squeeze(0), k.squeeze(0), v.squeeze(0), causal[:tokens, :tokens], scale
+                )[None]
+            )
         else:
             windowed = sliding_window is not None and sliding_window < tokens
             mask = _hidden(tokens, sliding_window, q) if windowed else None

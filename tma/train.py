@@ -24,11 +24,10 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather
 from tqdm import tqdm
 
 from tma.config import RunConfig
-from tma.encode import Encoded
+from tma.encode import Encoded, micro_batches
 from tma.errors import OrderError, ParameterError, TrainingError, wrong
 from tma.evaluate import (
     arithmetic,
-    grouped,
     resolve_precision,
     response_losses,
     summed_losses,
@@ -209,7 +208,7 @@ class _Loop:
         """Add up this process's gradients; return its share of the loss, and all ids consumed."""
         own = self._own(rows)
         # A process without an instance still has to take part in the exchange of gradients.
-        batches = grouped(self.model, own or rows[:1], self.config.micro_tokens, packed=self.packed)
+        batches = micro_batches(own or rows[:1], self.config.micro_tokens, packed=self.packed)
         scale = self.accelerator.num_processes / tokens if own else 0.0
         total, seen = torch.zeros((), device=self.accelerator.device), list[str]()
         with arithmetic(self.model, self.precision, packed=self.packed):
