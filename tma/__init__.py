@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from tma.arrange import arrange
 from tma.audit import Audit, audit
-from tma.config import RunConfig, StudyConfig, study_settings
-from tma.data import load
+from tma.config import RunConfig
+from tma.data import load, load_both
 from tma.describe import data_figure, describe
 from tma.embed import embed
 from tma.errors import DataError, TmaError
@@ -15,6 +15,7 @@ from tma.receipt import Arranged, Receipt, arrange_dataset, read_receipt
 from tma.rounds import test_centric_rounds
 from tma.runs import Run, run
 from tma.saving import save
+from tma.study import StudyConfig, study_settings
 
 if TYPE_CHECKING:
     from tma.duplicates import near_duplicates
@@ -54,6 +55,7 @@ __all__ = [
     "describe",
     "embed",
     "load",
+    "load_both",
     "near_duplicates",
     "prefix_distances",
     "read_receipt",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ def arrange(
     within: str = "row",
     exact_limit: bool = False,
     exclude_near_duplicates: float | None = None,
+    pool: int | None = None,
+    select: str = "random",
     texts: Texts | None = None,
     device: str | None = None,
 ) -> Order:
@@ -82,6 +85,9 @@ def arrange(
         exact_limit: TMA: cut the last round, so that each side takes just the rows wanted of it.
         exclude_near_duplicates: leave out training rows with at least this cosine similarity to a
             test row; how many is logged.
+        pool: rows that are arranged; None: all. The others are not used.
+        select: name of the order whose first `pool` rows these are: "random" draws them by the
+            seed, "tma_min" takes the nearest. One seed draws one pool, whatever then arranges it.
         texts: training and test texts; needed by `measure="bigram_kl"`.
         device: where products are computed; None: a GPU if there is one. No influence on the order.
 
@@ -97,8 +103,9 @@ def arrange(
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
     method = Method(
-        name, limit, seed, measure, weight, collision, within, exact_limit, exclude_near_duplicates
-    )
+        name, limit, seed, measure, weight, collision, within, exact_limit,
+        exclude_near_duplicates, pool, select,
+    )  # fmt: skip
     return arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)[0]
 
 
@@ -121,8 +128,13 @@ def arrange_by(
     check_length("tasks", tasks, "X", len(train))
     check_texts(texts, len(train), len(test))
     numbers = _usable(method.exclude_near_duplicates, train, test, device)
-    rows = Rows(train, test.float32, numbers, tasks, texts, method, device)
-    made = _ORDERS[order_name(method.name)](rows) if len(numbers) else _joined([])
+    left_out = len(train) - len(numbers)
+    rows = Rows(train, test.float32, numbers, tasks, texts, method, device, left_out)
+    if method.selection is not None and len(numbers):
+        picking = replace(rows, method=method.selection)
+        picked = _ORDERS[order_name(method.select)](picking)
+        rows = replace(rows, numbers=np.sort(picked))
+    made = _ORDERS[order_name(method.name)](rows) if len(rows.numbers) else _joined([])
     train.check()  # an order that needs no embeddings has not read them
     return made, rows
 

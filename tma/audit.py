@@ -124,7 +124,7 @@ def audit(
         method,
         len(order),
         len(rows.X),
-        len(rows.X) - len(rows.numbers),
+        rows.left_out,
         tuple(map(len, near)),
         tuple(map(len, far)),
         coverage,

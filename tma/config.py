@@ -1,31 +1,46 @@
 """Settings: frozen dataclasses that are checked when made and travel as JSON.
 
-`Scale` holds what the study's three sizes set, `StudyConfig` the parameters of a notebook, and
-`RunConfig` everything that decides the numbers of one fine-tuning run. Nothing here imports a
-numerical library, so that a wrong parameter is answered at once.
+`Scale` holds what the study's three sizes set, and `RunConfig` everything that decides the numbers
+of one fine-tuning run: data, arrangement, training, measuring. Nothing here imports a numerical
+library, so that a wrong parameter is answered at once.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tma.errors import ParameterError, check_choice, check_count, choices, wrong
-from tma.method import SHUFFLED, order_name
-from tma.names import BUILT_IN, DATA_SUFFIXES, DATASETS, check_dataset, check_model
+from tma.errors import ParameterError, check_choice, check_count, wrong
+from tma.method import Method
+from tma.names import BUILT_IN, DATA_SUFFIXES, DATASETS, EMPTY, UNITS, check_dataset, check_model
 
 CHOICES = {
+    "empty": EMPTY,
+    "by": (None, *UNITS),
+    "gradient_checkpointing": (False, True),
+    "compile": (False, True),
     "precision": ("auto", "bf16", "fp32"),
     "optimizer": ("adamw", "adafactor"),
     "schedule": ("cosine", "linear", "constant"),
     "attention": ("auto", "eager", "sdpa", "flash_attention_2"),
 }
-"""Settings of a run that are one of some names."""
+"""Settings of a run that are one of some values."""
+COUNTS = {
+    "limit": 1,
+    "test_limit": 1,
+    "epochs": 1,
+    "max_new_tokens": 1,
+    "batch_size": 1,
+    "eval_every": 1,
+    "data_seed": 0,
+    "max_tokens": 8,
+    "micro_tokens": 8,
+}
+"""Whole numbers among the settings, each with the least it may be."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +65,18 @@ class Scale:
     """Steps between two evaluations."""
     micro_tokens: int
     """Tokens of a micro-batch at most, padding included."""
+    pool: int | None
+    """Instances that each seed draws, and TMA chooses from; None: all the data, for every seed."""
+    per_task: tuple[int | None, int | None] | None = None
+    """Instances a task at most, in training and in test; None: as the dataset."""
+    test_limit: int | None = None
+    """Test instances at most."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
+    max_new_tokens: int = 128
+    """Tokens of an answer at most."""
+    seeds: int = 3
+    """Seeds of a notebook's comparisons."""
 
 
 _SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
@@ -61,61 +86,52 @@ _LARGE = {
     "qwen": "Qwen/Qwen2.5-7B",
 }
 
-SCALES: dict[str, Scale] = {
-    "pocket": Scale("minutes on two CPU cores", _SMALL, "pocket", 16, 16, 256, 1e-4, 5, 1024),
-    "study": Scale("under an hour on one GPU", _SMALL, None, 200, 16, 1024, 2e-5, 10, 16384),
-    "paper": Scale("the paper's settings", _LARGE, None, 1800, 16, 1024, 1e-6, 10, 16384, "bf16"),
+_PAPER: dict[str, Any] = {
+    "batch_size": 16,
+    "max_tokens": 1024,
+    "eval_every": 10,
+    "micro_tokens": 16384,
 }
 
-
-@dataclass(frozen=True)
-class StudyConfig:
-    """The parameters that all notebooks share.
-
-    Raises:
-        ParameterError: a value cannot be used; the message names the parameter and the choices.
-    """
-
-    model: str
-    """Preset (llama, gemma, qwen), hub id, or folder."""
-    scale: str
-    """pocket, study, or paper."""
-    dataset: str
-    """Known name, hub id, file, or folder."""
-    seeds: int
-    """Number of seeds, 0, 1, …, of the orders that are shuffled."""
-    steps: int
-    """Training steps wanted."""
-    output_dir: str
-    """Folder for the figures and tables."""
-
-    def __post_init__(self) -> None:
-        check_choice("scale", self.scale, tuple(SCALES))
-        check_model(self.model, tuple(SCALES[self.scale].models))
-        check_dataset(self.dataset)
-        check_count("seeds", self.seeds, 1)
-        check_count("steps", self.steps, 1)
-        if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
-            raise wrong("output_dir", self.output_dir, "the name of a folder")
-
-    @property
-    def out(self) -> Path:
-        """The output folder, made when first asked for."""
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def runs(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of one order: one a seed where the order depends on it."""
-        settings: dict[str, Any] = {
-            "model": self.model,
-            "dataset": self.dataset,
-            "steps": self.steps,
-        } | changes
-        return [
-            RunConfig.at(self.scale, order=order, seed=seed, **settings)
-            for seed in range(self.seeds if order in SHUFFLED else 1)
-        ]
+SCALES: dict[str, Scale] = {
+    "pocket": Scale(
+        "minutes on two CPU cores",
+        _SMALL,
+        dataset="pocket",
+        steps=12,
+        batch_size=8,
+        max_tokens=256,
+        learning_rate=1e-4,
+        eval_every=4,
+        micro_tokens=1024,
+        pool=920,
+        per_task=(None, 2),
+        test_limit=60,
+        max_new_tokens=32,
+    ),
+    "study": Scale(
+        "under an hour on one GPU",
+        _SMALL,
+        dataset=None,
+        steps=200,
+        learning_rate=2e-5,
+        pool=20_000,
+        per_task=(None, 5),
+        test_limit=600,
+        **_PAPER,
+    ),
+    "paper": Scale(
+        "the paper's settings",
+        _LARGE,
+        dataset=None,
+        steps=1800,
+        learning_rate=1e-6,
+        pool=None,
+        test_limit=1200,
+        precision="bf16",
+        **_PAPER,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -135,7 +151,35 @@ class RunConfig:
     limit: int | None
     """N, training instances wanted; TMA takes whole rounds. None: all."""
     seed: int = 0
-    """Seed of every random choice of the run."""
+    """Seed of every random choice of the run, save those of the data."""
+    pool: int | None = None
+    """Training instances that the order arranges, which `select` picks; None: all there are."""
+    select: str = "random"
+    """Name of the order whose first `pool` instances are arranged."""
+    measure: str = "wsd"
+    """What `nearest` and `farthest` sort by: wsd, or one of the nine measures."""
+    weight: float | None = None
+    """w of WSD; None: mean(MD)/mean(AD)."""
+    collision: str = "set"
+    """TMA: set (two test instances may take the same one) or each (every one its own)."""
+    within: str = "row"
+    """TMA, inside a round: row (ascending row number) or similarity."""
+    exact_limit: bool = False
+    """TMA: cut the last round, so that just `limit` instances are taken."""
+    exclude_near_duplicates: float | None = None
+    """Leave out training instances with at least this cosine similarity to a test instance."""
+    columns: Mapping[str, str] | None = None
+    """Field → column of the dataset; None: recognised (see `tma.load`)."""
+    by: str | None = None
+    """What training and test must not share: task, source, or instance; None: as the dataset."""
+    per_task: tuple[int | None, int | None] | None = None
+    """Instances a task at most, in training and in test; None: as the dataset."""
+    test_limit: int | None = None
+    """Test instances at most, drawn by `data_seed`; None: all."""
+    empty: str = "drop"
+    """What is done with rows without prompt or response: drop, or error."""
+    data_seed: int = 0
+    """Seed of what is held out, capped and drawn of the data."""
     batch_size: int = 16
     """Instances a step."""
     max_tokens: int = 1024
@@ -150,6 +194,8 @@ class RunConfig:
     """Largest gradient norm of a step."""
     eval_every: int = 10
     """Steps between two evaluations; step 0 and the last are always evaluated."""
+    eval_at: tuple[int, ...] = ()
+    """Further steps at which the test loss is taken; those past the last do not matter."""
     micro_tokens: int = 2048
     """Tokens of a micro-batch at most, padding included; has no influence on what a step trains
     on."""
@@ -178,26 +224,16 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_model(self.model, BUILT_IN)
         check_dataset(self.dataset)
-        order_name(self.order)
+        _ = self.method
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
-        if not isinstance(self.generate_at, list | tuple):
-            raise wrong("generate_at", self.generate_at, "a list of steps, such as [0, 10]")
-        object.__setattr__(self, "generate_at", tuple(self.generate_at))
-        for step in self.generate_at:
-            check_count("generate_at", step, 0)
-        for name, least in (
-            ("epochs", 1),
-            ("max_new_tokens", 1),
-            ("batch_size", 1),
-            ("eval_every", 1),
-            ("seed", 0),
-            ("max_tokens", 8),
-            ("micro_tokens", 8),
-        ):
-            check_count(name, getattr(self, name), least)
-        if self.limit is not None:
-            check_count("limit", self.limit, 1)
+        for name in ("generate_at", "eval_at"):
+            object.__setattr__(self, name, checked_steps(name, getattr(self, name)))
+        object.__setattr__(self, "per_task", checked_caps(self.per_task))
+        check_columns(self.columns)
+        for name, least in COUNTS.items():
+            if getattr(self, name) is not None or name not in ("limit", "test_limit"):
+                check_count(name, getattr(self, name), least)
         if self.micro_tokens < self.max_tokens:
             raise ParameterError(
                 f"micro_tokens={self.micro_tokens} is less than max_tokens={self.max_tokens}: "
@@ -205,9 +241,6 @@ class RunConfig:
             )
         for name in ("learning_rate", "final_rate_ratio", "weight_decay", "clip_norm"):
             check_positive(name, getattr(self, name), zero=name == "weight_decay")
-        for name in ("gradient_checkpointing", "compile"):
-            if not isinstance(getattr(self, name), bool):
-                raise wrong(name, getattr(self, name), "true or false")
         if self.reward_model is not None:
             check_model(self.reward_model, (), "reward_model")
 
@@ -229,7 +262,8 @@ class RunConfig:
         batch_size = changes.get("batch_size", base.batch_size)
         steps = changes.pop("steps", base.steps)
         check_count("steps", steps, 1)
-        shared = {f.name for f in fields(Scale)} & {f.name for f in fields(cls)} - {"dataset"}
+        own = {f.name for f in fields(cls)} - {"dataset", "pool"}
+        shared = own & {f.name for f in fields(Scale)}
         settings: dict[str, Any] = {
             "dataset": own_dataset(scale, changes.pop("dataset", None)),
             "limit": steps * batch_size,
@@ -237,6 +271,12 @@ class RunConfig:
         }
         weights = base.models.get(model, model)
         return cls(model=weights, order=order, seed=seed, **(settings | changes))
+
+    @property
+    def method(self) -> Method:
+        """The arrangement: its name and every setting that decides it."""
+        shared = [f.name for f in fields(Method) if f.name != "name"]
+        return Method(self.order, **{name: getattr(self, name) for name in shared})
 
     @property
     def packs(self) -> bool:
@@ -277,42 +317,37 @@ def own_dataset(scale: str, dataset: str | None) -> str:
     return chosen
 
 
-PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
-"""Names of the notebook parameters."""
-
-
-def study_settings(namespace: Mapping[str, Any]) -> StudyConfig:
-    """Return a notebook's checked parameters; call it in the first cell after them.
-
-    Args:
-        namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
-            notebook does not know; here such a name is refused.
-
-    Raises:
-        ParameterError: a name or a value cannot be used.
-    """
-    for name in _injected(namespace.get("In", ())):
-        if name not in PARAMETERS:
-            raise wrong("parameter name", name, choices(PARAMETERS, name))
-    values: dict[str, Any] = {name: namespace.get(name) for name in PARAMETERS}
-    scale = values["scale"]
-    check_choice("scale", scale, tuple(SCALES))
-    values["dataset"] = own_dataset(scale, values["dataset"])
-    if values["steps"] is None:
-        values["steps"] = SCALES[scale].steps
-    return StudyConfig(**values)
-
-
-def _injected(cells: Sequence[str]) -> list[str]:
-    """Return the names that papermill's cell assigns, from the sources of the cells that ran."""
-    own = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    found = [node for cell in own for node in ast.walk(ast.parse(cell))]
-    return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-
-
 def check_positive(name: str, value: object, *, zero: bool) -> None:
     """Refuse a value that is no finite number above 0; or 0, if that is allowed."""
     least = 0.0 if zero else math.nextafter(0, 1)
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type,operator]
         raise wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
+
+
+def checked_steps(name: str, value: object) -> tuple[int, ...]:
+    """Return step numbers as a tuple; refuse anything else."""
+    if not isinstance(value, list | tuple):
+        raise wrong(name, value, "a list of steps, such as [0, 10]")
+    for step in value:
+        check_count(name, step, 0)
+    return tuple(value)
+
+
+def check_columns(value: object) -> None:
+    """Refuse what does not map fields to columns."""
+    if value is not None and not isinstance(value, Mapping):
+        raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
+
+
+def checked_caps(value: object) -> tuple[int | None, int | None] | None:
+    """Return caps for training and test from one number, two, or none; refuse anything else."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    for cap in pair:
+        if cap is not None:
+            check_count("per_task", cap, 1)
+    if len(pair) != 2:
+        raise wrong("per_task", value, "one number, or two")
+    return pair

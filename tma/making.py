@@ -21,7 +21,6 @@ from tma.data import references
 from tma.encode import Encoded
 from tma.errors import OrderError, StateError, TrainingError
 from tma.generate import answers, scored
-from tma.method import Method
 from tma.metrics import RewardModel
 from tma.receipt import Arranged, arrange_dataset
 from tma.runs import complete, hardware, last_loss
@@ -64,7 +63,7 @@ class Making:
             StateError: a state or the results could not be written.
         """
         writes = PartialState().is_main_process
-        method = Method(self.config.order, self.config.limit, self.config.seed)
+        method = self.config.method
         arranged = arrange_dataset(self.train, self.test, method)
         # What can be wrong is loaded or checked before anything is written or trained.
         check_answered(self.config, len(arranged.ids))

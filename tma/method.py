@@ -82,12 +82,16 @@ class Method:
     """TMA: cut the last round, so that each side takes just the rows wanted of it."""
     exclude_near_duplicates: float | None = None
     """Leave out training rows with at least this cosine similarity to a test row."""
+    pool: int | None = None
+    """Rows that are arranged, which `select` picks; None: all."""
+    select: str = "random"
+    """Name of the order whose first `pool` rows are arranged."""
 
     def __post_init__(self) -> None:
-        for name in ("limit", "seed"):  # numpy's whole numbers are as good
+        for name in ("limit", "seed", "pool"):  # numpy's whole numbers are as good
             if hasattr(getattr(self, name), "__index__") and not isinstance(self.limit, bool):
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
-        self._check_uses(ORDERS[order_name(self.name)])
+        self._check_uses({*ORDERS[order_name(self.name)], *self._selects()})
         check_choice("measure", self.measure, ("wsd", *MEASURES))
         check_choice("collision", self.collision, COLLISIONS)
         check_choice("within", self.within, WITHIN)
@@ -97,6 +101,27 @@ class Method:
         check_choice("exact_limit", self.exact_limit, (False, True))
         self._check_number("weight", -math.inf, "a finite number, or None for mean(MD)/mean(AD)")
         self._check_number("exclude_near_duplicates", 0, "a cosine similarity in (0, 1]", most=1)
+
+    def _selects(self) -> tuple[str, ...]:
+        """Return the settings that belong to the order by which rows are picked."""
+        uses = ORDERS[order_name(self.select, "select")]
+        if self.pool is None:
+            if self.select != "random":
+                raise wrong("select", self.select, "a pool with it: how many rows it is to pick")
+            return ()
+        check_count("pool", self.pool, 1)
+        return uses
+
+    @property
+    def selection(self) -> Method | None:
+        """The method that picks the pool, just as many rows as wanted; None: there is no pool."""
+        if self.pool is None:
+            return None
+        uses = ORDERS[order_name(self.select)]
+        shared = {name: getattr(self, name) for name in uses}
+        if "exact_limit" in uses:
+            shared["exact_limit"] = True
+        return Method(self.select, self.pool, self.seed, **shared)
 
     def _check_number(
         self, name: str, above: float, expected: str, most: float = sys.float_info.max
@@ -109,7 +134,7 @@ class Method:
             raise wrong(name, value, expected)
         object.__setattr__(self, name, number)  # a receipt holds plain numbers
 
-    def _check_uses(self, uses: tuple[str, ...]) -> None:
+    def _check_uses(self, uses: set[str]) -> None:
         """Refuse a setting that would have no influence: the caller expects one."""
         specific = {setting for settings in ORDERS.values() for setting in settings}
         for field in dataclasses.fields(self):
@@ -129,7 +154,7 @@ class Method:
         return int(first or 0), int(stop) if stop else None
 
 
-def order_name(name: str) -> str:
+def order_name(name: str, setting: str = "order") -> str:
     """Return the name under which an order stands in `ORDERS`.
 
     Raises:
@@ -138,9 +163,9 @@ def order_name(name: str) -> str:
     found = _ROUNDS.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         known = [known for known in ORDERS if "[" not in known] + ["tma_rounds[0:5] and the like"]
-        check_choice("order", name, known)
+        check_choice(setting, name, known)
         return name
     first, stop = found.groups()
     if stop and int(stop) <= int(first or 0):
-        raise ParameterError(f"order={name!r} has no rounds; expected [i:j] with i < j.")
+        raise ParameterError(f"{setting}={name!r} has no rounds; expected [i:j] with i < j.")
     return "tma_rounds[i:j]"

@@ -16,6 +16,10 @@ DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", "pocket")
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 """Suffixes of compressed files, after one of the others."""
+UNITS = ("task", "source", "instance")
+"""What training and test may have to keep apart."""
+EMPTY = ("drop", "error")
+"""What may be done with rows whose prompt or response is blank."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
 """A hub dataset, with or without a configuration."""

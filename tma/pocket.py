@@ -21,6 +21,7 @@ from typing import Any
 
 from tma.errors import DataError
 from tma.fields import DERIVE, Fields, Row, question_fields
+from tma.store import digest
 
 TRAIN_INSTANCES, TEST_INSTANCES = 20, 5
 """Instances a task."""
@@ -67,6 +68,12 @@ def _source(name: str, entry: dict[str, Any]) -> Source:
     made = tuple(Template(source=name, name=t, **spec) for t, spec in entry["templates"].items())
     longest = entry.get("longest", LONGEST)
     return Source(name, entry["split"], entry["files"], entry["about"], longest, made)
+
+
+def key(root: Path) -> str:
+    """Return what decides the suite beside the seed: its templates and the files under `root`."""
+    table = files("tma").joinpath("pocket.toml").read_text(encoding="utf-8")
+    return digest(table, root.name)
 
 
 def build(root: Path, split: str, seed: int = 0) -> Iterator[dict[str, str]]:

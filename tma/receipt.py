@@ -160,7 +160,7 @@ def arrange_dataset(
         data.fingerprint(train),
         data.fingerprint(test),
         encoder.name,
-        len(train) - len(made_from.numbers),
+        made_from.left_out,
         len(ids),
         ids_digest(ids),
     )

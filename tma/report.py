@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tma.config import SCALES, RunConfig, StudyConfig
+from tma.config import SCALES, RunConfig
 from tma.data import texts
 from tma.runs import Run, hardware
 from tma.store import new_file
+from tma.study import StudyConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -42,6 +42,8 @@ class Rows:
     """Name and settings."""
     device: str | None
     """Where products are computed; None: a GPU if there is one."""
+    left_out: int = 0
+    """Rows that may not be used because they are near-duplicates of test rows."""
 
     @property
     def limit(self) -> int:

@@ -138,7 +138,7 @@ def run(
     if state_minutes is not None:
         check_positive("state_minutes", state_minutes, zero=True)
     config, processes = _resolved(config), _processes()
-    train, test = (data.load(config.dataset, split=s) for s in ("train", "test"))
+    train, test = data.load_both(config)
     if not len(train) or not len(test):
         raise DataError(
             f"dataset={config.dataset!r} has {len(train)} training and {len(test)} test instances; "

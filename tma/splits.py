@@ -22,7 +22,6 @@ HELD_OUT = 0.1
 SPLITS = ("train", "test")
 TRAIN, TEST = 1, 2
 """What a row is for; 0: neither."""
-UNITS = ("task", "source", "instance")
 OWN = "own"
 """Stands for the source's own split, even where its test is empty."""
 ALL = "all"

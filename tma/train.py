@@ -56,7 +56,8 @@ def train(
         model: a causal language model in float32; all its parameters are trained.
         ordered: training instances in the order wanted, gone through `epochs` times; the last step
             of an epoch may be smaller.
-        test: instances whose loss is taken at step 0, every `eval_every` steps, and at the end.
+        test: instances whose loss is taken at step 0, every `eval_every` steps, at the steps of
+            `eval_at` and `generate_at`, and at the end.
         config: settings; the fields from `batch_size` on are used.
         states: where the state is kept; training goes on from the last one. None: nowhere.
         answer: given the model and test instances, their answers' entries; called at the steps
@@ -90,10 +91,12 @@ def train(
         total=len(steps),
         disable=not loop.accelerator.is_main_process,
     )
+    asked = (*config.eval_at, *config.generate_at, len(steps))
+    evaluated = {*range(0, len(steps), config.eval_every), *asked}
     for rows in bar:
         step = len(loop.history.steps) + 1
         loss = loop.step(step, rows, learning_rate(config, step - 1, len(steps)))
-        if step % config.eval_every == 0 or step == len(steps) or step in config.generate_at:
+        if step in evaluated:
             loop.measure(step, test)
         bar.set_postfix(
             loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", rate=loop.pace, refresh=False
