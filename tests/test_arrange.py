@@ -110,6 +110,21 @@ def test_rounds_can_be_chosen() -> None:
     assert arranged("tma_rounds[8:9]") == []
 
 
+def test_a_pool_is_picked_and_then_arranged() -> None:
+    # The nearest round holds rows 0 and 4 (0° and 85°), the next one 1 and 3.
+    assert arranged("nearest", pool=4, select="tma_min", weight=0.0) == [0, 4, 1, 3]
+    assert arranged("farthest", pool=3, select="tma_min", weight=0.0) == [1, 4, 0]
+    assert arranged("random", pool=2, select="tma_max") in ([5, 6], [6, 5])
+    assert arranged("cluster", pool=2, select="nearest", weight=0.0, limit=1) in ([0], [4])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_seed_draws_one_pool_whatever_arranges_it(name: str) -> None:
+    drawn = set(arranged("random", seed=5, limit=4))
+    assert set(arranged(name, seed=5, pool=4)) == drawn
+    assert set(arranged("random", seed=6, pool=4)) != drawn
+
+
 def test_nearest_sorts_by_wsd_and_farthest_turns_round() -> None:
     # With w = 0 only the nearest test row counts: 0°, 85°, 80° and 10° (a tie at 10°, the lower
     # row first), 20°, 180° (90° from 90°), 200°.

@@ -8,79 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import tma
-from tma.config import SCALES, RunConfig, StudyConfig
+from tma.config import SCALES, RunConfig
 from tma.errors import ParameterError
-
-# What stands in a notebook after its parameters cell.
-GIVEN = {
-    "model": "llama",
-    "scale": "pocket",
-    "dataset": None,
-    "seeds": 1,
-    "steps": None,
-    "output_dir": "out",
-}
-
-
-def test_the_scale_fills_what_is_not_given() -> None:
-    study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
-    assert study == StudyConfig("llama", "pocket", "pocket", 1, 16, "out")
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
-        ({"model": 7}, "model=7 "),
-        ({"model": None}, "model=None "),
-        ({"model": ""}, "model='' "),
-        ({"dataset": 0}, "dataset=0 "),
-        ({"output_dir": None}, "output_dir=None "),
-        ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
-        ({"scale": "Pocket"}, "did you mean pocket"),
-        ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
-        ({"scale": "study"}, "dataset=None: scale 'study'"),
-        ({"steps": -3}, "steps=-3 .* at least 1"),
-        ({"steps": 2.5}, "steps=2.5 "),
-        ({"seeds": 0}, "seeds=0 .* at least 1"),
-        ({"seeds": True}, "seeds=True "),
-    ],
-)
-def test_a_wrong_parameter_is_named_with_value_and_choices(
-    changed: dict[str, object], words: str
-) -> None:
-    with pytest.raises(ParameterError, match=words) as caught:
-        tma.study_settings({**GIVEN, **changed})
-    assert "\n" not in str(caught.value)
-
-
-def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused() -> None:
-    injected = [
-        "",
-        'from typing import Optional\nmodel = "llama"',
-        "# Parameters\nmodle = 'gemma'\n",
-    ]
-    with pytest.raises(ParameterError, match=r"parameter name='modle' .*\(did you mean model\?\)"):
-        tma.study_settings({**GIVEN, "In": injected, "modle": "gemma"})
-
-
-def test_only_shuffled_orders_are_run_for_every_seed() -> None:
-    study = tma.study_settings({**GIVEN, "seeds": 3})
-    assert [config.seed for config in study.runs("tma_rt")] == [0, 1, 2]
-    assert [config.seed for config in study.runs("tma_nft")] == [0]
-
-
-def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("")
-    with pytest.raises(ParameterError, match=r"output_dir=.*the name of a folder"):
-        tma.study_settings({**GIVEN, "output_dir": str(taken)})
+from tma.method import Method
 
 
 def test_steps_stand_for_instances() -> None:
     config = RunConfig.at("pocket", order="tma_nft", steps=10)
-    assert config.limit == 160
+    assert config.limit == 80
     assert config.model == "smollm2-135m-instruct"
     assert RunConfig.at("pocket", order="random", steps=10, batch_size=4).limit == 40
 
@@ -138,7 +73,10 @@ def test_every_scale_has_every_preset() -> None:
 
 
 def test_settings_travel_as_json() -> None:
-    config = RunConfig.at("pocket", order="tma_fft", seed=3)
+    data = {"columns": {"prompt": "q", "response": "a"}, "per_task": (20, None), "by": "source"}
+    config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[1, 2], **data)
+    assert config.per_task == (20, None)
+    assert config.eval_at == (1, 2)
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
@@ -146,6 +84,15 @@ def test_settings_travel_as_json() -> None:
     ("change", "words"),
     [
         ({"order": "nearset"}, "order='nearset'"),
+        ({"select": "nearset", "pool": 3}, "select='nearset'"),
+        ({"select": "tma_min"}, "select='tma_min' .* a pool with it"),
+        ({"pool": 0}, "pool=0 .* at least 1"),
+        ({"collision": "each"}, "collision='each' .* order='random'"),
+        ({"by": "tasks"}, "by='tasks' .*did you mean task"),
+        ({"per_task": (1, 2, 3)}, "per_task=.* one number, or two"),
+        ({"test_limit": 0}, "test_limit=0 .* at least 1"),
+        ({"columns": "prompt"}, "columns='prompt' .* names"),
+        ({"eval_at": 3}, "eval_at=3 .* a list of steps"),
         ({"batch_size": 0}, "batch_size=0 .* at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan .* a positive number"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 .* at least 0"),
@@ -175,3 +122,13 @@ def test_checking_parameters_waits_for_no_heavy_library() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_the_method_has_every_setting_of_the_arrangement() -> None:
+    config = RunConfig.at(
+        "pocket", order="nearest", seed=2, pool=9, select="tma_max", collision="each", weight=0.5
+    )
+    assert config.method == Method(
+        "nearest", 96, 2, weight=0.5, collision="each", pool=9, select="tma_max"
+    )
+    assert config.method.selection == Method("tma_max", 9, 2, collision="each", exact_limit=True)

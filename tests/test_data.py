@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 import tma
 from tma import data
+from tma.config import RunConfig
 from tma.errors import DataError, ParameterError
 from tma.names import check_dataset
 
@@ -346,3 +349,16 @@ def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
     assert set(test["meta"]) == {'{"extra": 1}'}
     with pytest.raises(DataError, match="no column query; it has q, a, kind, extra"):
         tma.load(name, split="test", columns=mapping | {"prompt": "query"})
+
+
+def test_a_run_reads_its_data_as_its_settings_say(dataset_file: Path) -> None:
+    settings: dict[str, Any] = {"dataset": str(dataset_file), "by": "instance", "data_seed": 3}
+    config = RunConfig.at("pocket", order="random", **settings, per_task=(2, 1), test_limit=None)
+    train, test = tma.load_both(config)
+    assert max(Counter(train["task"]).values()) == 2
+    assert set(Counter(test["task"]).values()) == {1}
+    few = tma.load_both(dataclasses.replace(config, test_limit=2))[1]
+    assert len(few) == 2
+    assert set(few["id"]) < set(test["id"])
+    other = tma.load_both(dataclasses.replace(config, data_seed=4))[0]
+    assert set(other["id"]) != set(train["id"])

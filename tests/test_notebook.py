@@ -85,7 +85,7 @@ def test_a_wrong_parameter_stops_at_once_with_one_message(
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ParameterError: {words}")
-    assert "tma/config.py" not in done.stderr
+    assert "tma/study.py" not in done.stderr
 
 
 def test_without_network_and_cache_one_message_names_the_wheel(tmp_path: Path) -> None:

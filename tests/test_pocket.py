@@ -113,3 +113,12 @@ def test_a_coreference_row_names_its_person() -> None:
     assert fields["person"] == "the guard"
     assert fields["resolved"] == "The clerk called The guard because the guard was late."
     assert DERIVE["winobias"]({"text": "No brackets here."}, row, random.Random(0)) == {}
+
+
+def test_the_suite_is_capped_and_split_like_any_dataset() -> None:
+    test = tma.load("pocket", split="test", per_task=(None, 2))
+    assert set(Counter(test["task"]).values()) == {2}
+    mixed = {split: tma.load("pocket", split=split, by="instance") for split in ("train", "test")}
+    assert len(mixed["train"]) + len(mixed["test"]) == 92 * 20 + 18 * 5
+    assert not set(mixed["train"]["id"]) & set(mixed["test"]["id"])
+    assert set(mixed["train"]["task"]) & set(mixed["test"]["task"])

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tma
+from tma.errors import ParameterError
+from tma.study import StudyConfig
+
+# What stands in a notebook after its parameters cell.
+GIVEN = {
+    "model": "llama",
+    "scale": "pocket",
+    "dataset": None,
+    "seeds": 1,
+    "steps": None,
+    "output_dir": "out",
+}
+
+
+def test_the_scale_fills_what_is_not_given() -> None:
+    study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
+    assert study == StudyConfig("llama", "pocket", "pocket", 1, 12, "out")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
+        ({"model": 7}, "model=7 "),
+        ({"model": None}, "model=None "),
+        ({"model": ""}, "model='' "),
+        ({"dataset": 0}, "dataset=0 "),
+        ({"output_dir": None}, "output_dir=None "),
+        ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
+        ({"scale": "Pocket"}, "did you mean pocket"),
+        ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
+        ({"scale": "study"}, "dataset=None: scale 'study'"),
+        ({"steps": -3}, "steps=-3 .* at least 1"),
+        ({"steps": 2.5}, "steps=2.5 "),
+        ({"seeds": 0}, "seeds=0 .* at least 1"),
+        ({"seeds": True}, "seeds=True "),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_value_and_choices(
+    changed: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words) as caught:
+        tma.study_settings({**GIVEN, **changed})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused() -> None:
+    injected = [
+        "",
+        'from typing import Optional\nmodel = "llama"',
+        "# Parameters\nmodle = 'gemma'\n",
+    ]
+    with pytest.raises(ParameterError, match=r"parameter name='modle' .*\(did you mean model\?\)"):
+        tma.study_settings({**GIVEN, "In": injected, "modle": "gemma"})
+
+
+def test_every_seed_draws_a_sample_of_its_own() -> None:
+    study = tma.study_settings({**GIVEN, "seeds": 3})
+    for order in ("random", "nearest", "cluster"):
+        made = study.sampled(order)
+        assert [config.seed for config in made] == [0, 1, 2]
+        assert {(config.pool, config.select, config.limit) for config in made} == {
+            (96, "random", 96)
+        }
+    assert [config.pool for config in study.pooled("tma_nft")] == [920] * 3
+
+
+def test_a_selection_that_no_seed_changes_is_run_once() -> None:
+    study = tma.study_settings({**GIVEN, "seeds": 3})
+    assert len(study.pooled("nearest", select="tma_min", pool=96)) == 1
+    assert len(study.pooled("random", select="tma_min", pool=96)) == 3
+    paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini", "seeds": 2})
+    assert [len(paper.sampled(order)) for order in ("nearest", "random")] == [1, 2]
+    assert paper.sampled("nearest")[0].pool is None
+
+
+def test_runs_in_random_order_answer_the_prompts_at_doubling_steps() -> None:
+    study = tma.study_settings({**GIVEN, "steps": 12})
+    assert study.checkpoints == (0, 1, 2, 4, 8, 12)
+    assert study.sampled("random")[0].generate_at == (0, 1, 2, 4, 8, 12)
+    assert study.sampled("nearest")[0].generate_at == ()
+    assert study.sampled("nearest")[0].eval_at == (0, 1, 2, 4, 8, 12)
+    assert tma.study_settings({**GIVEN, "steps": 1}).checkpoints == (0, 1)
+
+
+def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(ParameterError, match=r"output_dir=.*the name of a folder"):
+        tma.study_settings({**GIVEN, "output_dir": str(taken)})
