@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tma.config import SCALES, RunConfig
+from tma.config import RunConfig
 from tma.errors import ParameterError
 from tma.method import Method
+from tma.scales import SCALES
 
 
 def test_steps_stand_for_instances() -> None:

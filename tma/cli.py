@@ -10,9 +10,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tma.config import SCALES, RunConfig
+from tma.config import RunConfig
 from tma.errors import ParameterError, TmaError
 from tma.runs import run, runs
+from tma.scales import SCALES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses that are checked when made and travel as JSON.
 
-`Scale` holds what the study's three sizes set, and `RunConfig` everything that decides the numbers
-of one fine-tuning run: data, arrangement, training, measuring. Nothing here imports a numerical
-library, so that a wrong parameter is answered at once.
+`RunConfig` holds everything that decides the numbers of one fine-tuning run: data, arrangement,
+training, measuring. Nothing here imports a numerical library, so that a wrong parameter is answered
+at once.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.method import Method
 from tma.names import BUILT_IN, DATA_SUFFIXES, DATASETS, EMPTY, UNITS, check_dataset, check_model
+from tma.scales import SCALES, Scale
 
 CHOICES = {
     "empty": EMPTY,
@@ -41,97 +42,6 @@ COUNTS = {
     "micro_tokens": 8,
 }
 """Whole numbers among the settings, each with the least it may be."""
-
-
-@dataclass(frozen=True)
-class Scale:
-    """What a scale of the study sets when the caller does not."""
-
-    purpose: str
-    """For whom it is."""
-    models: Mapping[str, str]
-    """Preset name to built-in weights or hub id."""
-    dataset: str | None
-    """Name of the dataset; None where the caller must give one."""
-    steps: int
-    """Training steps wanted."""
-    batch_size: int
-    """Instances a step."""
-    max_tokens: int
-    """Tokens of an instance at most."""
-    learning_rate: float
-    """Peak rate of AdamW."""
-    eval_every: int
-    """Steps between two evaluations."""
-    micro_tokens: int
-    """Tokens of a micro-batch at most, padding included."""
-    pool: int | None
-    """Instances that each seed draws, and TMA chooses from; None: all the data, for every seed."""
-    per_task: tuple[int | None, int | None] | None = None
-    """Instances a task at most, in training and in test; None: as the dataset."""
-    test_limit: int | None = None
-    """Test instances at most."""
-    precision: str = "auto"
-    """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
-    max_new_tokens: int = 128
-    """Tokens of an answer at most."""
-    seeds: int = 3
-    """Seeds of a notebook's comparisons."""
-
-
-_SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
-_LARGE = {
-    "llama": "meta-llama/Llama-2-7b-hf",
-    "gemma": "google/gemma-7b",
-    "qwen": "Qwen/Qwen2.5-7B",
-}
-
-_PAPER: dict[str, Any] = {
-    "batch_size": 16,
-    "max_tokens": 1024,
-    "eval_every": 10,
-    "micro_tokens": 16384,
-}
-
-SCALES: dict[str, Scale] = {
-    "pocket": Scale(
-        "minutes on two CPU cores",
-        _SMALL,
-        dataset="pocket",
-        steps=12,
-        batch_size=8,
-        max_tokens=256,
-        learning_rate=1e-4,
-        eval_every=4,
-        micro_tokens=1024,
-        pool=920,
-        per_task=(None, 2),
-        test_limit=60,
-        max_new_tokens=32,
-    ),
-    "study": Scale(
-        "under an hour on one GPU",
-        _SMALL,
-        dataset=None,
-        steps=200,
-        learning_rate=2e-5,
-        pool=20_000,
-        per_task=(None, 5),
-        test_limit=600,
-        **_PAPER,
-    ),
-    "paper": Scale(
-        "the paper's settings",
-        _LARGE,
-        dataset=None,
-        steps=1800,
-        learning_rate=1e-6,
-        pool=None,
-        test_limit=1200,
-        precision="bf16",
-        **_PAPER,
-    ),
-}
 
 
 @dataclass(frozen=True)

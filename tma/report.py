@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tma.config import SCALES, RunConfig
+from tma.config import RunConfig
 from tma.data import texts
 from tma.runs import Run, hardware
+from tma.scales import SCALES
 from tma.store import new_file
 from tma.study import StudyConfig
 
@@ -56,16 +57,20 @@ def provenance(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame({"value": values})
 
 
-def save(study: StudyConfig, figure: Figure, table: pd.DataFrame) -> None:
-    """Write the figure (curves.svg, curves.png) and the table (summary.csv, summary.txt)."""
+def save_figure(study: StudyConfig, name: str, figure: Figure) -> None:
+    """Write a figure into the output folder, as .svg and .png."""
     for suffix in ("svg", "png"):
-        with new_file(study.out / f"curves.{suffix}") as draft:
+        with new_file(study.out / f"{name}.{suffix}") as draft:
             # A fixed date and id seed keep equal results equal byte for byte.
             fixed = {"Date": None} if suffix == "svg" else None
             figure.savefig(draft, dpi=150, metadata=fixed)
-    with new_file(study.out / "summary.csv") as draft:
+
+
+def save_table(study: StudyConfig, name: str, table: pd.DataFrame) -> None:
+    """Write a table into the output folder, as .csv and, for reading, .txt."""
+    with new_file(study.out / f"{name}.csv") as draft:
         table.to_csv(draft)
-    with new_file(study.out / "summary.txt") as draft:
+    with new_file(study.out / f"{name}.txt") as draft:
         draft.write_text(table.to_string(float_format="%.3f") + "\n", encoding="utf-8")
 
 

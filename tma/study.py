@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tma.config import SCALES, RunConfig, Scale, own_dataset
+from tma.config import RunConfig, own_dataset
 from tma.errors import check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
 from tma.names import check_dataset, check_model
+from tma.scales import SCALES, Scale
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,25 @@ class StudyConfig:
         return self._configs(order, asked | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of an order of N instances out of a larger pool, one a seed."""
-        return self._configs(order, {"pool": self.base.pool} | changes)
+        """Return the run settings of an order of N instances out of a larger pool, one a seed.
+
+        The last round of TMA is cut, so that every order has as many instances.
+        """
+        asked: dict[str, Any] = {"pool": self.base.pool}
+        if order.startswith("tma_"):
+            asked["exact_limit"] = True
+        return self._configs(order, asked | changes)
+
+    def blocks(self, tests: int) -> list[str]:
+        """Return the names of consecutive blocks of rounds, each large enough for N instances.
+
+        Args:
+            tests: test instances. Where many want the same training instance, a round holds but
+                half as many: blocks are as wide as that needs.
+        """
+        width = -(-2 * self.limit // tests)
+        starts = range(0, self.base.blocks * width, width)
+        return [f"tma_rounds[{start}:{start + width}]" for start in starts]
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
