@@ -9,7 +9,7 @@ data just seen was more similar to this instance than usual, did its loss drop m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,16 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws
-from tma.errors import ParameterError, check_choice, check_length
+from tma.errors import ParameterError, check_choice
 from tma.method import MEASURES
 from tma.runs import Run
+from tma.seen import falls
 
 PERMUTATIONS = 1000
 """Permutations of the baseline."""
-STATISTICS = ("mean", "max")
-"""How similar an interval's training instances are to a test instance: on average, at most."""
-_BLOCK = 4096
-"""Training rows whose similarities are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,106 +39,6 @@ class Association(Interval):
     zero."""
 
 
-def drops(run: Run) -> pd.DataFrame:
-    """Return how much each test instance's loss falls between consecutive evaluations.
-
-    Returns:
-        Rows (task, id), sorted, an instance without a task being one of its own; columns the steps
-        at which the intervals end; nats a token, positive where the loss falls.
-
-    Raises:
-        ParameterError: the run was evaluated at fewer than two steps.
-    """
-    return _falls(by_instance(run.losses))
-
-
-def seen_similarity(
-    run: Run,
-    X: NDArray[np.floating],
-    Y: NDArray[np.floating],
-    train_ids: Sequence[str],
-    test_ids: Sequence[str],
-    statistic: str = "mean",
-) -> pd.DataFrame:
-    """Return how similar the training instances just seen are to each test instance.
-
-    Args:
-        run: a finished run, all of whose instances are among the ids.
-        X: (n, d) unit embeddings of the training instances.
-        Y: (m, d) unit embeddings of the test instances.
-        train_ids: n ids, row by row of X.
-        test_ids: m ids, row by row of Y.
-        statistic: mean or max, over the interval's training instances.
-
-    Returns:
-        Rows and columns as of `drops`: out[j, k] is the mean (largest) cosine similarity of test
-        instance j to the training instances that were consumed in interval k.
-
-    Raises:
-        ParameterError: an unknown statistic, ids that are not one a row, or an id of the run that
-            is not among them.
-    """
-    check_choice("statistic", statistic, STATISTICS)
-    table = by_instance(run.losses)
-    names = table.index.get_level_values("id").tolist()
-    tested = np.asarray(Y)[_rows("test_ids", test_ids, names, len(Y))].astype(np.float64)
-    seen = _rows("train_ids", train_ids, run.order, len(X))
-    stops = [_consumed(run, step) for step in table.columns]
-    found = [
-        _similarity(X, seen[start:stop], tested, statistic)
-        for start, stop in zip(stops, stops[1:], strict=False)
-    ]
-    return pd.DataFrame(np.array(found).T, index=table.index, columns=table.columns[1:])
-
-
-def distance_curves(
-    run: Run,
-    X: NDArray[np.floating],
-    Y: NDArray[np.floating],
-    train_ids: Sequence[str],
-    test_ids: Sequence[str],
-    measures: Sequence[str] = ("cosine_avg",),
-    texts: tuple[Sequence[str], Sequence[str]] | None = None,
-) -> pd.DataFrame:
-    """Return how far the data seen so far is from each test task, over the evaluated steps.
-
-    Args:
-        run: a finished run, all of whose instances are among the ids.
-        X: (n, d) unit embeddings of the training instances.
-        Y: (m, d) unit embeddings of the test instances.
-        train_ids: n ids, row by row of X.
-        test_ids: m ids, row by row of Y.
-        measures: some of the nine distances (`tma.method.MEASURES`).
-        texts: the n and the m texts, for `bigram_kl` only.
-
-    Returns:
-        One row a (task, step, measure): task, step, measure, distance. Steps begin at the first
-        evaluation behind step 0, before which nothing was seen.
-
-    Raises:
-        ParameterError: an unknown measure, no texts for `bigram_kl`, or ids that do not fit.
-
-    Source: the paper's section on similarity distances (`tma.prefix_distances`).
-    """
-    from tma.similarity import prefix_distances
-
-    seen = _rows("train_ids", train_ids, run.order, len(X))
-    index = by_instance(run.losses).index
-    steps = [step for step in sorted(run.losses["step"].unique()) if step > 0]
-    stops = [_consumed(run, step) for step in steps]
-    parts = []
-    for measure in measures:
-        from_train, from_test = _measured(measure, X, Y, texts)
-        before = _taken(from_train, seen)
-        for task, names in index.to_frame(index=False).groupby("task")["id"]:
-            of_task = _taken(from_test, _rows("test_ids", test_ids, names.tolist(), len(Y)))
-            found = prefix_distances(before, of_task, stops, measure)
-            parts.append(
-                pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": found})
-            )
-    return pd.concat(parts, ignore_index=True)
-
-
 def association(
     drops: Sequence[pd.DataFrame],
     similarity: Sequence[pd.DataFrame],
@@ -152,8 +49,8 @@ def association(
     """Return the two-way centred correlation of loss drops and what was seen.
 
     Args:
-        drops: of each run its loss drops by (task, id) × interval, from `drops`.
-        similarity: of each run the similarities, of the same shape, from `seen_similarity`.
+        drops: of each run its loss drops by (task, id) × interval, from `seen.drops`.
+        similarity: of each run the similarities, of the same shape, from `seen.seen_similarity`.
         within_tasks: take off the means of each task in each interval, and permute within tasks:
             what is left is of the instance, not of its task.
         seed: seed of the bootstrap and of the permutations.
@@ -205,7 +102,7 @@ def step_match(
 
     Args:
         runs: runs of one order, one a seed.
-        distances: of each run its distances, from `distance_curves`.
+        distances: of each run its distances, from `seen.distance_curves`.
         measure: one of their measures.
         seed: seed of the bootstrap and of the permutations.
 
@@ -222,9 +119,9 @@ def step_match(
     losses, nearer = [], []
     for run, table in zip(runs, distances, strict=True):
         rows = table[table["measure"] == measure]
-        fall = _falls(rows.pivot(index="task", columns="step", values="distance"))
+        fall = falls(rows.pivot(index="task", columns="step", values="distance"))
         tasks = by_instance(run.losses).groupby(level="task").mean()
-        losses.append(_as_instances(_falls(tasks)[fall.columns]))
+        losses.append(_as_instances(falls(tasks)[fall.columns]))
         nearer.append(_as_instances(fall))
     return association(losses, nearer, seed=seed)
 
@@ -252,76 +149,9 @@ def centred(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -
     return whole.reindex(columns=["run", "task", "id", "step", "drop", "similarity"])
 
 
-def _falls(values: pd.DataFrame) -> pd.DataFrame:
-    if values.shape[1] < 2:
-        raise ParameterError(
-            f"values are known at the steps {values.columns.tolist()} only; expected two at least. "
-            "Make runs with a smaller eval_every, or with eval_at."
-        )
-    return -values.diff(axis=1).iloc[:, 1:]
-
-
 def _as_instances(tasks: pd.DataFrame) -> pd.DataFrame:
     names = tasks.index.tolist()
     return tasks.set_axis(pd.MultiIndex.from_arrays([names, names], names=["task", "id"]))
-
-
-def _consumed(run: Run, step: int) -> int:
-    """Return how many instances were consumed up to a step; epochs end with a smaller one."""
-    config = run.config
-    instances = len(run.order) // config.epochs
-    epochs, steps = divmod(int(step), -(-instances // config.batch_size))
-    return epochs * instances + min(steps * config.batch_size, instances)
-
-
-def _rows(name: str, ids: Sequence[str], wanted: Sequence[str], rows: int) -> NDArray[np.int64]:
-    """Return the row of each wanted id."""
-    check_length(name, ids, "the embeddings", rows)
-    row = {one: number for number, one in enumerate(ids)}
-    missing = [one for one in wanted if one not in row]
-    if missing:
-        raise ParameterError(
-            f"{name} lacks {len(missing)} ids of the run, {missing[0]!r} first; expected all of "
-            "them. Embed the data that the run was made with."
-        )
-    return np.array([row[one] for one in wanted], dtype=np.int64)
-
-
-def _similarity(X: NDArray[np.floating], seen: NDArray[np.int64], Y: Floats, how: str) -> Floats:
-    """Return the similarity of each row of Y to the training rows seen in one interval."""
-    blocks = (seen[at : at + _BLOCK] for at in range(0, len(seen), _BLOCK))
-    rows: Iterator[Floats] = (np.asarray(X[block]).astype(np.float64) for block in blocks)
-    if how == "mean":
-        mean: Floats = Y @ sum((block.sum(axis=0) for block in rows), np.zeros(Y.shape[1]))
-        return mean / len(seen)
-    return np.maximum.reduce([(Y @ block.T).max(axis=1) for block in rows])
-
-
-def _measured(
-    measure: str,
-    X: NDArray[np.floating],
-    Y: NDArray[np.floating],
-    texts: tuple[Sequence[str], Sequence[str]] | None,
-) -> tuple[NDArray[np.floating] | Sequence[str], NDArray[np.floating] | Sequence[str]]:
-    """Return what a distance is computed from: embeddings, or texts."""
-    if measure != "bigram_kl":
-        return X, Y
-    if texts is None:
-        raise ParameterError(
-            "texts=None cannot be used with the measure bigram_kl; expected the training and the "
-            "test texts."
-        )
-    check_length("texts[0]", texts[0], "X", len(X))
-    check_length("texts[1]", texts[1], "Y", len(Y))
-    return texts
-
-
-def _taken(
-    rows: NDArray[np.floating] | Sequence[str], numbers: NDArray[np.int64]
-) -> NDArray[np.floating] | list[str]:
-    if isinstance(rows, np.ndarray):
-        return rows[numbers]
-    return [rows[number] for number in numbers]
 
 
 def _check_tables(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> None:
