@@ -1,13 +1,9 @@
-"""Result table → labelled axes in the study's palette.
-
-One colour and one dash pattern an order, the same in every figure: the colours are Okabe and Ito's,
-told apart with any colour vision, and darker and lighter shades of them for the fine and the coarse
-orders; the dashes carry the difference into grey print.
-"""
+"""Result table → labelled axes, in the study's styles (`tma.styles`)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,109 +15,168 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tma.statistics import Difference
+from tma.bootstrap import Interval
+from tma.statistics import spread
+from tma.styles import LABELS, PALETTE, Style, Variants, styles
 
-LABELS = {
-    "tma_nft": "NFT, nearest first",
-    "tma_rt": "RT, random",
-    "tma_fft": "FFT, farthest first",
-    "tma_min": "MIN, nearest only",
-    "tma_max": "MAX, farthest only",
-    "random": "random, all data",
-    "round_robin": "round-robin",
-    "cluster": "cluster",
-    "nearest": "nearest first, fine",
-    "farthest": "farthest first, fine",
-    "coarse_nearest": "nearest first, coarse",
-    "coarse_farthest": "farthest first, coarse",
+METRICS = {
+    "loss": "loss (nats a token)",
+    "rouge1": "ROUGE-1 (F-measure)",
+    "rougeL": "ROUGE-L (F-measure)",
+    "exact_match": "exact match (share)",
+    "reward": "reward (no unit)",
 }
-PALETTE = {
-    "tma_nft": "#0072B2",
-    "tma_rt": "#444444",
-    "tma_fft": "#D55E00",
-    "tma_min": "#56B4E9",
-    "tma_max": "#E69F00",
-    "random": "#999999",
-    "round_robin": "#009E73",
-    "cluster": "#CC79A7",
-    "nearest": "#004D7A",
-    "farthest": "#8F3F00",
-    "coarse_nearest": "#7FB8D9",
-    "coarse_farthest": "#EAAE7F",
-}
-DASHES: dict[str, Any] = {
-    "tma_nft": "",
-    "tma_rt": (1, 1.2),
-    "tma_fft": (5, 2),
-    "tma_min": (7, 2, 1, 2),
-    "tma_max": (3, 1),
-    "random": (1, 3),
-    "round_robin": (5, 1, 1, 1, 1, 1),
-    "cluster": (9, 2),
-    "nearest": (12, 1),
-    "farthest": (2, 2),
-    "coarse_nearest": (12, 3, 3, 3),
-    "coarse_farthest": (2, 4),
-}
+"""Metric → what stands at its axis."""
+GREY = PALETTE["tma_rt"]
 
 
-def loss_curves(curves: pd.DataFrame, axes: Axes) -> None:
+@contextmanager
+def drawing(rows: int, columns: int, width: float, height: float, **settings: Any) -> Iterator[Any]:
+    """Yield a figure and its axes, (rows, columns), in the look of the study; close it after."""
+    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(width, height),
+            layout="constrained",
+            squeeze=False,
+            **settings,
+        )
+        yield figure, axes
+        sns.despine(figure)
+    plt.close(figure)
+
+
+def loss_curves(curves: pd.DataFrame, axes: Axes, looks: Mapping[str, Style]) -> None:
     """Draw mean test loss over steps, one line an order; several seeds give a band (min to max).
 
     Args:
         curves: columns order, seed, step, loss (nats a token), from `statistics.curves`.
         axes: where to draw.
+        looks: how each order is drawn, from `styles`.
     """
-    orders = list(dict.fromkeys(curves["order"]))
-    band = ("pi", 100) if curves["seed"].nunique() > 1 else None
-    sns.lineplot(
-        curves,
-        x="step",
-        y="loss",
-        hue="order",
-        hue_order=orders,
-        style="order",
-        style_order=orders,
-        palette=PALETTE,
-        dashes=DASHES,
-        errorbar=band,
-        linewidth=2,
-        ax=axes,
-    )
-    handles, names = axes.get_legend_handles_labels()
-    axes.legend(handles, [LABELS[name] for name in names], frameon=False)
+    for order in dict.fromkeys(curves["order"]):
+        look = looks[order]
+        found = spread(curves, order)
+        axes.plot(found["step"], found["mean"], label=look.label, **look.line)
+        if curves.loc[curves["order"] == order, "seed"].nunique() > 1:
+            axes.fill_between(
+                found["step"], found["low"], found["high"], color=look.colour, alpha=0.2, lw=0
+            )
+    axes.legend(frameon=False)
     axes.set(xlabel="training step", ylabel="test loss (nats a token)")
 
 
-def difference_bands(found: Mapping[str, Sequence[Difference]], axes: Axes) -> None:
-    """Draw each order's loss minus the random order's, with its 95 % interval, over steps.
+def difference_bands(
+    gaps: Mapping[str, Sequence[Interval]],
+    axes: Axes,
+    looks: Mapping[str, Style],
+    baseline: Style,
+    seeds: pd.DataFrame | None = None,
+) -> None:
+    """Draw each order's loss minus the baseline's, with its 95 % interval, over steps.
 
     Args:
-        found: order → differences from random, from `statistics.differences`.
+        gaps: order → differences from the baseline, from `statistics.differences`.
         axes: where to draw.
+        looks: how each order is drawn, from `styles`.
+        baseline: how the baseline is drawn; the line at zero.
+        seeds: from `statistics.spread`: how far the baseline's own seeds lie from their mean, a
+            grey band.
     """
-    axes.axhline(0, color=PALETTE["tma_rt"], linewidth=1.5, dashes=DASHES["tma_rt"])
-    for order, rows in found.items():
-        steps = [d.step for d in rows]
-        colour, dashes = PALETTE[order], DASHES[order] or (None, None)
-        axes.plot(steps, [d.estimate for d in rows], color=colour, linewidth=2, dashes=dashes)
-        axes.fill_between(
-            steps, [d.low for d in rows], [d.high for d in rows], color=colour, alpha=0.2, lw=0
-        )
-    axes.set(xlabel="training step", ylabel="loss minus RT (nats a token)")
+    if seeds is not None:
+        low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
+        label = f"seeds of {baseline.short}, min to max"
+        axes.fill_between(seeds["step"], low, high, color=GREY, alpha=0.25, lw=0, label=label)
+        axes.legend(frameon=False)
+    axes.axhline(0, **baseline.line)
+    for order, rows in gaps.items():
+        steps = np.array([gap.step for gap in rows])
+        estimate, low, high = np.array([(gap.estimate, gap.low, gap.high) for gap in rows]).T
+        axes.plot(steps, estimate, **looks[order].line)
+        axes.fill_between(steps, low, high, color=looks[order].colour, alpha=0.2, lw=0)
+    axes.set(xlabel="training step", ylabel=f"loss minus {baseline.short} (nats a token)")
 
 
-def arrangement_figure(curves: pd.DataFrame, found: Mapping[str, Sequence[Difference]]) -> Figure:
-    """Return the figure of the TMA study: the curves, and beside them the differences from RT."""
-    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-        loss_curves(curves, left)
-        difference_bands(found, right)
-        for axes in (left, right):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        sns.despine(figure)
-    plt.close(figure)
+def comparison_figure(
+    curves: pd.DataFrame,
+    gaps: Mapping[str, Sequence[Interval]],
+    baseline: str,
+    variants: Variants | None = None,
+) -> Figure:
+    """Return the figure of a comparison: loss curves, and beside them differences from a baseline.
+
+    Args:
+        curves: from `statistics.curves`, the baseline among them.
+        gaps: order → its differences from the baseline, from `statistics.differences`.
+        baseline: name of the baseline among the curves. Where it has several seeds, a grey band
+            shows how far they lie from their mean.
+        variants: see `styles`.
+
+    Raises:
+        ParameterError: a name that cannot be drawn, or a baseline that is not among the curves.
+    """
+    looks = styles([*dict.fromkeys(curves["order"]), *gaps], variants)
+    seeds = spread(curves, baseline)
+    single = bool((seeds["low"] == seeds["high"]).all())
+    with drawing(1, 2, 10, 4) as (figure, grid):
+        loss_curves(curves, grid[0, 0], looks)
+        difference_bands(gaps, grid[0, 1], looks, looks[baseline], None if single else seeds)
+        _whole_steps(grid.flat)
     return figure
+
+
+def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
+    """Return one panel a metric over steps: each seed a thin line, their mean a thick one.
+
+    Args:
+        metric_curves: columns metric, seed, step, value, from `statistics.metric_curves`.
+    """
+    metrics = list(dict.fromkeys(metric_curves["metric"]))
+    columns = min(3, len(metrics))
+    rows = -(-len(metrics) // columns)
+    with drawing(rows, columns, 3.6 * columns, 3 * rows, sharex=True) as (figure, grid):
+        for axes, metric in zip(grid.flat, metrics, strict=False):
+            found = metric_curves[metric_curves["metric"] == metric]
+            for _, seed in found.groupby("seed"):
+                axes.plot(seed["step"], seed["value"], color=GREY, linewidth=0.8, alpha=0.6)
+            mean = found.groupby("step")["value"].mean()
+            colour = PALETTE["tma_nft"]
+            axes.plot(mean.index, mean.to_numpy(), color=colour, linewidth=2, marker="o", ms=4)
+            axes.set(ylabel=METRICS.get(metric, metric), xlabel="training step")
+            axes.xaxis.set_tick_params(labelbottom=True)
+        for axes in grid.flat[len(metrics) :]:
+            axes.remove()
+        _whole_steps(grid.flat[: len(metrics)])
+    return figure
+
+
+def intervals_figure(
+    contrasts: Mapping[str, Interval], quantity: str = "loss difference (nats a token)"
+) -> Figure:
+    """Return dots with 95 % bars, one row a contrast, beside a line at zero.
+
+    Args:
+        contrasts: name → interval, drawn from the top down; a dot is full where the interval
+            excludes zero, else hollow.
+        quantity: what the intervals are of, with its unit; stands at the axis.
+    """
+    with drawing(1, 1, 7, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
+        axes = grid[0, 0]
+        axes.axvline(0, **styles(["tma_rt"])["tma_rt"].line)
+        for row, found in enumerate(contrasts.values()):
+            axes.plot([found.low, found.high], [row, row], color=PALETTE["tma_nft"], linewidth=2)
+            face = PALETTE["tma_nft"] if found.clear else "white"
+            dot = {"color": PALETTE["tma_nft"], "markerfacecolor": face, "markersize": 8}
+            axes.plot([found.estimate], [row], "o", zorder=3, **dot)
+        axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
+        axes.set_yticks(range(len(contrasts)), [LABELS.get(name, name) for name in contrasts])
+    return figure
+
+
+def _whole_steps(panels: Iterable[Axes]) -> None:
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: int) -> Figure:
@@ -133,22 +188,18 @@ def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: 
         max_tokens: where an instance counts as over-long; a dotted line.
     """
     panels = 2 if tasks else 1
-    with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure, grid = plt.subplots(1, panels, figsize=(5 * panels, 4), layout="constrained")
-        axes = np.atleast_1d(grid)
+    looks = styles(("tma_nft", "tma_fft", "tma_rt"))
+    with drawing(1, panels, 5 * panels, 4) as (figure, grid):
+        axes = grid[0]
         lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
-        orders = ("tma_nft", "tma_fft", "tma_rt")
-        for (name, found), order in zip(lengths.items(), orders, strict=True):
-            style = {"color": PALETTE[order], "dashes": DASHES[order] or (None, None)}
-            axes[0].plot(*_cumulative(found), label=name, linewidth=2, **style)
+        for (name, found), look in zip(lengths.items(), looks.values(), strict=True):
+            axes[0].plot(*_cumulative(found), label=name, **look.line)
         axes[0].axvline(max_tokens, color=PALETTE["random"], linestyle=":")
         axes[0].set(xscale="log", xlabel="tokens", ylabel="share of instances with at most so many")
         axes[0].legend(frameon=False)
         if tasks:
-            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, color=PALETTE["tma_nft"], linewidth=2)
+            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, **looks["tma_nft"].line)
             axes[1].set(xlabel="task, the largest first", ylabel="instances", ylim=(0, None))
-        sns.despine(figure)
-    plt.close(figure)
     return figure
 
 

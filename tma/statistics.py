@@ -1,46 +1,29 @@
-"""Runs → curves, their summary, and differences between orders with intervals.
+"""Runs → curves, their summary, and what is read off them, with intervals.
 
 All losses are means over test instances of the loss a response token, in nats. Two orders are
-compared on the same test instances; the interval is a bootstrap over whole test tasks, because
-instances of one task are alike and resampling them one by one would promise too much. Where all
-test instances belong to one task, they are resampled, and the interval holds for that task alone.
+compared on the same test instances and, run by run, with the same seed; `tma.bootstrap` says what
+an interval covers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tma.bootstrap import Floats, Interval, Resampled, by_instance, pairs, resample
+from tma.errors import ParameterError, check_choice, wrong
 from tma.runs import Run
 
 Runs = Mapping[str, Sequence[Run]]
 """Order name → its runs, one a seed."""
 
-RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far the mean loss of one order lies above another's at one step."""
-
-    step: int
-    """Training step."""
-    estimate: float
-    """Loss of the first minus loss of the second, nats a token; negative: the first is better."""
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
-    """Upper end of the 95 % interval."""
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval excludes zero."""
-        return self.low > 0 or self.high < 0
+CONTRASTS = ("final", "area", "steps_to_threshold")
+"""What two orders are compared by."""
+SCORES = ("rouge1", "rougeL", "exact_match", "reward")
+"""Metrics of answers."""
 
 
 def curves(runs: Runs) -> pd.DataFrame:
@@ -52,6 +35,24 @@ def curves(runs: Runs) -> pd.DataFrame:
             parts.append(means.assign(order=order, seed=run.config.seed))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table.reindex(columns=["order", "seed", "step", "loss"])
+
+
+def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
+    """Return how far the seeds of one order lie apart, one row a step.
+
+    Args:
+        curves: from `curves`.
+        order: one of its orders.
+
+    Returns:
+        Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
+
+    Raises:
+        ParameterError: the curves have no such order.
+    """
+    check_choice("order", order, list(dict.fromkeys(curves["order"])))
+    steps = curves[curves["order"] == order].groupby("step")["loss"]
+    return steps.agg(mean="mean", low="min", high="max").reset_index()
 
 
 def summary(runs: Runs) -> pd.DataFrame:
@@ -67,7 +68,7 @@ def summary(runs: Runs) -> pd.DataFrame:
         each = [c.sort_values("step") for _, c in table[table["order"] == order].groupby("seed")]
         first = float(np.mean([c["loss"].iloc[0] for c in each]))
         final = float(np.mean([c["loss"].iloc[-1] for c in each]))
-        area = float(np.mean([_area(c["step"].to_numpy(), c["loss"].to_numpy()) for c in each]))
+        area = float(np.mean([_area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in each]))
         rows.append(
             {
                 "order": order,
@@ -83,61 +84,206 @@ def summary(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("order")
 
 
-def _area(steps: NDArray[np.int64], losses: NDArray[np.float64]) -> float:
-    return float(np.trapezoid(losses, steps) / (steps[-1] - steps[0]))
-
-
-def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> list[Difference]:
-    """Return the paired difference of two orders at every step that both evaluated.
+def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> list[Interval]:
+    """Return the loss of one order minus that of another at every step that both evaluated.
 
     Args:
-        first: runs of the one order; losses are averaged over seeds for each instance.
-        second: runs of the other order, on the same test instances.
-        seed: seed of the bootstrap; the spread over the runs' own seeds is not in the interval.
+        first: runs of the one order, one a seed.
+        second: runs of the other, on the same test instances. Runs of the same seed are paired; a
+            single run is paired with every run of the other side.
+        seed: seed of the bootstrap.
 
     Returns:
-        One `Difference` a step, with a percentile interval of 2,000 resamples of the test tasks.
+        One `Interval` a step, in nats a token; negative: the first is better.
 
     Raises:
-        ValueError: the two were evaluated on different test instances.
+        ParameterError: the two have no seeds, steps or test instances in common.
     """
-    a, b = _by_instance(first), _by_instance(second)
-    if not a.index.equals(b.index):
-        raise ValueError("the two orders were evaluated on different test instances")
-    steps = [step for step in a.columns if step in b.columns]
-    gap = a[steps] - b[steps]
-    # A single task cannot be resampled; its instances then stand for themselves.
-    level = "task" if gap.index.get_level_values("task").nunique() > 1 else "id"
-    tasks = gap.groupby(level=level, sort=True)
-    sums, counts = tasks.sum().to_numpy(), tasks.size().to_numpy()
-    draws = np.random.default_rng(seed).integers(len(counts), size=(RESAMPLES, len(counts)))
-    means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1, keepdims=True)
-    low, high = np.percentile(means, [2.5, 97.5], axis=0)
-    found = zip(steps, gap.mean().to_numpy(), low, high, strict=True)
-    return [Difference(int(s), float(e), float(lo), float(hi)) for s, e, lo, hi in found]
+    found = _compared(first, second, seed)
+    gaps = found.means[:, 0] - found.means[:, 1]
+    return [found.interval(gaps[:, k], int(step)) for k, step in enumerate(found.steps)]
 
 
-def _by_instance(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return loss by (task, id) × step, averaged over seeds.
-
-    Without tasks each instance is a cluster of its own.
-    """
-    losses = pd.concat([run.losses for run in runs])
-    losses = losses.assign(task=losses["task"].fillna(losses["id"]))
-    return losses.pivot_table(index=["task", "id"], columns="step", values="loss").sort_index()
-
-
-def verdict(lower: Difference, higher: Difference) -> str:
-    """Judge a claim that one order lies below random and another above it, at the last step.
+def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: int = 0) -> Interval:
+    """Return how two orders differ by one number read off their mean curves, first minus second.
 
     Args:
-        lower: the order that should be better than random, minus random.
-        higher: the order that should be worse, minus random.
+        first: runs of the one order, one a seed.
+        second: runs of the other, paired as in `differences`.
+        measure: final: mean loss at the last step that both evaluated, nats a token; area: mean
+            loss along the curve (trapezoids), nats a token; steps_to_threshold: the first step,
+            interpolated between evaluations, at which the mean loss is at or below the one halfway
+            between the second's first and final loss. A curve that never gets there counts as
+            its last step, so that the difference is then a bound.
+        seed: seed of the bootstrap.
 
     Returns:
-        "supported" where both intervals lie on the claimed side of zero, "not supported" where one
-        lies wholly on the other side, else "inconclusive".
+        Negative: the first is better. Steps are those that both evaluated.
+
+    Raises:
+        ParameterError: an unknown measure, or the two have no seeds, steps or test instances in
+            common; for all but final, fewer than two steps.
     """
-    if lower.high < 0 and higher.low > 0:
-        return "supported"
-    return "not supported" if lower.low > 0 or higher.high < 0 else "inconclusive"
+    check_choice("measure", measure, CONTRASTS)
+    found = _compared(first, second, seed)
+    one, other = found.means[:, 0], found.means[:, 1]
+    if measure == "final":
+        return found.interval(one[:, -1] - other[:, -1])
+    _check_course(found)
+    if measure == "area":
+        return found.interval(_area(one, found.steps) - _area(other, found.steps))
+    halfway = (other[:, 0] + other[:, -1]) / 2
+    reached = (_first_below(curve, halfway, found.steps) for curve in (one, other))
+    return found.interval(next(reached) - next(reached))
+
+
+def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> Interval:
+    """Return the share of the total loss drop that is reached after a fraction of the steps.
+
+    Args:
+        runs: runs of one order, one a seed.
+        fraction: of the steps from the first evaluation to the last, in (0, 1]; the mean loss
+            there is interpolated between evaluations.
+        seed: seed of the bootstrap.
+
+    Returns:
+        (first - early)/(first - final); a steady fall has the share `fraction`, and above 1 the
+        loss rises again later. NaN where the mean loss does not fall at all.
+
+    Raises:
+        ParameterError: a fraction out of range, or fewer than two evaluated steps.
+
+    Source: the paper's claim that generalization happens very early.
+    """
+    if not 0 < fraction <= 1:
+        raise wrong("fraction", fraction, "a share of the steps in (0, 1]")
+    found = _resampled(runs, seed)
+    _check_course(found)
+    mean, steps = found.means[:, 0], found.steps
+    at = steps[0] + fraction * (steps[-1] - steps[0])
+    k = int(np.searchsorted(steps, at))
+    part = (at - steps[k - 1]) / (steps[k] - steps[k - 1])
+    early = mean[:, k - 1] + part * (mean[:, k] - mean[:, k - 1])
+    return found.interval(_ratio(mean[:, 0] - early, mean[:, 0] - mean[:, -1]))
+
+
+def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the metrics of one order's runs at the steps where answers were made.
+
+    Returns:
+        One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances
+        that were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1;
+        reward, where there is one, without a unit.
+
+    Raises:
+        ParameterError: a run made no answers.
+    """
+    parts = []
+    for run in runs:
+        for metric, values in _metrics(run).items():
+            means = values.mean().rename("value").reset_index()
+            parts.append(means.assign(metric=metric, seed=run.config.seed))
+    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    named = table.reindex(columns=["metric", "seed", "step", "value"])
+    return named.sort_values("metric", key=lambda m: m.map(_rank), kind="stable", ignore_index=True)
+
+
+def roughness(
+    runs: Sequence[Run], against: str | None = None, seed: int = 0
+) -> dict[str, Interval]:
+    """Return how unsteadily each metric moves: the share of its movement that goes backward.
+
+    Between consecutive evaluations a curve moves up or down; forward is the direction from its
+    first to its last value. The share Σ|backward moves| / Σ|moves| has no unit and no scale, so
+    that metrics can be compared: 0 for a monotone curve, 0.5 for one that ends where it began.
+
+    Args:
+        runs: runs of one order with answers, one a seed.
+        against: None: each metric by itself; a metric's name, such as "loss": each other metric
+            minus that one, positive where it is less steady.
+        seed: seed of the bootstrap. Redrawing the tasks makes curves a little rougher than they
+            are, so that an interval can lie above its estimate's neighbourhood; of a difference
+            most of that cancels.
+
+    Returns:
+        Metric → mean over seeds of the share of each seed's own curve. NaN for a curve that does
+        not move.
+
+    Raises:
+        ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
+
+    Source: the paper's claim that loss is the stable metric; the measure is this package's.
+    """
+    tables = [_metrics(run) for run in runs]
+    names = [name for name in tables[0] if all(name in each for each in tables)]
+    if against is not None:
+        check_choice("against", against, names)
+    found = resample([[each[name] for each in tables] for name in names], seed)
+    _check_course(found)
+    moves = np.diff(found.curves, axis=-1)
+    total = np.abs(moves).sum(axis=-1)
+    back = (total - np.abs(moves.sum(axis=-1))) / 2
+    # Rounding must not make a monotone curve move backward.
+    shares = found.over_seeds(_ratio(np.where(back < 1e-12 * total, 0, back), total))
+    if against is None:
+        return {name: found.interval(shares[:, k]) for k, name in enumerate(names)}
+    base = shares[:, names.index(against)]
+    others = ((k, name) for k, name in enumerate(names) if name != against)
+    return {name: found.interval(shares[:, k] - base) for k, name in others}
+
+
+def _metrics(run: Run) -> dict[str, pd.DataFrame]:
+    """Return loss and scores by (task, id) × step, all of the same instances and steps."""
+    answers = run.answers
+    losses = run.losses.merge(answers[["step", "id"]], on=["step", "id"])
+    scores = {name: by_instance(answers, name) for name in SCORES if name in answers}
+    return {"loss": by_instance(losses), **scores}
+
+
+def _rank(metric: str) -> int:
+    return ("loss", *SCORES).index(metric)
+
+
+def _compared(first: Sequence[Run], second: Sequence[Run], seed: int) -> Resampled:
+    """Return the resampled curves of two orders, run by run."""
+    matched = pairs(first, second)
+    tables = {run.folder: by_instance(run.losses) for pair in matched for run in pair}
+    sides = [[tables[pair[side].folder] for pair in matched] for side in (0, 1)]
+    return resample(sides, seed)
+
+
+def _resampled(runs: Sequence[Run], seed: int) -> Resampled:
+    return resample([[by_instance(one.losses) for one, _ in pairs(runs, runs)]], seed)
+
+
+def _check_course(found: Resampled) -> None:
+    if len(found.steps) < 2:
+        raise ParameterError(
+            f"the runs share the evaluated steps {found.steps.tolist()}; expected two at least. "
+            "Give them the same eval_every, eval_at and generate_at."
+        )
+
+
+def _area(losses: Floats, steps: NDArray[np.int64]) -> Floats:
+    """Return the mean along curves (…, steps), by trapezoids."""
+    area: Floats = np.trapezoid(losses, steps, axis=-1) / (steps[-1] - steps[0])
+    return area
+
+
+def _first_below(curves: Floats, least: Floats, steps: NDArray[np.int64]) -> Floats:
+    """Return the first step at which each curve (b, steps) is at or below its threshold (b,)."""
+    below = curves <= least[:, None]
+    k = np.where(below.any(axis=1), below.argmax(axis=1), len(steps) - 1)
+    row, before = np.arange(len(k)), np.maximum(k - 1, 0)
+    above, under = curves[row, before], curves[row, k]
+    # No part of the last interval is taken off where the threshold was never reached.
+    part = np.where(under < above, (above - least) / np.where(under < above, above - under, 1), 1)
+    part = np.where(below[row, k], part, 1)
+    reached: Floats = steps[before] + part * (steps[k] - steps[before])
+    return reached
+
+
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    """Return part / whole; NaN where the whole is not positive."""
+    positive = whole > 0
+    return np.where(positive, part / np.where(positive, whole, 1), np.nan)

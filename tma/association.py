@@ -1,0 +1,235 @@
+"""How closely test losses follow the training data just seen: the direct measure of C8, and of C3.
+
+Between two evaluations a run sees some training instances, and each test instance's loss drops by
+some amount. Late intervals bring small drops whatever was seen, and some instances drop more than
+others throughout; so from drops and from similarities alike the mean of each interval and of each
+instance is taken off (two-way centred) before they are correlated. What is left answers: where the
+data just seen was more similar to this instance than usual, did its loss drop more than usual?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws
+from tma.errors import ParameterError, check_choice
+from tma.method import MEASURES
+from tma.runs import Run
+from tma.seen import falls
+
+PERMUTATIONS = 1000
+"""Permutations of the baseline."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Association(Interval):
+    """A correlation with its 95 % interval, beside what no connection would give."""
+
+    baseline_low: float
+    """Lower end of the middle 95 % of the permuted correlations."""
+    baseline_high: float
+    """Upper end of it."""
+    p: float
+    """Share of permutations, the sample itself among them, with a correlation at least as far from
+    zero."""
+
+
+def association(
+    drops: Sequence[pd.DataFrame],
+    similarity: Sequence[pd.DataFrame],
+    *,
+    within_tasks: bool = False,
+    seed: int = 0,
+) -> Association:
+    """Return the two-way centred correlation of loss drops and what was seen.
+
+    Args:
+        drops: of each run its loss drops by (task, id) × interval, from `seen.drops`.
+        similarity: of each run the similarities, of the same shape, from `seen.seen_similarity`.
+        within_tasks: take off the means of each task in each interval, and permute within tasks:
+            what is left is of the instance, not of its task.
+        seed: seed of the bootstrap and of the permutations.
+
+    Returns:
+        The correlation in [-1, 1] over all runs, each centred by itself. Its interval draws whole
+        tasks (instances if there is one task only) and the runs. The baseline gives each instance
+        another's course of similarity, the same one's in every run, since an instance's courses
+        belong together.
+
+    Raises:
+        ParameterError: no runs, tables that do not fit each other, or values that do not vary.
+
+    Source: the paper's conclusion that generalization is by similarity of instances; the measure is
+        this package's.
+    """
+    _check_tables(drops, similarity)
+    index = drops[0].index
+    groups = index.get_level_values("task") if within_tasks else np.zeros(len(index))
+    codes = pd.factorize(groups)[0]
+    runs = [
+        (_centred(d.to_numpy(), codes), _centred(s.to_numpy(), codes))
+        for d, s in zip(drops, similarity, strict=True)
+    ]
+    estimate, resamples = _bootstrap(runs, index, seed)
+    permuted = _permuted(runs, codes, seed)
+    baseline_low, baseline_high = bounds(permuted)
+    extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
+    low, high = bounds(resamples)
+    return Association(
+        estimate=estimate,
+        low=low,
+        high=high,
+        n=len(index),
+        seeds=len(runs),
+        baseline_low=baseline_low,
+        baseline_high=baseline_high,
+        p=(1 + extreme) / (1 + PERMUTATIONS),
+    )
+
+
+def step_match(
+    runs: Sequence[Run],
+    distances: Sequence[pd.DataFrame],
+    measure: str = "cosine_avg",
+    seed: int = 0,
+) -> Association:
+    """Return how closely the loss of test tasks falls when the distance to them falls.
+
+    Args:
+        runs: runs of one order, one a seed.
+        distances: of each run its distances, from `seen.distance_curves`.
+        measure: one of their measures.
+        seed: seed of the bootstrap and of the permutations.
+
+    Returns:
+        The `association` of two falls between consecutive evaluations, with test tasks for
+        instances: that of a task's mean loss, and that of its distance from the data seen so far.
+
+    Raises:
+        ParameterError: an unknown measure, or tables that do not fit each other.
+
+    Source: the paper's claim that the loss drops at the step at which similar data arrives.
+    """
+    check_choice("measure", measure, MEASURES)
+    losses, nearer = [], []
+    for run, table in zip(runs, distances, strict=True):
+        rows = table[table["measure"] == measure]
+        fall = falls(rows.pivot(index="task", columns="step", values="distance"))
+        tasks = by_instance(run.losses).groupby(level="task").mean()
+        losses.append(_as_instances(falls(tasks)[fall.columns]))
+        nearer.append(_as_instances(fall))
+    return association(losses, nearer, seed=seed)
+
+
+def centred(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the pairs that `association` correlates, one row a (run, instance, interval).
+
+    Returns:
+        Columns run (its number), task, id, step (the interval's end), drop and similarity, both
+        two-way centred.
+
+    Raises:
+        ParameterError: no runs, or tables that do not fit each other.
+    """
+    _check_tables(drops, similarity)
+    parts = []
+    for number, both in enumerate(zip(drops, similarity, strict=True)):
+        codes = np.zeros(len(both[0]), dtype=np.int64)
+        columns = [
+            pd.DataFrame(_centred(t.to_numpy(), codes), t.index, t.columns).stack() for t in both
+        ]
+        table = pd.DataFrame(dict(zip(("drop", "similarity"), columns, strict=True)))
+        parts.append(table.reset_index().assign(run=number))
+    whole = pd.concat(parts, ignore_index=True)
+    return whole.reindex(columns=["run", "task", "id", "step", "drop", "similarity"])
+
+
+def _as_instances(tasks: pd.DataFrame) -> pd.DataFrame:
+    names = tasks.index.tolist()
+    return tasks.set_axis(pd.MultiIndex.from_arrays([names, names], names=["task", "id"]))
+
+
+def _check_tables(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> None:
+    if not drops or len(drops) != len(similarity):
+        raise ParameterError(
+            f"drops has {len(drops)} tables and similarity {len(similarity)}; expected one a run "
+            "of each, and a run at least."
+        )
+    for number, (d, s) in enumerate(zip(drops, similarity, strict=True)):
+        same = d.index.equals(s.index) and d.columns.equals(s.columns)
+        if not same or not d.index.equals(drops[0].index):
+            raise ParameterError(
+                f"drops[{number}] has {d.shape[0]} instances × {d.shape[1]} intervals and "
+                f"similarity[{number}] {s.shape[0]} × {s.shape[1]}; expected the same ids and "
+                "steps, and the ids of drops[0]. Make both from the same run."
+            )
+
+
+def _centred(values: Floats, codes: NDArray[np.int64]) -> Floats:
+    """Return values (m, k) less the mean of each row, and of each group of rows in each column."""
+    rest = values - values.mean(axis=1, keepdims=True)
+    sums = np.zeros((codes.max() + 1, values.shape[1]))
+    np.add.at(sums, codes, rest)
+    out: Floats = rest - (sums / np.bincount(codes)[:, None])[codes]
+    return out
+
+
+def _bootstrap(
+    runs: Sequence[tuple[Floats, Floats]], index: pd.Index, seed: int
+) -> tuple[float, Floats]:
+    """Return the correlation and its resamples, (RESAMPLES,).
+
+    Interval means are taken off anew in each resample: from the sums of squares and products of the
+    drawn tasks, those of their interval means are subtracted.
+    """
+    level = "task" if index.get_level_values("task").nunique() > 1 else "id"
+    cluster = pd.factorize(index.get_level_values(level))[0]
+    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), draws(len(runs), [seed, 1])
+    total = np.zeros((3, 1 + RESAMPLES))
+    for number, both in enumerate(runs):
+        size, means = tasks @ np.bincount(cluster), []
+        for values in both:
+            sums = np.zeros((cluster.max() + 1, values.shape[1]))
+            np.add.at(sums, cluster, values)
+            means.append(tasks @ sums / size[:, None])
+        for at, (i, j) in enumerate(((0, 1), (0, 0), (1, 1))):
+            products = np.bincount(cluster, (both[i] * both[j]).sum(axis=1))
+            apart = tasks @ products - size * (means[i] * means[j]).sum(axis=1)
+            total[at] += seeds[:, number] * apart
+    _check_varies(total[1:, 0], runs)
+    positive = (total[1] > 0) & (total[2] > 0)
+    found = np.where(
+        positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
+    )
+    return float(found[0]), found[1:]
+
+
+def _check_varies(squares: Floats, runs: Sequence[tuple[Floats, Floats]]) -> None:
+    for name, found in zip(("drops", "similarity"), squares, strict=True):
+        if not found > 1e-20:
+            m, k = runs[0][0].shape
+            raise ParameterError(
+                f"{name} do not vary once the means of the {m} instances and the {k} intervals are "
+                "taken off; expected two of each at least, and values that differ."
+            )
+
+
+def _permuted(runs: Sequence[tuple[Floats, Floats]], codes: NDArray[np.int64], seed: int) -> Floats:
+    """Return the correlation under permutations of the instances, (PERMUTATIONS,).
+
+    Whole rows change places within their group, so that no mean changes, and the scale neither.
+    """
+    random = np.random.default_rng([seed, 2])
+    scale = np.sqrt(np.prod([sum((both[i] ** 2).sum() for both in runs) for i in (0, 1)]))
+    sorted_rows = np.argsort(codes, kind="stable")
+    permuted = np.empty(PERMUTATIONS)
+    for number in range(PERMUTATIONS):
+        row = np.empty(len(codes), dtype=np.int64)
+        row[sorted_rows] = np.lexsort((random.random(len(codes)), codes))
+        permuted[number] = sum(np.vdot(d, s[row]) for d, s in runs) / scale
+    return permuted

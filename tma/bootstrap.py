@@ -1,0 +1,202 @@
+"""Losses of several runs → resampled mean curves → intervals of whatever is read off a curve.
+
+The unit that is drawn is the test task, whole, because instances of one task are alike and drawing
+them one by one would promise too much; instances are drawn where there is one task only, or none.
+Seeds are drawn too, independently of the tasks, if there are several (the two-way bootstrap of
+Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). With two or three seeds it
+sees only part of what the choice of seeds does. One draw gives whole curves, so that the final
+loss, the area or any other functional comes from the same resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from tma.errors import ParameterError
+from tma.runs import Run
+
+Floats = NDArray[np.float64]
+
+RESAMPLES = 2000
+"""Bootstrap samples of an interval."""
+TAILS = (0.025, 0.975)
+"""Where a 95 % interval ends."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    estimate: float
+    """Value of the sample itself."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of the 95 % interval."""
+    n: int
+    """Test instances."""
+    seeds: int
+    """Seeds (of a comparison: pairs of runs)."""
+    step: int | None = None
+    """Training step it belongs to; None: it is of the whole course."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def minus(self, value: float) -> Interval:
+        """Return the interval of the estimate minus a fixed value, such as what a claim says."""
+        return replace(
+            self, estimate=self.estimate - value, low=self.low - value, high=self.high - value
+        )
+
+
+def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
+    """Return named intervals as rows for display: estimate, low, high, n, seeds."""
+    columns = ["estimate", "low", "high", "n", "seeds"]
+    rows = [[getattr(found, column) for column in columns] for found in intervals.values()]
+    return pd.DataFrame(rows, index=list(intervals), columns=columns)
+
+
+def bounds(resamples: Floats) -> tuple[float, float]:
+    """Return the ends of the 95 % percentile interval of resampled values, (b,).
+
+    A resample without a value (NaN) counts as lying below the lower and above the upper end.
+    """
+    ends = []
+    for tail, end in zip(TAILS, (-np.inf, np.inf), strict=True):
+        values = np.where(np.isnan(resamples), end, resamples)
+        # An order statistic, not the mean of two: infinite values have none.
+        ends.append(float(np.quantile(values, tail, method="nearest")))
+    return ends[0], ends[1]
+
+
+def draws(size: int, seed: int | Sequence[int]) -> Floats:
+    """Return how often each of `size` units is in each resample, (1 + RESAMPLES, size).
+
+    Row 0 is the sample itself: each unit once.
+    """
+    drawn = np.random.default_rng(seed).multinomial(size, [1 / size] * size, size=RESAMPLES)
+    return np.vstack([np.ones(size), drawn])
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Mean curves of the sample and of its resamples.
+
+    Raises:
+        ParameterError: from `resample`, for curves that cannot be compared.
+    """
+
+    curves: Floats
+    """(1 + RESAMPLES, sides, seeds, steps), means over test instances; row 0 is the sample."""
+    weights: Floats
+    """(1 + RESAMPLES, seeds), each row of sum 1: the share of each seed in a resample."""
+    steps: NDArray[np.int64]
+    """Evaluated steps, rising."""
+    n: int
+    """Test instances."""
+
+    @property
+    def means(self) -> Floats:
+        """Mean curves over the seeds drawn, (1 + RESAMPLES, sides, steps)."""
+        return self.over_seeds(self.curves)
+
+    def over_seeds(self, values: Floats) -> Floats:
+        """Return the mean over the seeds drawn of values (1 + RESAMPLES, sides, seeds, …)."""
+        means: Floats = np.einsum("bs,bps...->bp...", self.weights, values)
+        return means
+
+    def interval(self, values: Floats, step: int | None = None) -> Interval:
+        """Return the interval of a functional's values, (1 + RESAMPLES,)."""
+        low, high = bounds(values[1:])
+        return Interval(float(values[0]), low, high, self.n, self.weights.shape[1], step)
+
+
+def resample(sides: Sequence[Sequence[pd.DataFrame]], seed: int) -> Resampled:
+    """Draw tasks and seeds for tables of values.
+
+    Args:
+        sides: what is compared; of each side one table a seed: values by (task, id) × step, from
+            `by_instance`. Column k of the seeds of one side belongs with that of the others.
+        seed: seed of the draws.
+
+    Raises:
+        ParameterError: the tables are of different test instances, or have no step in common.
+    """
+    tables = [one for side in sides for one in side]
+    index, steps = tables[0].index, tables[0].columns
+    for one in tables:
+        if not one.index.equals(index):
+            raise ParameterError(
+                f"the runs have different test instances ({len(index)} and {len(one.index)} of "
+                "them); expected the same ids. Compare runs with the same data settings."
+            )
+        steps = steps.intersection(one.columns)
+    if not len(steps):
+        raise ParameterError(
+            "the runs have no evaluated step in common; expected one at least. Give them the same "
+            "eval_every or eval_at."
+        )
+    sums, counts = _clusters([one[steps.sort_values()] for one in tables])
+    chosen = draws(len(counts), [seed, 0])
+    means = chosen @ sums / (chosen @ counts)[:, None]
+    seeds = len(sides[0])
+    weights = draws(seeds, [seed, 1]) / seeds
+    shape = (len(means), len(sides), seeds, len(steps))
+    return Resampled(means.reshape(shape), weights, np.sort(steps.to_numpy(np.int64)), len(index))
+
+
+def _clusters(tables: Sequence[pd.DataFrame]) -> tuple[Floats, Floats]:
+    """Return the sums of each cluster of test instances, (c, tables · steps), and its size, (c,).
+
+    A single task cannot be drawn; its instances then stand for themselves.
+    """
+    index = tables[0].index
+    level = "task" if index.get_level_values("task").nunique() > 1 else "id"
+    values = pd.DataFrame(np.hstack([one.to_numpy(np.float64) for one in tables]), index=index)
+    groups = values.groupby(level=level, sort=True)
+    return groups.sum().to_numpy(), groups.size().to_numpy(np.float64)
+
+
+def by_instance(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
+    """Return a run's rows (step, id, task, value) as values by (task, id) × step, sorted.
+
+    An instance without a task is a task of its own.
+    """
+    rows = rows.assign(task=rows["task"].fillna(rows["id"]))
+    return rows.pivot(index=["task", "id"], columns="step", values=value).sort_index()
+
+
+def pairs(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return the runs of two orders that belong together: those of the same seed.
+
+    A single run, as of an order without chance, is paired with every run of the other side.
+
+    Raises:
+        ParameterError: a side has no run or two of one seed, or no seed is on both sides.
+    """
+    one, other = _by_seed("first", first), _by_seed("second", second)
+    if len(one) == 1 or len(other) == 1:
+        return [(a, b) for a in one.values() for b in other.values()]
+    shared = sorted(one.keys() & other.keys())
+    if not shared:
+        raise ParameterError(
+            f"first has seeds {sorted(one)} and second {sorted(other)}; expected seeds in common."
+        )
+    return [(one[seed], other[seed]) for seed in shared]
+
+
+def _by_seed(name: str, runs: Sequence[Run]) -> dict[int, Run]:
+    found = {run.config.seed: run for run in runs}
+    if not runs or len(found) < len(runs):
+        seeds = [run.config.seed for run in runs]
+        raise ParameterError(f"{name} has runs of seeds {seeds}; expected one run or more, each of "
+                             "a seed of its own.")  # fmt: skip
+    return found

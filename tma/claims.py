@@ -1,0 +1,218 @@
+"""The claims, how an interval decides one, and the verdicts of all notebooks in one list.
+
+`python -m tma.claims out` gathers `out/*/claims.json` into `out/claims.json`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tma.errors import DataError, ParameterError, check_choice, wrong
+from tma.store import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tma.bootstrap import Interval
+
+CLAIMS = {
+    "C1": "Zero-shot generalization happens very early in instruction tuning: nearly all of the "
+    "gain on unseen tasks comes in the first steps.",
+    "C2": "Loss is the stable measure of it; ROUGE, exact match and reward jump from one "
+    "evaluation to the next.",
+    "C3": "The order of the training data changes it: the loss of a test task drops when similar "
+    "training data arrives, as the distance between the data seen and the task does.",
+    "C4": "Seeing similar data early helps: nearest-first ends below random, and random below "
+    "farthest-first.",
+    "C5": "Fine beats coarse: ordering single instances gives a lower loss than ordering whole "
+    "tasks.",
+    "C6": "Test-centric Multi-turn Arrangement gives a lower loss nearest-first than at random, "
+    "and a higher one farthest-first, with and without task labels.",
+    "C7": "Rounds that are selected earlier are worth more: training on them alone gives a lower "
+    "loss.",
+    "C8": "Zero-shot generalization is by similarity between single training and test instances: "
+    "a test instance's loss falls most where the data just seen is most similar to it.",
+    "order against selection": "Open question: does the order of one fixed set of instances "
+    "matter, or only which instances are selected?",
+    "near-duplicates": "Open question: does nearest-first still help when training instances that "
+    "nearly stand in the test set are left out?",
+    "collision and within-round rules": "Open question: does it matter whether two test instances "
+    "may take the same training instance in one round, and how a round is sorted inside?",
+}
+"""Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
+CLAIMED = ("negative", "positive")
+"""The side of zero on which a claim puts a number."""
+VERDICTS = ("supported", "not supported", "inconclusive", "not tested at this scale")
+"""What can be said of a claim."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one notebook says about one claim.
+
+    Raises:
+        ParameterError: an unknown claim or verdict.
+    """
+
+    claim: str
+    """One of `CLAIMS`."""
+    notebook: str
+    """Name of the notebook, such as 04_tma."""
+    measure: str
+    """What was measured, in words, with its unit; of a claim that was not tested, why not."""
+    estimate: float | None
+    """Its value; None: not tested, or without a finite value."""
+    low: float | None
+    """Lower end of its 95 % interval."""
+    high: float | None
+    """Upper end of it."""
+    n: int | None
+    """Test instances."""
+    seeds: int | None
+    """Seeds."""
+    verdict: str
+    """One of `VERDICTS`."""
+
+    def __post_init__(self) -> None:
+        check_choice("claim", self.claim, tuple(CLAIMS))
+        check_choice("verdict", self.verdict, VERDICTS)
+        for name in ("estimate", "low", "high"):  # JSON has no infinity
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                object.__setattr__(self, name, None)
+
+
+def judge(interval: Interval, claimed: str) -> str:
+    """Return what an interval says about a claim that puts its number on one side of zero.
+
+    Args:
+        interval: of the number.
+        claimed: negative or positive.
+
+    Returns:
+        "supported" where the whole interval lies on the claimed side, "not supported" where it lies
+        on the other, else "inconclusive".
+
+    Raises:
+        ParameterError: another word for `claimed`.
+    """
+    return judge_all([(interval, claimed)])
+
+
+def judge_all(judged: Sequence[tuple[Interval, str]]) -> str:
+    """Return what several intervals say about a claim that needs them all, such as NFT < RT < FFT.
+
+    Args:
+        judged: intervals, each with the side of zero that is claimed of it.
+
+    Returns:
+        "supported" where all lie on their claimed side, "not supported" where one lies wholly on
+        the other side, else "inconclusive".
+
+    Raises:
+        ParameterError: there is no interval, or another word than negative or positive.
+    """
+    if not judged:
+        raise wrong("judged", judged, "one interval at least")
+    found = []
+    for interval, claimed in judged:
+        check_choice("claimed", claimed, CLAIMED)
+        sides = (interval.high < 0, interval.low > 0)
+        found.append(sides if claimed == "negative" else sides[::-1])
+    if all(on_side for on_side, _ in found):
+        return "supported"
+    return "not supported" if any(opposite for _, opposite in found) else "inconclusive"
+
+
+def tested(claim: str, notebook: str, measure: str, interval: Interval, verdict: str) -> Verdict:
+    """Return the record of a claim that was tested.
+
+    Args:
+        claim: one of `CLAIMS`.
+        notebook: name of the notebook.
+        measure: what the interval is of, in words, with its unit.
+        interval: of a claim that needs several, the one that says most.
+        verdict: from `judge` or `judge_all`.
+
+    Raises:
+        ParameterError: an unknown claim or verdict.
+    """
+    numbers = (interval.estimate, interval.low, interval.high, interval.n, interval.seeds)
+    return Verdict(claim, notebook, measure, *numbers, verdict)
+
+
+def untested(claim: str, notebook: str, why: str) -> Verdict:
+    """Return the record of a claim that this scale cannot test; `why` stands for the measure."""
+    return Verdict(claim, notebook, why, None, None, None, None, None, VERDICTS[3])
+
+
+def write(path: Path, verdicts: Sequence[Verdict]) -> None:
+    """Write verdicts as a JSON list of objects, atomically."""
+    write_json(path, [dataclasses.asdict(verdict) for verdict in verdicts])
+
+
+def read(path: Path) -> list[Verdict]:
+    """Return the verdicts of a file that `write` wrote.
+
+    Raises:
+        DataError: the file is absent, or is none of `write`.
+    """
+    try:
+        return [Verdict(**row) for row in json.loads(path.read_text("utf-8"))]
+    except OSError as error:
+        raise DataError(f"{path} cannot be read. Run the notebook that writes it.") from error
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} holds no verdicts: {error} Run its notebook again.") from error
+
+
+def collect(folders: Sequence[Path]) -> list[Verdict]:
+    """Return the verdicts in the `claims.json` of each folder, in the sequence of `CLAIMS`.
+
+    Raises:
+        DataError: a file cannot be read, or a claim has no verdict, or more than one.
+    """
+    found = [verdict for folder in folders for verdict in read(Path(folder) / "claims.json")]
+    for claim in CLAIMS:
+        by = [verdict.notebook for verdict in found if verdict.claim == claim]
+        if len(by) != 1:
+            raise DataError(
+                f"{claim!r} has {len(by)} verdicts ({', '.join(by) or 'none'}) in "
+                f"{len(folders)} folders; expected one. Run all notebooks, each into its folder."
+            )
+    sequence = list(CLAIMS)
+    return sorted(found, key=lambda verdict: sequence.index(verdict.claim))
+
+
+def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Return verdicts as rows for display, by claim; what has no number is empty."""
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = [dataclasses.asdict(verdict) for verdict in verdicts]
+    columns = [field.name for field in dataclasses.fields(Verdict)]
+    typed = {"estimate": float, "low": float, "high": float, "n": "Int64", "seeds": "Int64"}
+    return pd.DataFrame(rows, columns=columns).astype(typed).set_index("claim")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Gather the verdicts below a folder into its claims.json; return the exit status."""
+    try:
+        if len(arguments) != 1:
+            raise ParameterError("expected one argument: the folder of the notebooks' results.")
+        out = Path(arguments[0])
+        folders = sorted(file.parent for file in out.glob("*/claims.json"))
+        write(out / "claims.json", collect(folders))
+    except (DataError, ParameterError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
