@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
 from tma.encode import Encoded, MicroBatch, micro_batches
 from tma.packing import borders, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LOGIT_ROWS = 64
+"""Rows of logits that are turned into losses at once: in float32 all of them would be the largest
+block of memory of a step."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -58,9 +63,8 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     given = borders(batch.lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
-    losses = torch.nn.functional.cross_entropy(
-        logits.float(), batch.targets.to(device), reduction="none"
-    )
+    parts = zip(logits.split(LOGIT_ROWS), batch.targets.to(device).split(LOGIT_ROWS), strict=True)
+    losses = torch.cat([cross_entropy(rows.float(), to, reduction="none") for rows, to in parts])
     sums = torch.zeros(len(batch.ids), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)
 
