@@ -1,41 +1,19 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tma import figures, statistics, store
-from tma.config import RunConfig
+from tests.stored_runs import FAR, NEAR, moved, stored
+from tma import statistics
+from tma.bootstrap import Interval, bounds, by_instance, draws, resample, table
+from tma.errors import ParameterError
 from tma.runs import Run
-from tma.statistics import Difference, verdict
-
-# Mean loss over the two instances of each of two tasks, at steps 0, 2 and 4.
-NEAR: dict[tuple[str, str], list[float]] = {
-    ("a", "a1"): [4, 2, 1],
-    ("a", "a2"): [4, 2, 1],
-    ("b", "b1"): [4, 3, 2],
-    ("b", "b2"): [4, 3, 2],
-}
-FAR = {key: [first, second + 1, third + 0.5] for key, (first, second, third) in NEAR.items()}
-
-
-def stored(
-    folder: Path, order: str, losses: dict[tuple[str, str], list[float]], seed: int = 0
-) -> Run:
-    """A run as `tma.run` stores it, with known losses."""
-    folder.mkdir()
-    config = RunConfig.at("pocket", order=order, seed=seed)
-    store.write_json(
-        folder / "manifest.json", {"config": config.to_json(), "instances": 64, "steps": 4}
-    )
-    rows = [
-        {"step": step, "id": name, "task": task, "loss_sum": 2.0 * value, "tokens": 2}
-        for (task, name), values in losses.items()
-        for step, value in zip((0, 2, 4), values, strict=True)
-    ]
-    pd.DataFrame(rows).to_parquet(folder / "losses.parquet")
-    return Run(folder)
 
 
 @pytest.fixture
@@ -50,6 +28,18 @@ def test_curves_are_means_over_test_instances(runs: dict[str, list[Run]]) -> Non
     table = statistics.curves(runs)
     assert table[table["order"] == "tma_nft"]["loss"].tolist() == [4, 2.5, 1.5]
     assert table[table["order"] == "tma_fft"]["loss"].tolist() == [4, 3.5, 2.0]
+
+
+def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
+    both = [
+        stored(tmp_path / "one", "tma_rt", NEAR),
+        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
+    ]
+    found = statistics.spread(statistics.curves({"tma_rt": both}), "tma_rt")
+    assert found.to_numpy().tolist() == [[0, 4, 4, 4], [2, 3, 2.5, 3.5], [4, 1.75, 1.5, 2]]
+    assert list(found) == ["step", "mean", "low", "high"]
+    with pytest.raises(ParameterError, match="order='tma_nft'"):
+        statistics.spread(statistics.curves({"tma_rt": both}), "tma_nft")
 
 
 def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
@@ -68,6 +58,7 @@ def test_a_difference_that_is_the_same_everywhere_has_no_width(runs: dict[str, l
         (4, -0.5, -0.5, -0.5),
     ]
     assert [d.clear for d in found] == [False, True, True]
+    assert {(d.n, d.seeds) for d in found} == {(4, 1)}
 
 
 def test_the_interval_covers_the_choice_of_tasks(tmp_path: Path) -> None:
@@ -80,71 +71,173 @@ def test_the_interval_covers_the_choice_of_tasks(tmp_path: Path) -> None:
     assert not last.clear
 
 
-def test_one_task_is_not_a_certainty(tmp_path: Path) -> None:
-    # One instance gains 1, the other loses 1: both of one task.
-    single: dict[tuple[str, str], list[float]] = {("a", "a1"): [4, 2, 1], ("a", "a2"): [4, 2, 1]}
-    other: dict[tuple[str, str], list[float]] = {("a", "a1"): [4, 2, 2], ("a", "a2"): [4, 2, 0]}
-    near = [stored(tmp_path / "near", "tma_nft", single)]
-    last = statistics.differences(near, [stored(tmp_path / "other", "tma_rt", other)])[-1]
-    assert (last.estimate, last.low, last.high) == (0, -1, 1)
+@pytest.mark.parametrize("task", ["a", None])
+def test_instances_are_drawn_where_there_is_one_task_or_none(
+    tmp_path: Path, task: str | None
+) -> None:
+    # One instance gains 1, the other loses 1.
+    near = [stored(tmp_path / "near", "tma_nft", {(task, "1"): [4, 2, 1], (task, "2"): [4, 2, 1]})]
+    other = [stored(tmp_path / "far", "tma_rt", {(task, "1"): [4, 2, 2], (task, "2"): [4, 2, 0]})]
+    last = statistics.differences(near, other)[-1]
+    assert (last.estimate, last.low, last.high, last.n) == (0, -1, 1, 2)
 
 
-def test_seeds_are_averaged_before_the_pairs_are_compared(tmp_path: Path) -> None:
-    shifted = {key: [v + 0.2 for v in values] for key, values in NEAR.items()}
-    both = [
-        stored(tmp_path / "one", "tma_rt", NEAR),
-        stored(tmp_path / "two", "tma_rt", shifted, seed=1),
-    ]
+def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
+    # Each seed moves both orders by as much: the pairs agree, however far the seeds lie apart.
+    near = [stored(tmp_path / f"n{s}", "nearest", moved(NEAR, s), s) for s in (0, 1, 2)]
+    far = [stored(tmp_path / f"f{s}", "farthest", moved(FAR, s), s) for s in (2, 1)]
+    last = statistics.differences(near, far)[-1]
+    assert (last.estimate, last.low, last.high, last.seeds) == (-0.5, -0.5, -0.5, 2)
+
+
+def test_the_interval_covers_the_choice_of_seeds(tmp_path: Path) -> None:
+    # A run of the one order against two shufflings, 1 below it and 1 above it in every task.
     near = [stored(tmp_path / "near", "tma_nft", NEAR)]
-    assert statistics.differences(near, both)[-1].estimate == pytest.approx(-0.1)
-    assert statistics.summary({"tma_rt": both})["final"].iloc[0] == pytest.approx(1.6)
+    random = [stored(tmp_path / f"r{s}", "tma_rt", moved(NEAR, 2 * s - 3), s) for s in (1, 2)]
+    last = statistics.differences(near, random)[-1]
+    assert (last.estimate, last.low, last.high, last.seeds) == (0, -1, 1, 2)
+    back = statistics.differences(random, near)[-1]
+    assert (back.estimate, back.seeds) == (0, 2)
 
 
-def test_runs_on_other_test_instances_are_not_compared(
+def test_runs_that_do_not_belong_together_are_refused(
     tmp_path: Path, runs: dict[str, list[Run]]
 ) -> None:
+    near = runs["tma_nft"]
     fewer = {key: value for key, value in NEAR.items() if key != ("b", "b2")}
-    with pytest.raises(ValueError, match="different test instances"):
-        statistics.differences(runs["tma_nft"], [stored(tmp_path / "fewer", "tma_rt", fewer)])
+    with pytest.raises(ParameterError, match=r"different test instances \(4 and 3"):
+        statistics.differences(near, [stored(tmp_path / "fewer", "tma_rt", fewer)])
+    with pytest.raises(ParameterError, match="no evaluated step in common"):
+        other = stored(tmp_path / "steps", "tma_rt", NEAR, steps=(1, 3, 5))
+        statistics.differences(near, [other])
+    with pytest.raises(ParameterError, match=r"second has runs of seeds \[0, 0\]"):
+        statistics.differences(near, runs["tma_fft"] * 2)
+    with pytest.raises(ParameterError, match=r"first has runs of seeds \[\]"):
+        statistics.differences([], near)
+    one, two = ([stored(tmp_path / f"{s}", "random", NEAR, s) for s in p] for p in ((1, 2), (3, 4)))
+    with pytest.raises(ParameterError, match=r"first has seeds \[1, 2\] and second \[3, 4\]"):
+        statistics.differences(one, two)
 
 
-@pytest.mark.parametrize(
-    ("lower", "higher", "expected"),
-    [
-        ((-0.3, -0.1), (0.1, 0.2), "supported"),
-        ((-0.3, 0.1), (0.1, 0.2), "inconclusive"),
-        ((-0.3, -0.1), (-0.1, 0.2), "inconclusive"),
-        ((0.1, 0.3), (0.1, 0.2), "not supported"),
-        ((-0.3, -0.1), (-0.2, -0.1), "not supported"),
-    ],
+def test_two_orders_are_compared_by_one_number(runs: dict[str, list[Run]]) -> None:
+    near, far = runs["tma_nft"], runs["tma_fft"]
+    assert statistics.contrast(near, far, "final").estimate == -0.5
+    # 2.625 and ((4 + 3.5)/2 · 2 + (3.5 + 2)/2 · 2)/4 = 3.25, in either task the same difference.
+    area = statistics.contrast(near, far, "area")
+    assert (area.estimate, area.low, area.high) == (-0.625, -0.625, -0.625)
+    with pytest.raises(ParameterError, match="measure='speed'"):
+        statistics.contrast(near, far, "speed")
+
+
+def test_steps_to_the_loss_halfway_down(tmp_path: Path, runs: dict[str, list[Run]]) -> None:
+    near, far = runs["tma_nft"], runs["tma_fft"]
+    # Halfway of 4, 3.5, 2 is 3: reached at 1 1/3 of 4, 2.5, 1.5 and at 2 2/3.
+    found = statistics.contrast(near, far, "steps_to_threshold")
+    assert found.estimate == pytest.approx(-4 / 3)
+    # Halfway of 4, 2.5, 1.5 is 2.75, at 1 2/3; a curve that stays at 4 counts as its last step.
+    flat = stored(tmp_path / "flat", "tma_rt", {key: [4, 4, 4] for key in NEAR})
+    late = statistics.contrast([flat], near, "steps_to_threshold")
+    assert late.estimate == pytest.approx(4 - 5 / 3)
+    # Below it from the start.
+    low = stored(tmp_path / "low", "tma_rt", {key: [1, 3, 2] for key in NEAR})
+    early = statistics.contrast([low], near, "steps_to_threshold")
+    assert early.estimate == pytest.approx(-5 / 3)
+
+
+def test_a_course_needs_two_steps(tmp_path: Path) -> None:
+    one = [stored(tmp_path / "one", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
+    assert statistics.contrast(one, one, "final").estimate == 0
+    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
+        statistics.contrast(one, one, "area")
+
+
+def test_the_share_of_the_drop_that_comes_early(runs: dict[str, list[Run]]) -> None:
+    # After a quarter of 4 steps: 0.75 of 2.5; in task a alone 1 of 3, in task b alone 0.5 of 2.
+    found = statistics.early_share(runs["tma_nft"], 0.25)
+    assert (found.estimate, found.low, found.high) == pytest.approx((0.3, 0.25, 1 / 3))
+    assert found.minus(0.25).estimate == pytest.approx(0.05)
+    assert statistics.early_share(runs["tma_nft"], 1.0).estimate == 1
+    with pytest.raises(ParameterError, match="fraction=5"):
+        statistics.early_share(runs["tma_nft"], 5)
+
+
+def test_a_loss_that_does_not_fall_has_no_share(tmp_path: Path) -> None:
+    flat = stored(tmp_path / "flat", "tma_rt", {key: [4, 3, 4] for key in NEAR})
+    found = statistics.early_share([flat])
+    assert math.isnan(found.estimate)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert not found.clear
+
+
+def answered(tmp_path: Path) -> list[Run]:
+    rouge = {key: [0, 0.5, 0.25] for key in NEAR}
+    match = {key: [0, 0, 0] for key in NEAR}
+    scores = {"rouge1": rouge, "exact_match": match}
+    return [stored(tmp_path / f"{s}", "tma_rt", NEAR, s, scores=scores) for s in (0, 1)]
+
+
+def test_metrics_stand_beside_the_loss_of_the_same_steps(tmp_path: Path) -> None:
+    table = statistics.metric_curves(answered(tmp_path))
+    assert list(dict.fromkeys(table["metric"])) == ["loss", "rouge1", "exact_match"]
+    of_seed = table[(table["seed"] == 1) & (table["metric"] == "rouge1")]
+    assert of_seed[["step", "value"]].to_numpy().tolist() == [[0, 0], [2, 0.5], [4, 0.25]]
+    assert table[table["metric"] == "loss"]["value"].tolist() == [4, 2.5, 1.5] * 2
+
+
+def test_roughness_is_the_share_of_movement_that_goes_backward(tmp_path: Path) -> None:
+    runs = answered(tmp_path)
+    found = statistics.roughness(runs)
+    # ROUGE goes 0.5 up and 0.25 down; the loss only falls; exact match does not move.
+    rough = found["rouge1"]
+    assert (rough.estimate, rough.low, rough.high) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert (rough.n, rough.seeds) == (4, 2)
+    assert found["loss"].estimate == 0
+    assert math.isnan(found["exact_match"].estimate)
+    gaps = statistics.roughness(runs, "loss")
+    assert list(gaps) == ["rouge1", "exact_match"]
+    assert gaps["rouge1"].estimate == pytest.approx(1 / 3)
+    with pytest.raises(ParameterError, match="against='bleu'"):
+        statistics.roughness(runs, "bleu")
+
+
+def test_intervals_make_a_table() -> None:
+    shown = table({"a": Interval(0.5, 0, 1, 12, 3)})
+    assert shown.loc["a"].to_dict() == {"estimate": 0.5, "low": 0, "high": 1, "n": 12, "seeds": 3}
+
+
+def test_a_resample_without_a_value_lies_outside_on_both_sides() -> None:
+    values = np.arange(1000.0)
+    assert bounds(values) == (25, 974)
+    values[:100] = np.nan
+    assert bounds(values) == (-math.inf, math.inf)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    tasks=st.lists(st.integers(0, 3), min_size=2, max_size=8),
+    seeds=st.integers(1, 3),
+    seed=st.integers(0, 99),
 )
-def test_a_claim_holds_only_where_both_intervals_exclude_zero(
-    lower: tuple[float, float], higher: tuple[float, float], expected: str
+def test_a_resample_is_the_mean_over_the_drawn_tasks_and_seeds(
+    tasks: list[int], seeds: int, seed: int
 ) -> None:
-    assert verdict(Difference(4, 0, *lower), Difference(4, 0, *higher)) == expected
+    index = pd.MultiIndex.from_arrays([tasks, range(len(tasks))], names=["task", "id"])
+    values = np.random.default_rng(seed).normal(size=(seeds, len(tasks), 2))
+    found = resample([[pd.DataFrame(one, index) for one in values]], seed)
+    clusters = tasks if len(set(tasks)) > 1 else list(range(len(tasks)))
+    names = sorted(set(clusters))
+    often, by_seed = draws(len(names), [seed, 0]), draws(seeds, [seed, 1])
+    for row in (0, 1, 2, 3):
+        rows = [
+            instance
+            for instance, cluster in enumerate(clusters)
+            for _ in range(int(often[row, names.index(cluster)]))
+        ]
+        drawn = [one for one in range(seeds) for _ in range(int(by_seed[row, one]))]
+        plain = np.mean([[values[one, i] for i in rows] for one in drawn], axis=(0, 1))
+        np.testing.assert_allclose(found.means[row, 0], plain, atol=1e-12)
 
 
-def test_the_figure_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
-    gaps = {"tma_nft": statistics.differences(runs["tma_nft"], runs["tma_fft"])}
-    figure = figures.arrangement_figure(statistics.curves(runs), gaps)
-    left, right = figure.axes
-    assert left.get_xlabel() == right.get_xlabel() == "training step"
-    assert left.get_ylabel() == "test loss (nats a token)"
-    legend = left.get_legend()
-    assert legend is not None
-    assert [t.get_text() for t in legend.get_texts()] == [
-        "NFT, nearest first",
-        "FFT, farthest first",
-    ]
-    drawn = [line.get_ydata() for line in right.get_lines()][-1]
-    assert list(drawn) == [0, -1, -0.5]
-
-
-def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
-    from tma.method import ORDERS
-
-    # Single rounds are no order to tell from others, but steps of one scale.
-    named = set(ORDERS) - {"tma_rounds[i:j]"}
-    for table in (figures.PALETTE, figures.LABELS, figures.DASHES):
-        assert set(table) == named
-        assert len({str(value) for value in table.values()}) == len(named)
+def test_an_instance_without_a_task_is_its_own() -> None:
+    rows = pd.DataFrame({"step": [0, 0], "id": ["x", "y"], "task": [None, "t"], "loss": [1.0, 2.0]})
+    assert by_instance(rows).index.tolist() == [("t", "y"), ("x", "x")]

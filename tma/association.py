@@ -202,7 +202,8 @@ def _bootstrap(
             apart = tasks @ products - size * (means[i] * means[j]).sum(axis=1)
             total[at] += seeds[:, number] * apart
     _check_varies(total[1:, 0], runs)
-    positive = (total[1] > 0) & (total[2] > 0)
+    # What is left of a resample of one instance is rounding.
+    positive = (total[1:] > 1e-12 * total[1:, :1]).all(axis=0)
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )

@@ -42,9 +42,11 @@ def drawing(rows: int, columns: int, width: float, height: float, **settings: An
             squeeze=False,
             **settings,
         )
-        yield figure, axes
-        sns.despine(figure)
-    plt.close(figure)
+        try:
+            yield figure, axes
+            sns.despine(figure)
+        finally:
+            plt.close(figure)
 
 
 def loss_curves(curves: pd.DataFrame, axes: Axes, looks: Mapping[str, Style]) -> None:

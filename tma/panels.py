@@ -47,7 +47,8 @@ def distances_figure(
     orders = list(dict.fromkeys(distances["order"]))
     names, looks = [], styles(orders)
     height = 2.3 * len(shown) + 1
-    size = {"width": 3.4 * len(orders) + 2, "height": height, "sharex": True, "sharey": True}
+    width = 3.4 * len(orders) + 2
+    size: dict[str, Any] = {"width": width, "height": height, "sharex": True, "sharey": True}
     with drawing(len(shown), len(orders), **size) as (figure, grid):
         for row, task in zip(grid, shown, strict=True):
             curves = _scaled(distances, losses, task)

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.stored_runs import NEAR, stored
+from tma import seen
+from tma.association import association, centred, step_match
+from tma.bootstrap import bounds, draws
+from tma.errors import ParameterError
+from tma.runs import Run
+
+X = np.array([[1, 0], [0, 1], [0.6, 0.8]])
+Y = np.array([[1, 0], [0, 1]])
+TRAIN, TEST = ["x0", "x1", "x2"], ["east", "north"]
+LOSSES = {("t", "north"): [4.0, 3.0, 1.0], ("s", "east"): [4.0, 3.5, 3.5]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Two instances in the first step, the third one alone in the second."""
+    consumed = ["x2", "x1", "x0"]
+    return stored(
+        tmp_path / "run", "nearest", LOSSES, steps=(0, 1, 2), consumed=consumed, batch_size=2
+    )
+
+
+def frame(values: object, tasks: list[str] | None = None) -> pd.DataFrame:
+    array = np.array(values, dtype=float)
+    names = [f"i{number}" for number in range(len(array))]
+    index = pd.MultiIndex.from_arrays([tasks or names, names], names=["task", "id"])
+    return pd.DataFrame(array, index, pd.Index(range(1, array.shape[1] + 1), name="step"))
+
+
+def test_a_drop_is_what_the_loss_falls_in_an_interval(run: Run) -> None:
+    found = seen.drops(run)
+    assert found.index.tolist() == [("s", "east"), ("t", "north")]
+    assert found.columns.tolist() == [1, 2]
+    assert found.to_numpy().tolist() == [[0.5, 0], [1, 2]]
+
+
+def test_similarity_is_to_what_was_seen_in_the_interval(run: Run) -> None:
+    mean = seen.seen_similarity(run, X, Y, TRAIN, TEST)
+    # First x2 and x1, then x0; east is (1, 0) and north (0, 1).
+    np.testing.assert_allclose(mean, [[0.3, 1], [0.9, 0]])
+    most = seen.seen_similarity(run, X, Y, TRAIN, TEST, statistic="max")
+    np.testing.assert_allclose(most, [[0.6, 1], [1, 0]])
+    assert mean.index.equals(seen.drops(run).index)
+    assert mean.columns.equals(seen.drops(run).columns)
+
+
+def test_every_epoch_ends_with_its_smaller_step(tmp_path: Path) -> None:
+    losses = {("s", "east"): [4.0, 3.0, 2.0, 1.0, 0.5]}
+    run = stored(
+        tmp_path / "run", "nearest", losses, steps=range(5), consumed=TRAIN, batch_size=2, epochs=2
+    )
+    found = seen.seen_similarity(run, X, Y, TRAIN, TEST)
+    np.testing.assert_allclose(found, [[0.5, 0.6, 0.5, 0.6]])
+
+
+def test_ids_must_be_those_of_the_run(run: Run) -> None:
+    with pytest.raises(ParameterError, match="train_ids lacks 1 ids of the run, 'x2' first"):
+        seen.seen_similarity(run, X[:2], Y, TRAIN[:2], TEST)
+    with pytest.raises(ParameterError, match="test_ids has 2 entries; expected 1"):
+        seen.seen_similarity(run, X, Y[:1], TRAIN, TEST)
+    with pytest.raises(ParameterError, match="statistic='min'"):
+        seen.seen_similarity(run, X, Y, TRAIN, TEST, statistic="min")
+
+
+def test_distances_of_a_task_are_of_all_that_was_seen_so_far(run: Run) -> None:
+    texts = (["a b", "c d", "a b"], ["a b", "c d"])
+    found = seen.distance_curves(
+        run, X, Y, TRAIN, TEST, measures=("cosine_avg", "cosine_min", "bigram_kl"), texts=texts
+    )
+    shown = found.pivot(index=["measure", "task"], columns="step", values="distance")
+    np.testing.assert_allclose(shown.loc["cosine_avg"], [[-0.3, -1.6 / 3], [-0.9, -1.8 / 3]])
+    np.testing.assert_allclose(shown.loc["cosine_min"], [[-0.6, -1], [-1, -1]])
+    # Task s is "a b", which half of the first two texts are, and then two of three.
+    kl = shown.loc[("bigram_kl", "s")]
+    assert kl[2] < kl[1]
+    with pytest.raises(ParameterError, match="texts=None cannot be used with the measure bigram"):
+        seen.distance_curves(run, X, Y, TRAIN, TEST, measures=("bigram_kl",))
+
+
+def test_drops_that_follow_similarity_correlate_fully() -> None:
+    values = np.random.default_rng(0).normal(size=(8, 5))
+    follows = association([frame(values)], [frame(3 * values)])
+    assert (follows.estimate, follows.low, follows.high) == pytest.approx((1, 1, 1))
+    assert follows.baseline_low < 0 < follows.baseline_high < 1
+    assert follows.p == 1 / 1001
+    assert (follows.n, follows.seeds, follows.clear) == (8, 1, True)
+    assert association([frame(values)], [frame(-values)]).estimate == pytest.approx(-1)
+
+
+def test_a_literal_correlation() -> None:
+    # Centred two ways: ±1 and ±2 in the same places; then one that has the signs reversed.
+    drops, similarity = [[2, 0], [0, 2]], [[5, 1], [1, 5]]
+    found = association([frame(drops)], [frame(similarity)])
+    assert found.estimate == 1
+    mixed = association([frame(drops), frame(drops)], [frame(similarity), frame([[0, 4], [4, 0]])])
+    # Products 4·2 and -4·2 of squares 4 + 4 and 16 + 16.
+    assert mixed.estimate == pytest.approx(0)
+
+
+def test_unconnected_courses_have_no_association() -> None:
+    random = np.random.default_rng(1)
+    found = association([frame(random.normal(size=(60, 8)))], [frame(random.normal(size=(60, 8)))])
+    assert found.low < 0 < found.high
+    assert found.baseline_low < found.estimate < found.baseline_high
+    assert found.p > 0.05
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 999))
+def test_means_of_instances_and_intervals_do_not_matter(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    drops, similarity = random.normal(size=(2, 6, 4))
+    plain = association([frame(drops)], [frame(similarity)])
+    shifted = drops + random.normal(size=(6, 1)) + random.normal(size=(1, 4))
+    again = association([frame(shifted)], [frame(similarity)])
+    assert again.estimate == pytest.approx(plain.estimate)
+    assert (again.low, again.high) == pytest.approx((plain.low, plain.high))
+
+
+def two_way(values: np.ndarray) -> np.ndarray:
+    rest: np.ndarray = values - values.mean(axis=1, keepdims=True)
+    return rest - rest.mean(axis=0)
+
+
+def test_the_interval_is_that_of_centring_each_resample_anew() -> None:
+    random = np.random.default_rng(2)
+    tasks = list("aaabbccdd")
+    drops = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
+    similarity = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
+    often, seeds = draws(4, [0, 0]), draws(2, [0, 1])
+    found = []
+    for by_task, by_run in zip(often[1:], seeds[1:], strict=True):
+        rows = [i for i, task in enumerate(tasks) for _ in range(int(by_task["abcd".index(task)]))]
+        runs = [number for number in range(2) for _ in range(int(by_run[number]))]
+        x, y = (
+            np.concatenate([two_way(side[n].to_numpy()[rows]) for n in runs]).ravel()
+            for side in (drops, similarity)
+        )
+        varies = x @ x > 1e-12  # task b alone has one instance
+        found.append(x @ y / np.sqrt((x @ x) * (y @ y)) if varies else np.nan)
+    ours = association(drops, similarity)
+    assert (ours.low, ours.high) == pytest.approx(bounds(np.array(found)))
+
+
+def test_within_tasks_what_a_task_shares_does_not_count() -> None:
+    random = np.random.default_rng(3)
+    tasks = [task for task in "abcdef" for _ in range(4)]
+    shared = np.repeat(random.normal(size=(6, 5)), 4, axis=0)
+    drops, similarity = (shared + 0.1 * random.normal(size=(24, 5)) for _ in range(2))
+    by_task = association([frame(drops, tasks)], [frame(similarity, tasks)])
+    inside = association([frame(drops, tasks)], [frame(similarity, tasks)], within_tasks=True)
+    assert by_task.estimate > 0.9
+    assert abs(inside.estimate) < 0.5
+    assert inside.baseline_low < inside.estimate < inside.baseline_high
+
+
+def test_tables_that_do_not_fit_or_do_not_vary_are_refused() -> None:
+    values = frame([[1, 2, 4], [3, 1, 0]])
+    with pytest.raises(ParameterError, match="drops has 0 tables"):
+        association([], [])
+    with pytest.raises(ParameterError, match=r"2 instances × 3 intervals and .* 2 × 2"):
+        association([values], [frame([[1, 2], [3, 1]])])
+    with pytest.raises(ParameterError, match="similarity do not vary"):
+        association([values], [frame([[1, 1, 1], [2, 2, 2]])])
+
+
+def test_a_task_whose_data_arrives_falls_then(tmp_path: Path) -> None:
+    # Either task falls in the one interval in which its distance does.
+    losses = {("s", "east"): [9.0, 4.0, 3.0, 3.0], ("t", "north"): [9.0, 4.0, 4.0, 3.0]}
+    run = stored(tmp_path / "run", "cluster", losses, steps=(0, 1, 2, 3), consumed=TRAIN)
+    distances = pd.DataFrame(
+        [(task, step, "cosine_min", value) for task, course in
+         {"s": [0.0, -1, -1], "t": [0.0, 0, -1]}.items()
+         for step, value in zip((1, 2, 3), course, strict=True)],
+        columns=["task", "step", "measure", "distance"],
+    )  # fmt: skip
+    found = step_match([run], [distances], "cosine_min")
+    assert (found.estimate, found.n) == (1, 2)
+    with pytest.raises(ParameterError, match="measure='cosine'"):
+        step_match([run], [distances], "cosine")
+
+
+def test_the_pairs_of_a_correlation_can_be_drawn() -> None:
+    values = [[2, 0], [0, 2]]
+    found = centred([frame(values)], [frame(values)])
+    assert found.to_numpy().tolist() == [
+        [0, "i0", "i0", 1, 1, 1],
+        [0, "i0", "i0", 2, -1, -1],
+        [0, "i1", "i1", 1, -1, -1],
+        [0, "i1", "i1", 2, 1, 1],
+    ]
+    assert list(found) == ["run", "task", "id", "step", "drop", "similarity"]
+
+
+def test_one_evaluation_has_no_drops(tmp_path: Path) -> None:
+    run = stored(tmp_path / "one", "random", {key: [1] for key in NEAR}, steps=(0,))
+    with pytest.raises(ParameterError, match=r"known at the steps \[0\] only"):
+        seen.drops(run)

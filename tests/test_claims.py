@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from tma import claims
+from tma.bootstrap import Interval
+from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, tested, untested, write
+from tma.errors import DataError, ParameterError
+
+GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
+SEQUENCE = [
+    *(f"C{number}" for number in range(1, 9)),
+    "order against selection",
+    "near-duplicates",
+    "collision and within-round rules",
+]
+
+
+def interval(low: float, high: float) -> Interval:
+    return Interval((low + high) / 2, low, high, 10, 1)
+
+
+@pytest.mark.parametrize(
+    ("ends", "claimed", "expected"),
+    [
+        ((-0.3, -0.1), "negative", "supported"),
+        ((-0.3, -0.1), "positive", "not supported"),
+        ((0.1, 0.3), "positive", "supported"),
+        ((0.1, 0.3), "negative", "not supported"),
+        ((-0.1, 0.1), "negative", "inconclusive"),
+        ((-0.1, 0.0), "negative", "inconclusive"),
+        ((-math.inf, math.inf), "positive", "inconclusive"),
+    ],
+)
+def test_a_claim_holds_where_the_interval_is_on_its_side(
+    ends: tuple[float, float], claimed: str, expected: str
+) -> None:
+    assert judge(interval(*ends), claimed) == expected
+
+
+@pytest.mark.parametrize(
+    ("lower", "higher", "expected"),
+    [
+        ((-0.3, -0.1), (0.1, 0.2), "supported"),
+        ((-0.3, 0.1), (0.1, 0.2), "inconclusive"),
+        ((-0.3, -0.1), (-0.1, 0.2), "inconclusive"),
+        ((0.1, 0.3), (0.1, 0.2), "not supported"),
+        ((-0.3, -0.1), (-0.2, -0.1), "not supported"),
+        ((-0.3, 0.1), (-0.2, -0.1), "not supported"),
+    ],
+)
+def test_a_claim_of_two_differences_needs_both(
+    lower: tuple[float, float], higher: tuple[float, float], expected: str
+) -> None:
+    judged = [(interval(*lower), "negative"), (interval(*higher), "positive")]
+    assert judge_all(judged) == expected
+
+
+def test_judging_needs_a_side_and_an_interval() -> None:
+    with pytest.raises(ParameterError, match="claimed='lower'"):
+        judge(GAP, "lower")
+    with pytest.raises(ParameterError, match="one interval at least"):
+        judge_all([])
+
+
+def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
+    first = tested("C6", "04_tma", "NFT minus RT (nats a token)", GAP, "supported")
+    write(tmp_path / "claims.json", [first, untested("C1", "01_early", "too few steps")])
+    assert json.loads((tmp_path / "claims.json").read_text()) == [
+        {
+            "claim": "C6",
+            "notebook": "04_tma",
+            "measure": "NFT minus RT (nats a token)",
+            "estimate": -0.2,
+            "low": -0.3,
+            "high": -0.1,
+            "n": 72,
+            "seeds": 3,
+            "verdict": "supported",
+        },
+        {
+            "claim": "C1",
+            "notebook": "01_early",
+            "measure": "too few steps",
+            "estimate": None,
+            "low": None,
+            "high": None,
+            "n": None,
+            "seeds": None,
+            "verdict": "not tested at this scale",
+        },
+    ]
+
+
+def test_a_number_that_is_none_is_left_out() -> None:
+    found = tested("C1", "01", "share", Interval(0.5, -math.inf, math.nan, 4, 1), "inconclusive")
+    assert (found.estimate, found.low, found.high) == (0.5, None, None)
+
+
+def test_unknown_claims_and_verdicts_are_refused() -> None:
+    with pytest.raises(ParameterError, match="claim='C9'"):
+        untested("C9", "04_tma", "")
+    with pytest.raises(ParameterError, match="verdict='true'"):
+        Verdict("C1", "01", "", 0, 0, 0, 1, 1, "true")
+
+
+def leave(folder: Path, names: list[str]) -> Path:
+    write(folder / "claims.json", [untested(name, folder.name, "why") for name in names])
+    return folder
+
+
+def test_the_verdicts_of_all_notebooks_come_in_one_sequence(tmp_path: Path) -> None:
+    folders = [leave(tmp_path / "b", SEQUENCE[::2]), leave(tmp_path / "a", SEQUENCE[1::2])]
+    found = collect(folders)
+    assert [verdict.claim for verdict in found] == SEQUENCE == list(CLAIMS)
+    assert [verdict.notebook for verdict in found[:3]] == ["b", "a", "b"]
+    assert claims.main([str(tmp_path)]) == 0
+    assert claims.read(tmp_path / "claims.json") == found
+
+
+def test_a_claim_without_a_verdict_or_with_two_is_an_error(tmp_path: Path) -> None:
+    most = leave(tmp_path / "most", [name for name in SEQUENCE if name != "C5"])
+    with pytest.raises(DataError, match=r"'C5' has 0 verdicts \(none\)"):
+        collect([most])
+    more = leave(tmp_path / "more", ["C5", "C6"])
+    with pytest.raises(DataError, match=r"'C6' has 2 verdicts \(most, more\)"):
+        collect([most, more])
+
+
+def test_a_file_of_something_else_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="cannot be read"):
+        collect([tmp_path])
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "claims.json").write_text('[{"claim": "C1"}]')
+    with pytest.raises(DataError, match="holds no verdicts"):
+        collect([folder])
+    assert claims.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("DataError")
+    assert claims.main([]) == 1
+
+
+def test_the_table_leaves_empty_what_was_not_tested() -> None:
+    shown = claims.table([tested("C6", "04", "gap", GAP, "supported"), untested("C1", "01", "why")])
+    assert shown.loc["C6", "n"] == 72
+    assert shown.loc["C1", ["estimate", "low", "high", "n", "seeds"]].isna().all()
+    assert shown.index.tolist() == ["C6", "C1"]
