@@ -1,5 +1,6 @@
 # study: the TMA study on real input, in minutes on two CPU cores.   test: the tests.
-# book: the book, into _build/html.   lint: ruff and mypy.   publish: the study's result → book/.
+# notebooks: every study, JOBS at a time, and the verdicts.   publish: their results → book/.
+# book: the book, into _build/html.   lint: ruff and mypy.
 # Every target first makes .venv with the locked dependencies; PYTHON chooses the interpreter.
 
 PYTHON ?= python3
@@ -7,21 +8,35 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Notebooks at a time. One uses every core; more pay off on machines with many.
+JOBS ?= 1
+EXECUTED := $(patsubst notebooks/%,out/%,$(sort $(wildcard notebooks/*.ipynb)))
+
 # The progress of a run is shown; the bars of the libraries below it are not.
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study test book lint publish
+.PHONY: study notebooks test book lint publish
 .DELETE_ON_ERROR:
 
-study: $(READY)
-	@mkdir -p out
-	$(BIN)/papermill notebooks/04_tma.ipynb out/04_tma.ipynb -p model llama --log-output --no-progress-bar
+study: out/04_tma.ipynb
 	@echo
 	@cat out/04_tma/summary.txt
 	@echo
 	@echo "notebook: out/04_tma.ipynb"
 	@echo "figure:   out/04_tma/curves.svg (and curves.png)"
+
+# Stopped and called again, finished notebooks stay and the next one goes on from its stored runs.
+notebooks: $(READY)
+	$(MAKE) --jobs=$(JOBS) $(EXECUTED)
+	$(BIN)/python -m tma.claims out
+	@echo "verdicts: out/claims.json"
+
+# A notebook that was stopped half way is a draft: only a whole one gets its name.
+out/%.ipynb: notebooks/%.ipynb $(wildcard tma/*.py tma/*.toml) $(READY)
+	@mkdir -p out
+	$(BIN)/papermill $< out/$*.draft.ipynb -p model llama --log-output --no-progress-bar
+	@mv out/$*.draft.ipynb $@
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -34,7 +49,7 @@ lint: $(READY)
 book: $(READY)
 	$(BIN)/jupyter-book build book/ --all -W -n --keep-going
 
-publish: study
+publish: notebooks
 	$(BIN)/python book/publish.py
 
 $(READY): requirements.lock pyproject.toml

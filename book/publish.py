@@ -1,29 +1,40 @@
-"""Take the executed notebook and its figure from `out/` into the book, its result into the README.
+"""Take the executed notebooks, their verdicts and a figure from `out/` into the book.
 
-What depends on the moment or the machine is left out: progress bars, times, the paths papermill
-notes. What the run measured stays as it is; a notebook with a stored error is refused.
+The README gets the verdicts in a sentence, and its figure. What depends on the moment or the
+machine is left out: progress bars, times, the paths papermill notes. What the runs measured stays
+as it is; a notebook with a stored error is refused, and then nothing is written.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import nbformat
 
+from tma.claims import VERDICTS, Verdict, read
+
 ROOT = Path(__file__).resolve().parent.parent
-NAME = "04_tma"
+FIGURE = "04_tma"
+"""The notebook whose comparison stands in the README."""
+CLAIM = "C6"
+"""The claim of that comparison."""
 
 
-def publishable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+def names(root: Path) -> list[str]:
+    """Return the names of the notebooks, in the sequence of the book."""
+    return sorted(path.stem for path in (root / "notebooks").glob("*.ipynb"))
+
+
+def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
     """Return the notebook without progress bars, times and paths.
 
     Raises:
-        SystemExit: a cell stored an error.
+        SystemExit: a cell stored an error, or did not run.
     """
     notebook.metadata.pop("papermill", None)
     for cell in notebook.cells:
@@ -32,36 +43,30 @@ def publishable(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         if any(output.output_type == "error" for output in cell.outputs):
-            sys.exit(f"{NAME}: a cell stored an error; run the study again before publishing")
+            sys.exit(f"{name}: a cell stored an error; run the notebook again before publishing")
+        if not cell.execution_count:
+            sys.exit(f"{name}: a cell did not run; run the notebook again before publishing")
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     return notebook
 
 
-def glued(notebook: nbformat.NotebookNode) -> dict[str, Any]:
-    """Return the numbers that the notebook gives to the book, by name."""
-    found = {}
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            name = output.get("metadata", {}).get("scrapbook", {}).get("name")
-            if name:
-                [text] = output.data.values()
-                found[name] = ast.literal_eval(text)
-    return found
-
-
-def sentence(values: dict[str, Any]) -> str:
-    """Return the study's result in one sentence."""
+def sentence(verdicts: Sequence[Verdict]) -> str:
+    """Return the results in two sentences: how the claims stand, and the arrangement's gain."""
+    paper = [v for v in verdicts if re.fullmatch(r"C\d", v.claim)]
+    counts = Counter(v.verdict for v in paper)
+    stand = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    [one] = [v for v in verdicts if v.claim == CLAIM]
+    told = f"*Of the paper's {len(paper)} claims: {stand} ([table](book/claims.md)). "
+    if one.estimate is None or one.low is None or one.high is None:
+        return f"{told}Claim {CLAIM}: {one.measure}: {one.verdict}.*"
     return (
-        "*Nearest-first ends {nft_gap:+.3f} nats a token from random ({nft_low:+.3f} to "
-        "{nft_high:+.3f}), farthest-first {fft_gap:+.3f} ({fft_low:+.3f} to {fft_high:+.3f}; 95 % "
-        "intervals over test tasks), after {steps} steps of SmolLM2-135M on {instances} instances: "
-        "at this size the claim that nearest-first wins is {verdict}. The loss falls by "
-        "{least_fall:.0f} % or more in every order.*"
-    ).format(**values)
+        f"{told}Claim {CLAIM}, {one.measure}: {one.estimate:+.3f} (95 % interval {one.low:+.3f} "
+        f"to {one.high:+.3f}, {one.n} test instances): {one.verdict}.*"
+    )
 
 
 def with_result(readme: str, result: str) -> str:
-    """Return the README's text with the sentence between its two marks replaced."""
+    """Return the README's text with what stands between its two marks replaced."""
     return re.sub(
         r"(<!-- result: [^>]*-->\n).*?(<!-- /result -->)",
         lambda marks: f"{marks[1]}{result}\n{marks[2]}",
@@ -70,17 +75,28 @@ def with_result(readme: str, result: str) -> str:
     )
 
 
-def main() -> None:
-    """Publish the study's notebook, figure and result."""
+def publish(root: Path) -> None:
+    """Publish all notebooks of a checkout, their verdicts, the figure and the result.
+
+    Raises:
+        SystemExit: a notebook was not run, or stored an error.
+    """
+    out, book = root / "out", root / "book"
+    ready = {}
+    for name in names(root):
+        if not (out / f"{name}.ipynb").is_file():
+            sys.exit(f"{name}: out/{name}.ipynb is missing; run `make notebooks` first")
+        ready[name] = publishable(nbformat.read(out / f"{name}.ipynb", as_version=4), name)
+    result = sentence(read(out / "claims.json"))
     for folder in ("notebooks", "images"):
-        (ROOT / "book" / folder).mkdir(exist_ok=True)
-    notebook = nbformat.read(ROOT / "out" / f"{NAME}.ipynb", as_version=4)
-    nbformat.write(publishable(notebook), ROOT / "book" / "notebooks" / f"{NAME}.ipynb")
-    shutil.copy(ROOT / "out" / NAME / "curves.svg", ROOT / "book" / "images" / f"{NAME}.svg")
-    readme = ROOT / "README.md"
-    text = with_result(readme.read_text(encoding="utf-8"), sentence(glued(notebook)))
-    readme.write_text(text, encoding="utf-8")
+        (book / folder).mkdir(exist_ok=True)
+    for name, notebook in ready.items():
+        nbformat.write(notebook, book / "notebooks" / f"{name}.ipynb")
+    shutil.copy(out / "claims.json", book / "claims.json")
+    shutil.copy(out / FIGURE / "curves.svg", book / "images" / f"{FIGURE}.svg")
+    readme = root / "README.md"
+    readme.write_text(with_result(readme.read_text("utf-8"), result), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    publish(ROOT)

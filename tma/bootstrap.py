@@ -162,7 +162,7 @@ def _clusters(tables: Sequence[pd.DataFrame]) -> tuple[Floats, Floats]:
     level = "task" if index.get_level_values("task").nunique() > 1 else "id"
     values = pd.DataFrame(np.hstack([one.to_numpy(np.float64) for one in tables]), index=index)
     groups = values.groupby(level=level, sort=True)
-    return groups.sum().to_numpy(), groups.size().to_numpy(np.float64)
+    return groups.sum().to_numpy(), np.asarray(groups.size(), dtype=np.float64)
 
 
 def by_instance(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:

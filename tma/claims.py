@@ -196,7 +196,7 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = [dataclasses.asdict(verdict) for verdict in verdicts]
     columns = [field.name for field in dataclasses.fields(Verdict)]
-    typed = {"estimate": float, "low": float, "high": float, "n": "Int64", "seeds": "Int64"}
+    typed: Any = {"estimate": float, "low": float, "high": float, "n": "Int64", "seeds": "Int64"}
     return pd.DataFrame(rows, columns=columns).astype(typed).set_index("claim")
 
 

@@ -63,7 +63,8 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     given = borders(batch.lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
-    parts = zip(logits.split(LOGIT_ROWS), batch.targets.to(device).split(LOGIT_ROWS), strict=True)
+    targets = batch.targets.to(device)
+    parts = zip(torch.split(logits, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
     losses = torch.cat([cross_entropy(rows.float(), to, reduction="none") for rows, to in parts])
     sums = torch.zeros(len(batch.ids), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)

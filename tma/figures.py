@@ -31,7 +31,9 @@ GREY = PALETTE["tma_rt"]
 
 
 @contextmanager
-def drawing(rows: int, columns: int, width: float, height: float, **settings: Any) -> Iterator[Any]:
+def drawing(
+    rows: int, columns: int, width: float, height: float, **settings: Any
+) -> Iterator[tuple[Figure, Any]]:
     """Yield a figure and its axes, (rows, columns), in the look of the study; close it after."""
     with sns.axes_style("ticks"), sns.plotting_context("notebook"):
         figure, axes = plt.subplots(

@@ -61,7 +61,8 @@ def distances_figure(
         for axes in grid[-1]:
             axes.set_xlabel("training step")
         handles = grid[0, 0].get_lines()
-        figure.legend(handles, [_name(name) for name in names], loc="outside right", frameon=False)
+        names = [_name(name) for name in names]
+        figure.legend(handles=handles, labels=names, loc="outside right", frameon=False)
     return figure
 
 
@@ -108,7 +109,7 @@ def association_figure(
     bins = pd.qcut(pairs["similarity"], 12, duplicates="drop")
     means = pairs.groupby(bins, observed=True)[["similarity", "drop"]].mean()
     ends = means["similarity"].agg(["min", "max"]).to_numpy()
-    x = np.linspace(*ends, 50)
+    x = np.linspace(float(ends[0]), float(ends[1]), 50)
     slope = x * float(pairs["drop"].std() / pairs["similarity"].std())
     with drawing(1, 1, 6, 4) as (figure, grid):
         axes = grid[0, 0]

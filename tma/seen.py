@@ -65,7 +65,7 @@ def seen_similarity(
     names = table.index.get_level_values("id").tolist()
     tested = np.asarray(Y)[_rows("test_ids", test_ids, names, len(Y))].astype(np.float64)
     seen = _rows("train_ids", train_ids, run.order, len(X))
-    stops = _consumed(run, len(seen), table.columns.tolist())
+    stops = _consumed(run, len(seen), [int(step) for step in table.columns])
     found = [
         _similarity(X, seen[start:stop], tested, statistic)
         for start, stop in itertools.pairwise(stops)
@@ -167,7 +167,8 @@ def _similarity(X: Embeddings, seen: NDArray[np.int64], Y: Floats, how: str) -> 
     if how == "mean":
         mean: Floats = Y @ sum((block.sum(axis=0) for block in rows), np.zeros(Y.shape[1]))
         return mean / len(seen)
-    return np.maximum.reduce([(Y @ block.T).max(axis=1) for block in rows])
+    most: Floats = np.maximum.reduce([(Y @ block.T).max(axis=1) for block in rows])
+    return most
 
 
 def _measured(

@@ -128,7 +128,8 @@ def _shade(colour: str, number: int) -> str:
     from matplotlib.colors import to_hex, to_rgb
 
     part, towards = _SHADES[number % len(_SHADES)]
-    return to_hex([(1 - part) * channel + part * towards for channel in to_rgb(colour)])
+    red, green, blue = ((1 - part) * channel + part * towards for channel in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def _first_round(name: str) -> int:

@@ -1,0 +1,69 @@
+"""The directive `claims-table`: one row a claim, from the verdicts that the notebooks stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from tma.claims import CLAIMS, Verdict, read
+
+HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n", "seeds", "verdict")
+
+
+def number(value: float) -> str:
+    """Return a number as the table and the README write it: signed, three decimals under ten."""
+    return f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+
+
+def interval(verdict: Verdict) -> str:
+    """Return the estimate with its interval, or a dash for a claim that was not tested."""
+    if verdict.estimate is None:
+        return "–"
+    if verdict.low is None or verdict.high is None:
+        return number(verdict.estimate)
+    return f"{number(verdict.estimate)} ({number(verdict.low)} to {number(verdict.high)})"
+
+
+def row(verdict: Verdict) -> list[str]:
+    """Return the cells of a claim; its name leads to its chapter."""
+    short = verdict.claim if len(verdict.claim) < 4 else "open"
+    counts = ["–" if count is None else str(count) for count in (verdict.n, verdict.seeds)]
+    return [
+        f"{{doc}}`{short} </notebooks/{verdict.notebook}>`",
+        CLAIMS[verdict.claim],
+        verdict.measure,
+        interval(verdict),
+        *counts,
+        f"**{verdict.verdict}**",
+    ]
+
+
+def markdown(verdicts: list[Verdict]) -> list[str]:
+    """Return the table as lines of Markdown."""
+    rows = [list(HEADER), ["---"] * len(HEADER), *(row(verdict) for verdict in verdicts)]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
+
+
+class ClaimsTable(SphinxDirective):
+    """Show the verdicts of a file, named from the page."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table; a change of the file makes the page anew."""
+        relative, path = self.env.relfn2path(self.arguments[0])
+        self.env.note_dependency(relative)
+        lines = markdown(read(Path(path)))
+        holder = nodes.container(classes=["claims-table"])
+        self.state.nested_parse(StringList(lines, source=path), self.content_offset, holder)
+        return [holder]
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directive."""
+    app.add_directive("claims-table", ClaimsTable)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,178 @@
+"""Headless Chromium: what a page asks for and complains of, and whether it fits its window."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.server
+import itertools
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+SWITCHES = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--remote-debugging-port=0",
+]
+SECONDS = 60
+# Formulas are set and charts drawn after the page has loaded.
+SETTLED = """(async () => {
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  const count = (what) => document.querySelectorAll(what).length;
+  for (let i = 0; i < 100 && count("script.tma-chart") > count(".tma-chart-box svg"); i++)
+    await new Promise((done) => setTimeout(done, 100));
+  await document.fonts.ready;
+})()"""
+
+
+@dataclass(frozen=True)
+class View:
+    width: int
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What came of opening a page."""
+
+    requests: list[str]
+    complaints: list[str]
+    overflow: int
+    """Pixels by which the page is wider than its window."""
+    dark: bool
+    picture: bytes
+    """The whole page as PNG."""
+
+
+class Browser:
+    """One tab; events are kept as they come in."""
+
+    def __init__(self, address: str) -> None:
+        import websocket
+
+        # Chromium refuses a connection that names an origin it was not told of.
+        self._socket = websocket.create_connection(address, timeout=SECONDS, suppress_origin=True)
+        self._numbers = itertools.count(1)
+        self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Network", "Runtime", "Log"):
+            self.call(f"{domain}.enable")
+
+    def _receive(self) -> dict[str, Any]:
+        message: dict[str, Any] = json.loads(self._socket.recv())
+        if "method" in message:
+            self.events.append(message)
+        return message
+
+    def call(self, method: str, **params: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        request: dict[str, Any] = {"id": number, "method": method, "params": params}
+        if self._session:
+            request["sessionId"] = self._session
+        self._socket.send(json.dumps(request))
+        while (answer := self._receive()).get("id") != number:
+            pass
+        assert "error" not in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def evaluate(self, script: str) -> Any:
+        asked = {"expression": script, "awaitPromise": True, "returnByValue": True}
+        answer = self.call("Runtime.evaluate", **asked)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def open(self, address: str, view: View) -> Seen:
+        """Open a page in a window of this width and colour scheme, and wait until it is still."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=view.width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        scheme = {"name": "prefers-color-scheme", "value": view.scheme}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.events.clear()
+        self.call("Page.navigate", url=address)
+        while not any(e["method"] == "Page.loadEventFired" for e in self.events):
+            self._receive()
+        self.evaluate(SETTLED)
+        page = "document.documentElement"
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        return Seen(
+            requests=self._told("Network.requestWillBeSent", lambda e: e["request"]["url"]),
+            complaints=self._complaints(),
+            overflow=self.evaluate(f"{page}.scrollWidth - {page}.clientWidth"),
+            dark=self.evaluate(f"{page}.dataset.theme") == "dark",
+            picture=base64.b64decode(shot["data"]),
+        )
+
+    def _told(self, method: str, what: Any) -> list[str]:
+        return [str(what(e["params"])) for e in self.events if e["method"] == method]
+
+    def _complaints(self) -> list[str]:
+        thrown = self._told("Runtime.exceptionThrown", json.dumps)
+        logged = self._told("Runtime.consoleAPICalled", json.dumps)
+        entries = self._told("Log.entryAdded", lambda e: json.dumps(e["entry"]))
+        errors = [c for c in logged if json.loads(c)["type"] in ("error", "assert")]
+        return thrown + errors + [e for e in entries if json.loads(e)["level"] == "error"]
+
+
+@contextmanager
+def browser(profile: Path) -> Iterator[Browser]:
+    """Start Chromium with a new profile, and end it."""
+    assert PROGRAM
+    command = [PROGRAM, *SWITCHES, f"--user-data-dir={profile}", "about:blank"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet) as process:
+        try:
+            yield Browser(_address(profile, process))
+        finally:
+            process.terminate()
+
+
+def _address(profile: Path, process: subprocess.Popen[bytes]) -> str:
+    told = profile / "DevToolsActivePort"
+    end = time.monotonic() + SECONDS
+    while not (told.is_file() and len(told.read_text().splitlines()) == 2):
+        assert process.poll() is None, "Chromium ended while it started"
+        assert time.monotonic() < end, "Chromium named no port"
+        time.sleep(0.05)
+    port, path = told.read_text().splitlines()
+    return f"ws://127.0.0.1:{port}{path}"
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """Serve a folder on this machine; yields its address."""
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
