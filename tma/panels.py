@@ -61,8 +61,10 @@ def distances_figure(
         for axes in grid[-1]:
             axes.set_xlabel("training step")
         handles = grid[0, 0].get_lines()
-        names = [_name(name) for name in names]
-        figure.legend(handles=handles, labels=names, loc="outside right", frameon=False)
+        for line, name in zip(handles, names, strict=True):
+            line.set_label(_name(name))
+        place: Any = "outside right"  # the library's own annotations lack it
+        figure.legend(handles=handles, loc=place, frameon=False)
     return figure
 
 
