@@ -8,7 +8,7 @@ import pytest
 
 from tma import claims
 from tma.bootstrap import Interval
-from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, tested, untested, write
+from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, untested, write
 from tma.errors import DataError, ParameterError
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
@@ -68,7 +68,7 @@ def test_judging_needs_a_side_and_an_interval() -> None:
 
 
 def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
-    first = tested("C6", "04_tma", "NFT minus RT (nats a token)", GAP, "supported")
+    first = claims.tested("C6", "04_tma", "NFT minus RT (nats a token)", GAP, "supported")
     write(tmp_path / "claims.json", [first, untested("C1", "01_early", "too few steps")])
     assert json.loads((tmp_path / "claims.json").read_text()) == [
         {
@@ -97,7 +97,9 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_none_is_left_out() -> None:
-    found = tested("C1", "01", "share", Interval(0.5, -math.inf, math.nan, 4, 1), "inconclusive")
+    found = claims.tested(
+        "C1", "01", "share", Interval(0.5, -math.inf, math.nan, 4, 1), "inconclusive"
+    )
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
 
 
@@ -150,7 +152,9 @@ def test_a_file_of_something_else_is_an_error(
 
 
 def test_the_table_leaves_empty_what_was_not_tested() -> None:
-    shown = claims.table([tested("C6", "04", "gap", GAP, "supported"), untested("C1", "01", "why")])
+    shown = claims.table(
+        [claims.tested("C6", "04", "gap", GAP, "supported"), untested("C1", "01", "why")]
+    )
     assert shown.loc["C6", "n"] == 72
     assert shown.loc["C1", ["estimate", "low", "high", "n", "seeds"]].isna().all()
     assert shown.index.tolist() == ["C6", "C1"]

@@ -22,8 +22,6 @@ from tma.scales import SCALES, Scale
 CHOICES = {
     "empty": EMPTY,
     "by": (None, *UNITS),
-    "gradient_checkpointing": (False, True),
-    "compile": (False, True),
     "precision": ("auto", "bf16", "fp32"),
     "optimizer": ("adamw", "adafactor"),
     "schedule": ("cosine", "linear", "constant"),
@@ -134,7 +132,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_model(self.model, BUILT_IN)
         check_dataset(self.dataset)
-        _ = self.method
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
         for name in ("generate_at", "eval_at"):
@@ -144,6 +141,7 @@ class RunConfig:
         for name, least in COUNTS.items():
             if getattr(self, name) is not None or name not in ("limit", "test_limit"):
                 check_count(name, getattr(self, name), least)
+        _ = self.method  # refuses what does not fit together
         if self.micro_tokens < self.max_tokens:
             raise ParameterError(
                 f"micro_tokens={self.micro_tokens} is less than max_tokens={self.max_tokens}: "
@@ -151,6 +149,9 @@ class RunConfig:
             )
         for name in ("learning_rate", "final_rate_ratio", "weight_decay", "clip_norm"):
             check_positive(name, getattr(self, name), zero=name == "weight_decay")
+        for name in ("gradient_checkpointing", "compile"):
+            if not isinstance(getattr(self, name), bool):
+                raise wrong(name, getattr(self, name), "true or false")
         if self.reward_model is not None:
             check_model(self.reward_model, (), "reward_model")
 
@@ -170,6 +171,7 @@ class RunConfig:
         check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         batch_size = changes.get("batch_size", base.batch_size)
+        check_count("batch_size", batch_size, 1)
         steps = changes.pop("steps", base.steps)
         check_count("steps", steps, 1)
         own = {f.name for f in fields(cls)} - {"dataset", "pool"}
