@@ -111,7 +111,7 @@ def test_the_notebook_runs_on_other_weights_and_other_data(
     done = papermill(out, *parameters, environment={"TMA_CACHE": str(cache)})
     assert done.returncode == 0, done.stderr[-2000:]
     notebook = nbformat.read(out, as_version=4)
-    assert "40 training and 8 test instances" in str(outputs(notebook, "text/markdown")[0])
+    assert "40 training and 2 test instances" in str(outputs(notebook, "text/markdown")[0])
     assert str(outputs(notebook, "image/svg+xml")[0]).count("<path") > 10
     glued = outputs(notebook, "application/papermill.record/text/plain")
     assert "'inconclusive'" in glued or "'supported'" in glued or "'not supported'" in glued

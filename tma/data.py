@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.config import check_columns, checked_caps
-from tma.errors import DataError, check_choice, check_count, wrong
+from tma.errors import AssetError, DataError, check_choice, check_count, wrong
 from tma.instances import MANIFEST, build
 from tma.names import EMPTY, UNITS
 from tma.sources import Wanted, find
@@ -194,6 +194,8 @@ def _stored(name: str, asked: Wanted, empty: str) -> Path:
     """Return the folder of a dataset that was read, now or before."""
     try:
         source = find(name, asked)
+    except AssetError:
+        raise
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise DataError(f"dataset={name[:80]!r} could not be read: {reason}.") from error
