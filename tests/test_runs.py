@@ -121,7 +121,7 @@ def test_wrong_intervals_and_data_without_a_test_are_refused(
         tma.run(config, state_minutes="x")  # type: ignore[arg-type]
     train = tma.load(config.dataset, split="train")
     monkeypatch.setattr(
-        data, "load", lambda name, split: train if split == "train" else train.select([])
+        data, "load", lambda name, *, split, **_: train if split == "train" else train.select([])
     )
     with pytest.raises(DataError, match=r"has .* training and 0 test instances; expected at least"):
         tma.run(config)
