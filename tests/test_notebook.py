@@ -120,6 +120,7 @@ def test_the_notebook_runs_on_other_weights_and_other_data(
     assert table["first"].nunique() == 1
     assert (table["instances"] == table["instances"].iloc[0]).all()
     assert {p.name for p in (tmp_path / "out" / "04_tma").iterdir()} == {
+        "claims.json",
         "curves.svg",
         "curves.png",
         "summary.csv",
