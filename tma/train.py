@@ -8,10 +8,8 @@ the model and compares them, step by step, with the order it was given.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -32,6 +30,7 @@ from tma.evaluate import (
     response_losses,
     summed_losses,
 )
+from tma.heap import freed_memory_kept
 from tma.packing import packs
 from tma.state import History, States
 
@@ -77,33 +76,12 @@ def train(
         )
     steps = list(_steps(ordered, config))
     check_answered(config, len(ordered))
-    loop = _Loop(model, config, states, answer)
-    done = len(loop.history.steps)
-    check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
-    if not loop.history.losses:
-        loop.measure(0, test)
-    bar = tqdm(
-        steps[done:],
-        desc=config.order,
-        unit="step",
-        mininterval=5,
-        initial=done,
-        total=len(steps),
-        disable=not loop.accelerator.is_main_process,
-    )
-    asked = (*config.eval_at, *config.generate_at, len(steps))
-    evaluated = {*range(0, len(steps), config.eval_every), *asked}
-    for rows in bar:
-        step = len(loop.history.steps) + 1
-        loss = loop.step(step, rows, learning_rate(config, step - 1, len(steps)))
-        if step in evaluated:
-            loop.measure(step, test)
-        bar.set_postfix(
-            loss=f"{loss:.3f}", test=f"{loop.test_loss:.3f}", rate=loop.pace, refresh=False
-        )
-        loop.save(last=step == len(steps))
-    loop.accelerator.free_memory()
-    _return_freed_memory()
+    with freed_memory_kept():
+        loop = _Loop(model, config, states, answer)
+        done = len(loop.history.steps)
+        check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
+        loop.go_through(steps, test)
+        loop.accelerator.free_memory()
     return loop.history
 
 
@@ -180,6 +158,24 @@ class _Loop:
     def _own(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
         """Return what falls to this process: every so-manieth instance."""
         return rows[self.rank :: self.accelerator.num_processes]
+
+    def go_through(self, steps: Sequence[Sequence[Encoded]], test: Sequence[Encoded]) -> None:
+        """Make the steps that are not made yet, and measure where that is wanted."""
+        done, last, config = len(self.history.steps), len(steps), self.config
+        if not self.history.losses:
+            self.measure(0, test)
+        asked = (*config.eval_at, *config.generate_at, last)
+        evaluated = {*range(0, last, config.eval_every), *asked}
+        shown = self.accelerator.is_main_process
+        given: dict[str, Any] = {"desc": config.order, "unit": "step", "mininterval": 5}
+        bar = tqdm(steps[done:], initial=done, total=last, disable=not shown, **given)
+        for step, rows in enumerate(bar, done + 1):
+            loss = self.step(step, rows, learning_rate(config, step - 1, last))
+            if step in evaluated:
+                self.measure(step, test)
+            test_loss = f"{self.test_loss:.3f}"
+            bar.set_postfix(loss=f"{loss:.3f}", test=test_loss, rate=self.pace, refresh=False)
+            self.save(last=step == last)
 
     def step(self, step: int, rows: Sequence[Encoded], rate: float) -> float:
         """Make one optimizer step; return the mean loss of its response tokens, in nats."""
@@ -321,15 +317,3 @@ def _prepare(model: Any, config: RunConfig) -> None:
     if config.compile:
         # Below the head: what the head computes depends on the batch (`evaluate`).
         model.get_decoder().compile(dynamic=True)
-
-
-def _return_freed_memory() -> None:
-    """Give memory that is free but scattered back to the system.
-
-    Steps of ever other lengths leave glibc's heap full of holes: after a few dozen it holds 2 GB
-    that nothing uses.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not in every C library
-        if trim is not None:
-            trim(0)

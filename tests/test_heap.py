@@ -1,0 +1,53 @@
+"""Freed memory is kept while training, and given back after it."""
+
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tma.heap import freed_memory_kept
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
+    reason="the setting is glibc's",
+)
+BYTES = 64 * 2**20
+PAGES = BYTES // resource.getpagesize()
+
+
+def faults_of_a_buffer(size: int = BYTES) -> int:
+    """Page faults of filling a buffer that is freed again."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(size // 4)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_buffer_that_was_freed_is_used_again() -> None:
+    with freed_memory_kept():
+        first = faults_of_a_buffer()
+        again = faults_of_a_buffer(BYTES * 3 // 4)  # smaller: its place may be aligned otherwise
+    assert first > PAGES * 9 // 10
+    assert again < PAGES // 100
+    assert faults_of_a_buffer() > PAGES * 9 // 10
+
+
+def resident_pages() -> int:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+
+
+def test_after_training_the_memory_is_given_back() -> None:
+    with freed_memory_kept():
+        faults_of_a_buffer()
+        held = resident_pages()
+    assert held - resident_pages() > PAGES * 9 // 10
+
+
+def test_the_memory_is_given_back_after_an_error_too() -> None:
+    with pytest.raises(ValueError, match="stop"), freed_memory_kept():
+        faults_of_a_buffer()
+        held = resident_pages()
+        raise ValueError("stop")
+    assert held - resident_pages() > PAGES * 9 // 10
