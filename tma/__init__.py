@@ -11,6 +11,7 @@ from tma.describe import data_figure, describe
 from tma.embed import embed
 from tma.errors import DataError, TmaError
 from tma.method import Method
+from tma.parallel import run_all
 from tma.receipt import Arranged, Receipt, arrange_dataset, read_receipt
 from tma.rounds import test_centric_rounds
 from tma.runs import Run, run
@@ -61,6 +62,7 @@ __all__ = [
     "read_receipt",
     "row_distances",
     "run",
+    "run_all",
     "save",
     "study_settings",
     "test_centric_rounds",

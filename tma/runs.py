@@ -137,16 +137,8 @@ def run(
         check_count("state_steps", state_steps, 1)
     if state_minutes is not None:
         check_positive("state_minutes", state_minutes, zero=True)
-    config, processes = _resolved(config), _processes()
-    train, test = data.load_both(config)
-    if not len(train) or not len(test):
-        raise DataError(
-            f"dataset={config.dataset!r} has {len(train)} training and {len(test)} test instances; "
-            "expected at least one of each."
-        )
-    inputs = _inputs(config, train, test)
-    key = digest(canonical_json({"config": config.to_json(), "inputs": inputs, "format": FORMAT}))
-    folder = cache_dir() / "runs" / key[:20]
+    processes, named = _processes(), _named(config)
+    folder = named.folder
     if not _said(_finished(folder, save_model)):
         with _alone(folder, processes):
             if not _said(_finished(folder, save_model)):
@@ -154,7 +146,7 @@ def run(
                 from tma.state import States
 
                 states = States(folder, state_minutes, state_steps)
-                made = Making(folder, config, inputs, train, test, states)
+                made = Making(folder, named.config, named.inputs, named.train, named.test, states)
                 made.make(save_model=save_model)
                 # The model and its optimizer hold each other in cycles; the next run of the same
                 # process must not have to wait for their memory.
@@ -163,6 +155,16 @@ def run(
     if processes.is_main_process:
         _tidy(folder)
     return Run(folder)
+
+
+def stored(config: RunConfig) -> Run | None:
+    """Return the finished run of these settings if it is in the store; nothing is made.
+
+    Raises:
+        AssetError, DataError, ParameterError: as `run`.
+    """
+    folder = _named(config).folder
+    return Run(folder) if complete(folder) else None
 
 
 def complete(folder: Path) -> bool:
@@ -180,6 +182,32 @@ def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
     """Return the mean test loss of the last evaluation, in nats a token; None without one."""
     last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
     return sum(last) / len(last) if last else None
+
+
+@dataclass(frozen=True)
+class _Named:
+    """What decides a run's numbers, and the folder that is named by it."""
+
+    config: RunConfig
+    inputs: dict[str, str]
+    train: Dataset
+    test: Dataset
+
+    @property
+    def folder(self) -> Path:
+        named = {"config": self.config.to_json(), "inputs": self.inputs, "format": FORMAT}
+        return cache_dir() / "runs" / digest(canonical_json(named))[:20]
+
+
+def _named(config: RunConfig) -> _Named:
+    config = _resolved(config)
+    train, test = data.load_both(config)
+    if not len(train) or not len(test):
+        raise DataError(
+            f"dataset={config.dataset!r} has {len(train)} training and {len(test)} test instances; "
+            "expected at least one of each."
+        )
+    return _Named(config, _inputs(config, train, test), train, test)
 
 
 def _finished(folder: Path, save_model: bool) -> bool:

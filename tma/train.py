@@ -166,9 +166,10 @@ class _Loop:
             self.measure(0, test)
         asked = (*config.eval_at, *config.generate_at, last)
         evaluated = {*range(0, last, config.eval_every), *asked}
-        shown = self.accelerator.is_main_process
         given: dict[str, Any] = {"desc": config.order, "unit": "step", "mininterval": 5}
-        bar = tqdm(steps[done:], initial=done, total=last, disable=not shown, **given)
+        if not self.accelerator.is_main_process:  # else TQDM_DISABLE decides
+            given["disable"] = True
+        bar = tqdm(steps[done:], initial=done, total=last, **given)
         for step, rows in enumerate(bar, done + 1):
             loss = self.step(step, rows, learning_rate(config, step - 1, last))
             if step in evaluated:

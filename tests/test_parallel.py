@@ -1,0 +1,120 @@
+"""Several runs at a time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import psutil
+import pytest
+
+import tma
+from tma import runs
+from tma.config import RunConfig
+from tma.errors import ParameterError, TrainingError
+
+
+@pytest.fixture
+def config(twelve_steps: RunConfig) -> RunConfig:
+    return replace(twelve_steps, limit=6, eval_every=2)
+
+
+def test_runs_of_two_processes_are_those_of_one(
+    config: RunConfig,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configs = {
+        "random": [replace(config, seed=seed) for seed in (0, 1)],
+        "again": [replace(config, seed=1)],
+        "nearest": [replace(config, order="nearest")],
+    }
+    made = tma.run_all(configs, processes=2)
+    assert {name: [run.config.seed for run in of] for name, of in made.items()} == {
+        "random": [0, 1],
+        "again": [1],
+        "nearest": [0],
+    }
+    assert made["again"][0].folder == made["random"][1].folder
+    shown = capfd.readouterr().err
+    assert "3/3" in shown and "step/s" not in shown
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path))
+    for shared in ("assets", "models"):
+        (tmp_path / shared).symlink_to(cache / shared)
+    for one in (*made["random"], *made["nearest"]):
+        alone = tma.run(one.config)
+        assert alone.folder != one.folder
+        assert alone.order == one.order
+        pd.testing.assert_frame_equal(alone.losses, one.losses, rtol=1e-5)
+
+
+def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:
+    config = replace(config, seed=11)
+    assert runs.stored(config) is None
+    made = tma.run(config)
+    assert runs.stored(config) == made
+    changed = (made.folder / "manifest.json").stat().st_mtime_ns
+    assert tma.run_all({"random": [config]}, processes=2) == {"random": [made]}
+    assert (made.folder / "manifest.json").stat().st_mtime_ns == changed
+
+
+def test_the_first_error_stops_all_and_names_its_step(config: RunConfig) -> None:
+    wrong = replace(config, seed=21, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"step \d: .* is (nan|inf)"):
+        tma.run_all({"wrong": [wrong], "other": [replace(config, seed=22)]}, processes=2)
+
+
+def test_a_number_of_processes_is_checked(config: RunConfig) -> None:
+    with pytest.raises(ParameterError, match="processes=0 "):
+        tma.run_all({"random": [config]}, processes=0)
+
+
+Found = TypeVar("Found")
+
+LONG = """
+import json, sys
+import tma
+from tma.config import RunConfig
+if __name__ == "__main__":
+    configs = [RunConfig.from_json(each) for each in json.load(open(sys.argv[1]))]
+    tma.run_all({"long": configs}, processes=2)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them(config: RunConfig, tmp_path: Path) -> None:
+    long = [replace(config, seed=seed, epochs=10_000, eval_every=10**6) for seed in (31, 32)]
+    (tmp_path / "configs.json").write_text(json.dumps([each.to_json() for each in long]))
+    (tmp_path / "long.py").write_text(LONG)
+    command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path / "configs.json")]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    children = waited_for(lambda: training(started.pid))
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    assert waited_for(lambda: not any(child.is_running() for child in children))
+
+
+def training(parent: int) -> list[psutil.Process]:
+    """Return a process's children, once two of them hold the memory of a run."""
+    children = psutil.Process(parent).children()
+    large = [child for child in children if child.memory_info().rss > 300 * 2**20]
+    return large if len(large) == 2 else []
+
+
+def waited_for(what: Callable[[], Found], seconds: float = 60) -> Found:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.2)
+    return what()
