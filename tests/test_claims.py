@@ -8,7 +8,7 @@ import pytest
 
 from tma import claims
 from tma.bootstrap import Interval
-from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, untested, write
+from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, judge_any, untested, write
 from tma.errors import DataError, ParameterError
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
@@ -58,6 +58,15 @@ def test_a_claim_of_two_differences_needs_both(
 ) -> None:
     judged = [(interval(*lower), "negative"), (interval(*higher), "positive")]
     assert judge_all(judged) == expected
+
+
+def test_a_claim_of_any_difference_needs_one() -> None:
+    around, above, below = interval(-0.1, 0.1), interval(0.1, 0.3), interval(-0.3, -0.1)
+    assert judge_any([around, above]) == "supported"
+    assert judge_any([below]) == "supported"
+    assert judge_any([around, around]) == "inconclusive"
+    with pytest.raises(ParameterError, match="one interval at least"):
+        judge_any([])
 
 
 def test_judging_needs_a_side_and_an_interval() -> None:

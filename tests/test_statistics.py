@@ -110,13 +110,63 @@ def test_runs_that_do_not_belong_together_are_refused(
     with pytest.raises(ParameterError, match="no evaluated step in common"):
         other = stored(tmp_path / "steps", "tma_rt", NEAR, steps=(1, 3, 5))
         statistics.differences(near, [other])
-    with pytest.raises(ParameterError, match=r"second has runs of seeds \[0, 0\]"):
+    with pytest.raises(ParameterError, match=r"side 2 has runs of seeds \[0, 0\]"):
         statistics.differences(near, runs["tma_fft"] * 2)
-    with pytest.raises(ParameterError, match=r"first has runs of seeds \[\]"):
+    with pytest.raises(ParameterError, match=r"side 1 has runs of seeds \[\]"):
         statistics.differences([], near)
     one, two = ([stored(tmp_path / f"{s}", "random", NEAR, s) for s in p] for p in ((1, 2), (3, 4)))
-    with pytest.raises(ParameterError, match=r"first has seeds \[1, 2\] and second \[3, 4\]"):
+    with pytest.raises(ParameterError, match=r"the sides have seeds \[1, 2\] and \[3, 4\]"):
         statistics.differences(one, two)
+
+
+def test_differences_of_differences_come_from_the_same_resamples(tmp_path: Path) -> None:
+    # Task a gains 1 by the one and 3 by the other, task b 0 and 2: the second gains 2 everywhere.
+    def runs(name: str, a: float, b: float) -> list[Run]:
+        finals = {"a": a, "b": b}
+        losses = {key: [4, 2, 2 - finals[key[0]]] for key in NEAR}
+        return [stored(tmp_path / f"{name}{s}", "random", moved(losses, s), s) for s in (0, 1, 2)]
+
+    base, one, other = runs("base", 0, 0), runs("one", 1, 0), runs("other", 3, 2)
+    gain, greater = [(1, base), (-1, one)], [(1, base), (-1, other)]
+    first = statistics.combination(gain)
+    assert (first.estimate, first.low, first.high, first.n, first.seeds) == (0.5, 0, 1, 4, 3)
+    both = statistics.combination([*greater, (-1, base), (1, one)])
+    assert (both.estimate, both.low, both.high) == pytest.approx((2, 2, 2), abs=1e-12)
+    assert statistics.combination(gain) == statistics.contrast(base, one, "final")
+    assert statistics.combination(gain, "area").estimate == 0.125
+    found = statistics.outweighs(gain, greater)
+    assert (found.estimate, found.low, found.high) == pytest.approx((-2, -2, -2), abs=1e-12)
+    # The size counts, not the sign.
+    loss = [(-1, base), (1, other)]
+    assert statistics.outweighs(loss, gain).estimate == 2
+    assert statistics.outweighs(loss, gain, "area").estimate == 0.5
+    with pytest.raises(ParameterError, match="measure='steps_to_threshold'"):
+        statistics.combination(gain, "steps_to_threshold")
+    with pytest.raises(ParameterError, match=r"sides=\[\] "):
+        statistics.combination([])
+
+
+def test_a_run_without_chance_stands_beside_every_seed_of_several_sides(tmp_path: Path) -> None:
+    near = [stored(tmp_path / "near", "nearest", NEAR)]
+    far, other = (
+        [stored(tmp_path / f"{name}{s}", "random", moved(FAR, s), s) for s in seeds]
+        for name, seeds in (("f", (0, 1, 2)), ("o", (1, 2, 3)))
+    )
+    found = statistics.combination([(1, far), (-1, other), (1, near)])
+    assert (found.estimate, found.low, found.high, found.seeds) == (1.5, 1, 2, 2)
+
+
+def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> None:
+    losses = {("a", "1"): [4, 2], ("a", "2"): [2, 1], (None, "3"): [5, 4]}
+    run = stored(tmp_path / "run", "random", losses, 7, steps=(0, 3))
+    found = statistics.task_curves({"random": [run]})
+    assert found.to_numpy().tolist() == [
+        ["random", 7, 0, "3", 5],
+        ["random", 7, 0, "a", 3],
+        ["random", 7, 3, "3", 4],
+        ["random", 7, 3, "a", 1.5],
+    ]
+    assert list(found) == ["order", "seed", "step", "task", "loss"]
 
 
 def test_two_orders_are_compared_by_one_number(runs: dict[str, list[Run]]) -> None:

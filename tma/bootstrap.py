@@ -174,29 +174,30 @@ def by_instance(rows: pd.DataFrame, value: str = "loss") -> pd.DataFrame:
     return rows.pivot(index=["task", "id"], columns="step", values=value).sort_index()
 
 
-def pairs(first: Sequence[Run], second: Sequence[Run]) -> list[tuple[Run, Run]]:
-    """Return the runs of two orders that belong together: those of the same seed.
+def matched(*sides: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Return the runs of several orders that belong together: those of the same seed.
 
-    A single run, as of an order without chance, is paired with every run of the other side.
+    A single run, as of an order without chance, is put beside every seed of the other sides.
 
     Raises:
-        ParameterError: a side has no run or two of one seed, or no seed is on both sides.
+        ParameterError: a side has no run or two of one seed, or no seed is on all sides that have
+            several.
     """
-    one, other = _by_seed("first", first), _by_seed("second", second)
-    if len(one) == 1 or len(other) == 1:
-        return [(a, b) for a in one.values() for b in other.values()]
-    shared = sorted(one.keys() & other.keys())
+    found = [_by_seed(number, side) for number, side in enumerate(sides, start=1)]
+    several = [runs for runs in found if len(runs) > 1]
+    if not several:
+        return [tuple(run for runs in found for run in runs.values())]
+    shared = sorted(set.intersection(*(set(runs) for runs in several)))
     if not shared:
-        raise ParameterError(
-            f"first has seeds {sorted(one)} and second {sorted(other)}; expected seeds in common."
-        )
-    return [(one[seed], other[seed]) for seed in shared]
+        seeds = " and ".join(str(sorted(runs)) for runs in several)
+        raise ParameterError(f"the sides have seeds {seeds}; expected seeds in common.")
+    return [tuple(r.get(seed) or next(iter(r.values())) for r in found) for seed in shared]
 
 
-def _by_seed(name: str, runs: Sequence[Run]) -> dict[int, Run]:
+def _by_seed(number: int, runs: Sequence[Run]) -> dict[int, Run]:
     found = {run.config.seed: run for run in runs}
     if not runs or len(found) < len(runs):
         seeds = [run.config.seed for run in runs]
-        raise ParameterError(f"{name} has runs of seeds {seeds}; expected one run or more, each of "
-                             "a seed of its own.")  # fmt: skip
+        raise ParameterError(f"side {number} has runs of seeds {seeds}; expected one run or more, "
+                             "each of a seed of its own.")  # fmt: skip
     return found

@@ -39,12 +39,12 @@ CLAIMS = {
     "loss.",
     "C8": "Zero-shot generalization is by similarity between single training and test instances: "
     "a test instance's loss falls most where the data just seen is most similar to it.",
-    "order against selection": "Open question: does the order of one fixed set of instances "
-    "matter, or only which instances are selected?",
-    "near-duplicates": "Open question: does nearest-first still help when training instances that "
-    "nearly stand in the test set are left out?",
-    "collision and within-round rules": "Open question: does it matter whether two test instances "
-    "may take the same training instance in one round, and how a round is sorted inside?",
+    "order against selection": "Open question, put as a claim: what is selected changes the loss "
+    "more than the order in which one fixed set of instances is seen.",
+    "near-duplicates": "Open question, put as a claim: nearest-first stays below random when "
+    "training instances that nearly stand in the test set are left out.",
+    "collision and within-round rules": "Open question, put as a claim: whether two test instances "
+    "may take the same training instance in one round, or how a round is sorted, changes the loss.",
 }
 """Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
 CLAIMED = ("negative", "positive")
@@ -131,6 +131,21 @@ def judge_all(judged: Sequence[tuple[Interval, str]]) -> str:
     return "not supported" if any(opposite for _, opposite in found) else "inconclusive"
 
 
+def judge_any(intervals: Sequence[Interval]) -> str:
+    """Return what several intervals say about a claim that one of them differs from zero.
+
+    Returns:
+        "supported" where one excludes zero, else "inconclusive": an interval around zero does not
+        show that there is no difference.
+
+    Raises:
+        ParameterError: there is no interval.
+    """
+    if not intervals:
+        raise wrong("intervals", intervals, "one interval at least")
+    return "supported" if any(found.clear for found in intervals) else "inconclusive"
+
+
 def tested(claim: str, notebook: str, measure: str, interval: Interval, verdict: str) -> Verdict:
     """Return the record of a claim that was tested.
 
@@ -139,7 +154,7 @@ def tested(claim: str, notebook: str, measure: str, interval: Interval, verdict:
         notebook: name of the notebook.
         measure: what the interval is of, in words, with its unit.
         interval: of a claim that needs several, the one that says most.
-        verdict: from `judge` or `judge_all`.
+        verdict: from `judge`, `judge_all` or `judge_any`.
 
     Raises:
         ParameterError: an unknown claim or verdict.

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import Floats, Interval, Resampled, by_instance, pairs, resample
+from tma.bootstrap import Floats, Interval, Resampled, by_instance, matched, resample
 from tma.errors import ParameterError, check_choice, wrong
 from tma.runs import Run
 
@@ -22,6 +22,10 @@ Runs = Mapping[str, Sequence[Run]]
 
 CONTRASTS = ("final", "area", "steps_to_threshold")
 """What two orders are compared by."""
+READINGS = ("final", "area")
+"""What a single curve is read by."""
+Weighted = Sequence[tuple[float, Sequence[Run]]]
+"""(weight, runs of one order), of a combination of orders."""
 SCORES = ("rouge1", "rougeL", "exact_match", "reward")
 """Metrics of answers."""
 
@@ -35,6 +39,21 @@ def curves(runs: Runs) -> pd.DataFrame:
             parts.append(means.assign(order=order, seed=run.config.seed))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table.reindex(columns=["order", "seed", "step", "loss"])
+
+
+def task_curves(runs: Runs) -> pd.DataFrame:
+    """Return one row an (order, seed, step, task): order, seed, step, task, loss.
+
+    The loss is the mean over the task's test instances; an instance without a task is a task.
+    """
+    parts = []
+    for order, made in runs.items():
+        for run in made:
+            named = run.losses.assign(task=run.losses["task"].fillna(run.losses["id"]))
+            means = named.groupby(["step", "task"], as_index=False)["loss"].mean()
+            parts.append(means.assign(order=order, seed=run.config.seed))
+    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    return table.reindex(columns=["order", "seed", "step", "task", "loss"])
 
 
 def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
@@ -99,7 +118,7 @@ def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> l
     Raises:
         ParameterError: the two have no seeds, steps or test instances in common.
     """
-    found = _compared(first, second, seed)
+    found = _compared((first, second), seed)
     gaps = found.means[:, 0] - found.means[:, 1]
     return [found.interval(gaps[:, k], int(step)) for k, step in enumerate(found.steps)]
 
@@ -125,16 +144,46 @@ def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: in
             common; for all but final, fewer than two steps.
     """
     check_choice("measure", measure, CONTRASTS)
-    found = _compared(first, second, seed)
-    one, other = found.means[:, 0], found.means[:, 1]
-    if measure == "final":
-        return found.interval(one[:, -1] - other[:, -1])
+    if measure in READINGS:
+        return combination([(1, first), (-1, second)], measure, seed)
+    found = _compared((first, second), seed)
     _check_course(found)
-    if measure == "area":
-        return found.interval(_area(one, found.steps) - _area(other, found.steps))
+    one, other = found.means[:, 0], found.means[:, 1]
     halfway = (other[:, 0] + other[:, -1]) / 2
     reached = (_first_below(curve, halfway, found.steps) for curve in (one, other))
     return found.interval(next(reached) - next(reached))
+
+
+def combination(sides: Weighted, measure: str = "final", seed: int = 0) -> Interval:
+    """Return a weighted sum of what is read off the mean curves of several orders.
+
+    Args:
+        sides: (weight, runs of one order, one a seed), runs of the same seed together as in
+            `differences`. With weights 1, -1, -1, 1 it is a difference of two differences.
+        measure: final or area, as of `contrast`; nats a token.
+        seed: seed of the bootstrap.
+
+    Raises:
+        ParameterError: an unknown measure, no side, or sides with no seeds, steps or test
+            instances in common.
+    """
+    check_choice("measure", measure, READINGS)
+    found = _compared([runs for _, runs in sides], seed)
+    return found.interval(_read(found, measure) @ np.array([weight for weight, _ in sides]))
+
+
+def outweighs(one: Weighted, other: Weighted, measure: str = "final", seed: int = 0) -> Interval:
+    """Return by how much one combination is larger in size than another: |one| - |other|.
+
+    Both come from the same resamples; chance makes each look larger than it is, and more so the one
+    that varies more. Arguments and errors are those of `combination`.
+    """
+    check_choice("measure", measure, READINGS)
+    found = _compared([runs for _, runs in (*one, *other)], seed)
+    values, weights = _read(found, measure), np.array([weight for weight, _ in (*one, *other)])
+    split = len(one)
+    first = np.abs(values[:, :split] @ weights[:split])
+    return found.interval(first - np.abs(values[:, split:] @ weights[split:]))
 
 
 def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> Interval:
@@ -157,7 +206,7 @@ def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> I
     """
     if not 0 < fraction <= 1:
         raise wrong("fraction", fraction, "a share of the steps in (0, 1]")
-    found = _resampled(runs, seed)
+    found = _compared([runs], seed)
     _check_course(found)
     mean, steps = found.means[:, 0], found.steps
     at = steps[0] + fraction * (steps[-1] - steps[0])
@@ -244,16 +293,21 @@ def _rank(metric: str) -> int:
     return ("loss", *SCORES).index(metric)
 
 
-def _compared(first: Sequence[Run], second: Sequence[Run], seed: int) -> Resampled:
-    """Return the resampled curves of two orders, run by run."""
-    matched = pairs(first, second)
-    tables = {run.folder: by_instance(run.losses) for pair in matched for run in pair}
-    sides = [[tables[pair[side].folder] for pair in matched] for side in (0, 1)]
-    return resample(sides, seed)
+def _compared(orders: Sequence[Sequence[Run]], seed: int) -> Resampled:
+    """Return the resampled curves of several orders, seed by seed."""
+    if not orders:
+        raise wrong("sides", list(orders), "the runs of one order at least")
+    sides = list(zip(*matched(*orders), strict=True))
+    tables = {run.folder: by_instance(run.losses) for side in sides for run in side}
+    return resample([[tables[run.folder] for run in side] for side in sides], seed)
 
 
-def _resampled(runs: Sequence[Run], seed: int) -> Resampled:
-    return resample([[by_instance(one.losses) for one, _ in pairs(runs, runs)]], seed)
+def _read(found: Resampled, measure: str) -> Floats:
+    """Return a reading of each side's mean curve, (b, sides)."""
+    if measure == "final":
+        return found.means[..., -1]
+    _check_course(found)
+    return _area(found.means, found.steps)
 
 
 def _check_course(found: Resampled) -> None:
