@@ -106,6 +106,11 @@ class StudyConfig:
         doubling = (2**k for k in range(self.steps.bit_length()))
         return (0, *(step for step in doubling if step < self.steps), self.steps)
 
+    @property
+    def ends(self) -> dict[str, Any]:
+        """Changes by which a run is evaluated before and after training alone."""
+        return {"eval_at": (), "eval_every": self.steps}
+
     def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
         settings: dict[str, Any] = {
             "model": self.model,
