@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -164,14 +165,20 @@ def test_within_tasks_what_a_task_shares_does_not_count() -> None:
     assert inside.baseline_low < inside.estimate < inside.baseline_high
 
 
-def test_tables_that_do_not_fit_or_do_not_vary_are_refused() -> None:
+def test_what_does_not_vary_is_associated_with_nothing() -> None:
+    values, flat = frame([[1, 2, 4], [3, 1, 0]]), frame([[1, 1, 1], [2, 2, 2]])
+    for drops, similarity in ((values, flat), (flat, values), (flat, flat)):
+        found = association([drops], [similarity])
+        assert math.isnan(found.estimate)
+        assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1)
+
+
+def test_tables_that_do_not_fit_are_refused() -> None:
     values = frame([[1, 2, 4], [3, 1, 0]])
     with pytest.raises(ParameterError, match="drops has 0 tables"):
         association([], [])
     with pytest.raises(ParameterError, match=r"2 instances × 3 intervals and .* 2 × 2"):
         association([values], [frame([[1, 2], [3, 1]])])
-    with pytest.raises(ParameterError, match="similarity do not vary"):
-        association([values], [frame([[1, 1, 1], [2, 2, 2]])])
 
 
 def test_a_task_whose_data_arrives_falls_then(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from tma.scales import SCALES
 
 def test_steps_stand_for_instances() -> None:
     config = RunConfig.at("pocket", order="tma_nft", steps=10)
-    assert config.limit == 80
+    assert config.limit == 40
     assert config.model == "smollm2-135m-instruct"
-    assert RunConfig.at("pocket", order="random", steps=10, batch_size=4).limit == 40
+    assert RunConfig.at("pocket", order="random", steps=10, batch_size=8).limit == 80
 
 
 @pytest.mark.parametrize("steps", [-3, None, "3", 0])
@@ -130,6 +130,6 @@ def test_the_method_has_every_setting_of_the_arrangement() -> None:
         "pocket", order="nearest", seed=2, pool=9, select="tma_max", collision="each", weight=0.5
     )
     assert config.method == Method(
-        "nearest", 96, 2, weight=0.5, collision="each", pool=9, select="tma_max"
+        "nearest", 32, 2, weight=0.5, collision="each", pool=9, select="tma_max"
     )
     assert config.method.selection == Method("tma_max", 9, 2, collision="each", exact_limit=True)

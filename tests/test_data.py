@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 import pytest
+from datasets import Dataset, DatasetDict
 
 import tma
 from tma import data
@@ -349,6 +350,24 @@ def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
     assert set(test["meta"]) == {'{"extra": 1}'}
     with pytest.raises(DataError, match="no column query; it has q, a, kind, extra"):
         tma.load(name, split="test", columns=mapping | {"prompt": "query"})
+
+
+def test_few_test_instances_are_of_as_many_tasks_as_there_are(tmp_path: Path) -> None:
+    def part(tasks: str) -> Dataset:
+        prompts = [f"{task}{k}" for k, task in enumerate(tasks)]
+        columns = {"prompt": prompts, "response": prompts, "task": list(tasks)}
+        return Dataset.from_dict(columns)
+
+    name = str(tmp_path / "folder")
+    both = {"train": part("ddd"), "test": part("aaaaaaaaaaaaaaaaaaaabbbbc")}
+    DatasetDict(both).save_to_disk(name)
+    settings: dict[str, Any] = {"dataset": name, "order": "random", "test_limit": 6}
+    config = RunConfig.at("pocket", **settings)
+    train, test = tma.load_both(config)
+    assert len(train) == 3
+    assert Counter(test["task"]) == {"a": 3, "b": 2, "c": 1}
+    other = tma.load_both(dataclasses.replace(config, data_seed=4))[1]
+    assert set(other["id"]) != set(test["id"])
 
 
 def test_a_run_reads_its_data_as_its_settings_say(dataset_file: Path) -> None:

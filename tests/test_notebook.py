@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,22 +14,24 @@ import nbformat
 import pandas as pd
 import pytest
 
+from tma import claims
+
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
+NAMES = ["01_early_generalization", "02_similarity", "03_granularity", "04_tma"]
+
+
 def papermill(
-    out: Path, *parameters: str, environment: dict[str, str] | None = None
+    out: Path,
+    *parameters: str,
+    name: str = "04_tma",
+    environment: dict[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "notebooks" / "04_tma.ipynb"),
-        str(out),
-    ]
+    notebook = str(ROOT / "notebooks" / f"{name}.ipynb")
     return subprocess.run(
-        [*command, *parameters],
+        [sys.executable, "-m", "papermill", notebook, str(out), *parameters],
         capture_output=True,
         text=True,
         check=False,
@@ -38,7 +41,7 @@ def papermill(
 
 
 def test_there_are_notebooks() -> None:
-    assert [path.stem for path in NOTEBOOKS] == ["04_tma"]
+    assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -58,11 +61,28 @@ def test_both_halves_of_a_pair_say_the_same(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_short_and_hold_no_logic(path: Path) -> None:
-    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-    assert len(code) < 10
+    cells = nbformat.read(path, as_version=4).cells
+    code = [c.source for c in cells if c.cell_type == "code"]
     lines = sorted(len(source.splitlines()) for source in code)
     assert lines[len(lines) // 2] < 8
     assert not any("def " in source for source in code)
+    told = [c.source for c in cells if c.cell_type == "markdown"]
+    assert len("".join(told)) > 0.4 * len("".join(code + told))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    [parameters] = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
+    other = nbformat.read(NOTEBOOKS[-1], as_version=4).cells
+    [expected] = [c.source for c in other if "parameters" in c.metadata.get("tags", [])]
+    assert parameters == expected.replace("04_tma", path.stem)
+    told = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    for part in ("**Question.**", "**What the paper found.**", "## Method", "## What is run here"):
+        assert part in told
+    assert re.search(r"^## Verdict", told, flags=re.MULTILINE)
+    assert "**What would change it.**" in told
+    assert "$$" in told
 
 
 @pytest.mark.parametrize(
@@ -102,36 +122,99 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> Sequence[object]:
     return [o["data"][kind] for c in cells for o in c.outputs if kind in o.get("data", {})]
 
 
-def test_the_notebook_runs_on_other_weights_and_other_data(
-    cache: Path, tiny_model: Path, dataset_file: Path, tmp_path: Path
-) -> None:
-    given = {"model": str(tiny_model), "dataset": str(dataset_file), "steps": "2"}
-    parameters = [word for name, value in given.items() for word in ("-p", name, value)]
-    out = tmp_path / "done.ipynb"
-    done = papermill(out, *parameters, environment={"TMA_CACHE": str(cache)})
-    assert done.returncode == 0, done.stderr[-2000:]
-    notebook = nbformat.read(out, as_version=4)
-    assert "40 training and 2 test instances" in str(outputs(notebook, "text/markdown")[0])
-    assert str(outputs(notebook, "image/svg+xml")[0]).count("<path") > 10
-    glued = outputs(notebook, "application/papermill.record/text/plain")
-    assert "'inconclusive'" in glued or "'supported'" in glued or "'not supported'" in glued
-    table = pd.read_csv(tmp_path / "out" / "04_tma" / "summary.csv", index_col="order")
-    assert list(table.index) == ["tma_nft", "tma_rt", "tma_fft"]
-    assert table["first"].nunique() == 1
-    assert (table["instances"] == table["instances"].iloc[0]).all()
-    assert {p.name for p in (tmp_path / "out" / "04_tma").iterdir()} == {
+@pytest.fixture(scope="module")
+def executed(
+    cache: Path, tiny_model: Path, dataset_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """All notebooks on a tiny model and data, one after the other, in one folder."""
+    folder = tmp_path_factory.mktemp("notebooks")
+    given = {"model": tiny_model, "dataset": dataset_file, "steps": 2, "seeds": 2}
+    parameters = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    for name in NAMES:
+        done = papermill(
+            folder / f"{name}.ipynb", *parameters, name=name, environment={"TMA_CACHE": str(cache)}
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+CLAIMED = {
+    "01_early_generalization": ["C1", "C2"],
+    "02_similarity": ["C3", "C4", "C8"],
+    "03_granularity": ["C5"],
+    "04_tma": [
+        "C6",
+        "C7",
+        "order against selection",
+        "near-duplicates",
+        "collision and within-round rules",
+    ],
+}
+FIGURES = {
+    "01_early_generalization": ["metrics"],
+    "02_similarity": ["distances", "instances", "orders"],
+    "03_granularity": ["orders"],
+    "04_tma": ["curves", "intervals"],
+}
+TABLES = {
+    "01_early_generalization": ["roughness"],
+    "02_similarity": ["orders"],
+    "03_granularity": ["granularity"],
+    "04_tma": ["intervals", "summary"],
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: str) -> None:
+    notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
+    assert "40 training and 6 test instances" in str(outputs(notebook, "text/markdown")[0])
+    drawn = outputs(notebook, "image/svg+xml")
+    assert len([one for one in drawn if str(one).count("<path") > 10]) > len(FIGURES[name])
+    out = executed / "out" / name
+    assert {p.name for p in out.iterdir()} == {
         "claims.json",
-        "curves.svg",
-        "curves.png",
-        "summary.csv",
-        "summary.txt",
+        *(f"{figure}.{kind}" for figure in FIGURES[name] for kind in ("svg", "png")),
+        *(f"{table}.{kind}" for table in TABLES[name] for kind in ("csv", "txt")),
     }
+    found = claims.read(out / "claims.json")
+    assert [(v.claim, v.notebook) for v in found] == [(claim, name) for claim in CLAIMED[name]]
+    glued = outputs(notebook, "application/papermill.record/text/plain")
+    assert {repr(v.verdict) for v in found} <= set(glued)
+
+
+def test_orders_are_compared_on_equal_terms(executed: Path) -> None:
+    table = pd.read_csv(executed / "out" / "04_tma" / "summary.csv", index_col="order")
+    assert list(table.index[:6]) == [
+        *("tma_nft", "tma_rt", "tma_fft", "tma_min", "tma_max"),
+        "random",
+    ]
+    assert (table["instances"] == 8).all()
+    assert (table["seeds"] == 2).all()
+    labelled = table[~table.index.str.contains("unlabelled")]
+    assert labelled["first"].nunique() == 1
+
+
+def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
+    assert claims.main([str(executed / "out")]) == 0
+    found = claims.read(executed / "out" / "claims.json")
+    assert [verdict.claim for verdict in found] == list(claims.CLAIMS)
+    assert all(v.verdict != "not tested at this scale" for v in found)
+    assert all(v.n == 6 and v.seeds and v.seeds >= 2 for v in found)
+
+
+def test_no_run_is_made_twice(executed: Path, cache: Path) -> None:
+    manifests = [json.loads(p.read_text()) for p in cache.glob("runs/*/manifest.json")]
+    tiny = [json.dumps(m["config"], sort_keys=True) for m in manifests]
+    assert len(tiny) == len(set(tiny))
+    sampled = [m["config"] for m in manifests if m["config"]["pool"] == 8]
+    shared = [c for c in sampled if c["order"] == "random" and c["select"] == "random"]
+    assert len(shared) == 2  # of all four notebooks, one a seed
 
 
 def test_help_explains_each_parameter() -> None:
     command = [sys.executable, "-m", "papermill", "--help-notebook"]
     text = subprocess.check_output([*command, str(ROOT / "notebooks" / "04_tma.ipynb")], text=True)
-    for name in ("model: str", "scale: str", "dataset: Optional[str]", "seeds: int"):
+    for name in ("model: str", "scale: str", "dataset: Optional[str]", "seeds: Optional[int]"):
         assert f"  {name} (default" in text
     assert "steps: Optional[int] (default None)" in text
     assert "output_dir: str" in text

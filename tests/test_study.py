@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tma
@@ -21,7 +23,7 @@ GIVEN = {
 
 def test_the_scale_fills_what_is_not_given() -> None:
     study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
-    assert study == StudyConfig("llama", "pocket", "pocket", 1, 12, "out")
+    assert study == StudyConfig("llama", "pocket", "pocket", 1, 8, "out")
 
 
 @pytest.mark.parametrize(
@@ -67,15 +69,15 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
         made = study.sampled(order)
         assert [config.seed for config in made] == [0, 1, 2]
         assert {(config.pool, config.select, config.limit) for config in made} == {
-            (96, "random", 96)
+            (32, "random", 32)
         }
     assert [config.pool for config in study.pooled("tma_nft")] == [920] * 3
 
 
 def test_a_selection_that_no_seed_changes_is_run_once() -> None:
     study = tma.study_settings({**GIVEN, "seeds": 3})
-    assert len(study.pooled("nearest", select="tma_min", pool=96)) == 1
-    assert len(study.pooled("random", select="tma_min", pool=96)) == 3
+    assert len(study.pooled("nearest", select="tma_min", pool=32)) == 1
+    assert len(study.pooled("random", select="tma_min", pool=32)) == 3
     paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini", "seeds": 2})
     assert [len(paper.sampled(order)) for order in ("nearest", "random")] == [1, 2]
     assert paper.sampled("nearest")[0].pool is None
@@ -88,6 +90,28 @@ def test_runs_in_random_order_answer_the_prompts_at_doubling_steps() -> None:
     assert study.sampled("nearest")[0].generate_at == ()
     assert study.sampled("nearest")[0].eval_at == (0, 1, 2, 4, 8, 12)
     assert tma.study_settings({**GIVEN, "steps": 1}).checkpoints == (0, 1)
+
+
+def test_blocks_are_as_many_as_the_data_surely_fills() -> None:
+    study = tma.study_settings(GIVEN)  # N = 32, so that a block takes 64 instances
+    assert study.blocks(18, 920) == ["tma_rounds[0:4]", "tma_rounds[4:8]", "tma_rounds[8:12]"]
+    assert study.blocks(18, 144) == ["tma_rounds[0:4]", "tma_rounds[4:8]"]
+    with pytest.raises(ParameterError, match="143 training instances; expected 144 at least"):
+        study.blocks(18, 143)
+
+
+def test_thresholds_leave_out_the_nearest_shares() -> None:
+    # Training row k lies k/2 degrees from the one test row: a hundredth of 101 rows is the first.
+    angles = np.radians(np.arange(101) / 2)
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = tma.study_settings(GIVEN).thresholds(X, np.array([[1, 0]], dtype=np.float32))
+    assert found == [round(math.cos(math.radians(0.5)), 3), round(math.cos(math.radians(2.5)), 3)]
+
+
+def test_runs_can_be_evaluated_at_their_ends_alone() -> None:
+    study = tma.study_settings(GIVEN)
+    [config] = study.pooled("tma_nft", **study.ends)
+    assert (config.eval_at, config.eval_every, config.limit) == ((), 8, 32)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

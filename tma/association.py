@@ -59,10 +59,11 @@ def association(
         The correlation in [-1, 1] over all runs, each centred by itself. Its interval draws whole
         tasks (instances if there is one task only) and the runs. The baseline gives each instance
         another's course of similarity, the same one's in every run, since an instance's courses
-        belong together.
+        belong together. NaN, with an endless interval and p = 1, where one of the two does not vary
+        once the means are taken off, as with one instance or one interval.
 
     Raises:
-        ParameterError: no runs, tables that do not fit each other, or values that do not vary.
+        ParameterError: no runs, or tables that do not fit each other.
 
     Source: the paper's conclusion that generalization is by similarity of instances; the measure is
         this package's.
@@ -76,7 +77,7 @@ def association(
         for d, s in zip(drops, similarity, strict=True)
     ]
     estimate, resamples = _bootstrap(runs, index, seed)
-    permuted = _permuted(runs, codes, seed)
+    permuted = _permuted(runs, codes, seed) if np.isfinite(estimate) else np.array([np.nan])
     baseline_low, baseline_high = bounds(permuted)
     extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
     low, high = bounds(resamples)
@@ -88,7 +89,7 @@ def association(
         seeds=len(runs),
         baseline_low=baseline_low,
         baseline_high=baseline_high,
-        p=(1 + extreme) / (1 + PERMUTATIONS),
+        p=(1 + extreme) / (1 + PERMUTATIONS) if np.isfinite(estimate) else 1.0,
     )
 
 
@@ -201,23 +202,12 @@ def _bootstrap(
             products = np.bincount(cluster, (both[i] * both[j]).sum(axis=1))
             apart = tasks @ products - size * (means[i] * means[j]).sum(axis=1)
             total[at] += seeds[:, number] * apart
-    _check_varies(total[1:, 0], runs)
     # What is left of a resample of one instance is rounding.
-    positive = (total[1:] > 1e-12 * total[1:, :1]).all(axis=0)
+    positive = (total[1:] > np.maximum(1e-12 * total[1:, :1], 1e-20)).all(axis=0)
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )
     return float(found[0]), found[1:]
-
-
-def _check_varies(squares: Floats, runs: Sequence[tuple[Floats, Floats]]) -> None:
-    for name, found in zip(("drops", "similarity"), squares, strict=True):
-        if not found > 1e-20:
-            m, k = runs[0][0].shape
-            raise ParameterError(
-                f"{name} do not vary once the means of the {m} instances and the {k} intervals are "
-                "taken off; expected two of each at least, and values that differ."
-            )
 
 
 def _permuted(runs: Sequence[tuple[Floats, Floats]], codes: NDArray[np.int64], seed: int) -> Floats:

@@ -11,7 +11,8 @@ import json
 import logging
 import random
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,8 +123,18 @@ def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
     )
     if config.test_limit is None or config.test_limit >= len(test):
         return train, test
-    drawn = random.Random(config.data_seed).sample(range(len(test)), config.test_limit)
-    return train, test.select(sorted(drawn))
+    return train, test.select(_evenly(list(test["task"]), config.test_limit, config.data_seed))
+
+
+def _evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]:
+    """Return so many row numbers, rising: drawn at random, one of each task before a second one."""
+    rows = random.Random(seed).sample(range(len(tasks)), len(tasks))
+    before: Counter[str | None] = Counter()
+    turns = []
+    for place, row in enumerate(rows):
+        turns.append((before[tasks[row]], place, row))
+        before[tasks[row]] += 1
+    return sorted(row for _, _, row in sorted(turns)[:most])
 
 
 def texts(dataset: Dataset) -> list[str]:

@@ -34,7 +34,7 @@ class Scale:
     per_task: tuple[int | None, int | None] | None = None
     """Instances a task at most, in training and in test; None: as the dataset."""
     test_limit: int | None = None
-    """Test instances at most."""
+    """Test instances at most, drawn evenly over the tasks."""
     precision: str = "auto"
     """Arithmetic of the forward pass: bf16, fp32, or auto (bf16 where the machine has it)."""
     max_new_tokens: int = 128
@@ -42,9 +42,9 @@ class Scale:
     seeds: int = 3
     """Seeds of a notebook's comparisons."""
     blocks: int = 3
-    """Blocks of rounds that are compared."""
-    thresholds: tuple[float, ...] = (0.9, 0.8, 0.7)
-    """Similarities from which training instances are left out as near-duplicates."""
+    """Blocks of rounds that are compared at most."""
+    left_out: tuple[float, ...] = (0.01, 0.05)
+    """Shares of the training instances, the most similar to a test instance, that are left out."""
 
 
 _SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
@@ -73,10 +73,8 @@ SCALES: dict[str, Scale] = {
         eval_every=4,
         micro_tokens=1024,
         pool=920,
-        per_task=(None, 1),
-        test_limit=60,
+        test_limit=18,
         max_new_tokens=32,
-        thresholds=(0.45, 0.4),  # in the suite no training row is nearer to a test row than 0.54
     ),
     "study": Scale(
         "under an hour on one GPU",

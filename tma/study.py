@@ -14,11 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tma.config import RunConfig, own_dataset
-from tma.errors import check_choice, check_count, choices, wrong
+from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
 from tma.names import check_dataset, check_model
 from tma.scales import SCALES, Scale
+
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -89,16 +94,46 @@ class StudyConfig:
             asked["exact_limit"] = True
         return self._configs(order, asked | changes)
 
-    def blocks(self, tests: int) -> list[str]:
+    def blocks(self, tests: int, instances: int) -> list[str]:
         """Return the names of consecutive blocks of rounds, each large enough for N instances.
 
         Args:
             tests: test instances. Where many want the same training instance, a round holds but
                 half as many: blocks are as wide as that needs.
+            instances: training instances; the blocks are as many as they surely fill, and at most
+                those of the scale.
+
+        Raises:
+            ParameterError: there are too few training instances for two blocks.
         """
         width = -(-2 * self.limit // tests)
-        starts = range(0, self.base.blocks * width, width)
-        return [f"tma_rounds[{start}:{start + width}]" for start in starts]
+        number = min(
+            self.base.blocks, min(instances, self.base.pool or instances) // (width * tests)
+        )
+        if number < 2:
+            needed = f"{instances} training instances; expected {2 * width * tests} at least"
+            raise ParameterError(
+                f"dataset={self.dataset!r} has {needed} for two blocks of rounds. Lower steps, or "
+                "give more data."
+            )
+        return [f"tma_rounds[{k * width}:{(k + 1) * width}]" for k in range(number)]
+
+    def thresholds(self, X: Floats, Y: Floats) -> list[float]:
+        """Return the similarities from which training instances count as near-duplicates.
+
+        Args:
+            X: (n, d) unit embeddings of the training instances.
+            Y: (m, d) unit embeddings of the test instances.
+
+        Returns:
+            Falling cosine similarities: a share `left_out` of the scale is at least as similar to
+            a test instance as its threshold, as near as three decimals allow.
+        """
+        from tma.similarity import row_distances
+
+        nearest = -row_distances(X, Y, "cosine_min")
+        found = np.quantile(nearest, [1 - share for share in self.base.left_out])
+        return [round(float(threshold), 3) for threshold in found]
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
