@@ -173,6 +173,22 @@ def test_what_does_not_vary_is_associated_with_nothing() -> None:
         assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1)
 
 
+def test_runs_of_one_seed_are_drawn_together() -> None:
+    # Drops follow similarity in four runs of seed 0 and oppose it in four of seed 1. A quarter of
+    # the resamples has seed 0 alone; of eight runs drawn by themselves hardly one has.
+    rows = np.random.default_rng(0).normal(size=(12, 3)).tolist()
+    values, other = frame(rows), -frame(rows)
+    drops, similarity = [values] * 8, [values] * 4 + [other] * 4
+    alone = association(drops, similarity)
+    together = association(drops, similarity, run_seeds=[0] * 4 + [1] * 4)
+    assert (alone.seeds, together.seeds) == (8, 2)
+    assert alone.estimate == together.estimate
+    assert together.high == pytest.approx(1)
+    assert alone.high < 0.95
+    with pytest.raises(ParameterError, match="run_seeds"):
+        association(drops, similarity, run_seeds=[0, 1])
+
+
 def test_tables_that_do_not_fit_are_refused() -> None:
     values = frame([[1, 2, 4], [3, 1, 0]])
     with pytest.raises(ParameterError, match="drops has 0 tables"):

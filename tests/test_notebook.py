@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jupytext
@@ -123,18 +124,35 @@ def outputs(notebook: nbformat.NotebookNode, kind: str) -> Sequence[object]:
 
 
 @pytest.fixture(scope="module")
+def thirty_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty tasks of eight instances, of which three tasks are held out."""
+    rows = [
+        {"task": f"t{k}", "prompt": f"What is {j} times {k}?", "response": f"{j} · {k} = {j * k}"}
+        for k in range(30)
+        for j in range(8)
+    ]
+    path = tmp_path_factory.mktemp("data") / "times.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
 def executed(
-    cache: Path, tiny_model: Path, dataset_file: Path, tmp_path_factory: pytest.TempPathFactory
+    cache: Path, tiny_model: Path, thirty_tasks: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """All notebooks on a tiny model and data, one after the other, in one folder."""
+    """All notebooks on a tiny model and data, two at a time, in one folder."""
     folder = tmp_path_factory.mktemp("notebooks")
-    given = {"model": tiny_model, "dataset": dataset_file, "steps": 2, "seeds": 2}
+    given = {"model": tiny_model, "dataset": thirty_tasks, "steps": 2, "seeds": 2}
     parameters = [word for name, value in given.items() for word in ("-p", name, str(value))]
-    for name in NAMES:
-        done = papermill(
-            folder / f"{name}.ipynb", *parameters, name=name, environment={"TMA_CACHE": str(cache)}
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+    environment = {"TMA_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+
+    def execute(name: str) -> subprocess.CompletedProcess[str]:
+        out = folder / f"{name}.ipynb"
+        return papermill(out, *parameters, name=name, environment=environment)
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in pool.map(execute, reversed(NAMES)):  # the longest first
+            assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
 
@@ -167,7 +185,7 @@ TABLES = {
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: str) -> None:
     notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
-    assert "40 training and 6 test instances" in str(outputs(notebook, "text/markdown")[0])
+    assert "216 training and 18 test instances" in str(outputs(notebook, "text/markdown")[0])
     drawn = outputs(notebook, "image/svg+xml")
     assert len([one for one in drawn if str(one).count("<path") > 10]) > len(FIGURES[name])
     out = executed / "out" / name
@@ -188,7 +206,11 @@ def test_orders_are_compared_on_equal_terms(executed: Path) -> None:
         *("tma_nft", "tma_rt", "tma_fft", "tma_min", "tma_max"),
         "random",
     ]
-    assert (table["instances"] == 8).all()
+    assert table.loc[["tma_min", "tma_max", "random"], "instances"].tolist() == [8, 8, 8]
+    # An instance that both halves hold is used once.
+    same = table.loc[["tma_nft", "tma_rt", "tma_fft"], "instances"]
+    assert same.nunique() == 1
+    assert 6 <= same.iloc[0] <= 8
     assert (table["seeds"] == 2).all()
     labelled = table[~table.index.str.contains("unlabelled")]
     assert labelled["first"].nunique() == 1
@@ -199,7 +221,9 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     found = claims.read(executed / "out" / "claims.json")
     assert [verdict.claim for verdict in found] == list(claims.CLAIMS)
     assert all(v.verdict != "not tested at this scale" for v in found)
-    assert all(v.n == 6 and v.seeds and v.seeds >= 2 for v in found)
+    assert {v.n for v in found if v.claim != "C3"} == {18}
+    assert [v.n for v in found if v.claim == "C3"] == [3]  # test tasks
+    assert {v.seeds for v in found} == {2}
 
 
 def test_no_run_is_made_twice(executed: Path, cache: Path) -> None:

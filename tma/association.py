@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws
-from tma.errors import ParameterError, check_choice
+from tma.errors import ParameterError, check_choice, check_length
 from tma.method import MEASURES
 from tma.runs import Run
 from tma.seen import falls
@@ -43,6 +43,7 @@ def association(
     drops: Sequence[pd.DataFrame],
     similarity: Sequence[pd.DataFrame],
     *,
+    run_seeds: Sequence[int] | None = None,
     within_tasks: bool = False,
     seed: int = 0,
 ) -> Association:
@@ -51,13 +52,15 @@ def association(
     Args:
         drops: of each run its loss drops by (task, id) × interval, from `seen.drops`.
         similarity: of each run the similarities, of the same shape, from `seen.seen_similarity`.
+        run_seeds: the seed of each run; runs of the same seed, as of several orders, are drawn
+            together. None: each run is drawn by itself.
         within_tasks: take off the means of each task in each interval, and permute within tasks:
             what is left is of the instance, not of its task.
         seed: seed of the bootstrap and of the permutations.
 
     Returns:
         The correlation in [-1, 1] over all runs, each centred by itself. Its interval draws whole
-        tasks (instances if there is one task only) and the runs. The baseline gives each instance
+        tasks (instances if there is one task only) and the seeds. The baseline gives each instance
         another's course of similarity, the same one's in every run, since an instance's courses
         belong together. NaN, with an endless interval and p = 1, where one of the two does not vary
         once the means are taken off, as with one instance or one interval.
@@ -76,7 +79,9 @@ def association(
         (_centred(d.to_numpy(), codes), _centred(s.to_numpy(), codes))
         for d, s in zip(drops, similarity, strict=True)
     ]
-    estimate, resamples = _bootstrap(runs, index, seed)
+    drawn = pd.factorize(np.array(run_seeds if run_seeds is not None else range(len(runs))))[0]
+    check_length("run_seeds", drawn.tolist(), "drops and similarity", len(runs))
+    estimate, resamples = _bootstrap(runs, index, drawn, seed)
     permuted = _permuted(runs, codes, seed) if np.isfinite(estimate) else np.array([np.nan])
     baseline_low, baseline_high = bounds(permuted)
     extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
@@ -86,7 +91,7 @@ def association(
         low=low,
         high=high,
         n=len(index),
-        seeds=len(runs),
+        seeds=int(drawn.max()) + 1,
         baseline_low=baseline_low,
         baseline_high=baseline_high,
         p=(1 + extreme) / (1 + PERMUTATIONS) if np.isfinite(estimate) else 1.0,
@@ -109,7 +114,8 @@ def step_match(
 
     Returns:
         The `association` of two falls between consecutive evaluations, with test tasks for
-        instances: that of a task's mean loss, and that of its distance from the data seen so far.
+        instances (n counts tasks): that of a task's mean loss, and that of its distance from
+        the data seen so far.
 
     Raises:
         ParameterError: an unknown measure, or tables that do not fit each other.
@@ -124,7 +130,7 @@ def step_match(
         tasks = by_instance(run.losses).groupby(level="task").mean()
         losses.append(_as_instances(falls(tasks)[fall.columns]))
         nearer.append(_as_instances(fall))
-    return association(losses, nearer, seed=seed)
+    return association(losses, nearer, run_seeds=[run.config.seed for run in runs], seed=seed)
 
 
 def centred(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -181,7 +187,10 @@ def _centred(values: Floats, codes: NDArray[np.int64]) -> Floats:
 
 
 def _bootstrap(
-    runs: Sequence[tuple[Floats, Floats]], index: pd.Index, seed: int
+    runs: Sequence[tuple[Floats, Floats]],
+    index: pd.Index,
+    drawn: NDArray[np.int64],
+    seed: int,
 ) -> tuple[float, Floats]:
     """Return the correlation and its resamples, (RESAMPLES,).
 
@@ -190,7 +199,7 @@ def _bootstrap(
     """
     level = "task" if index.get_level_values("task").nunique() > 1 else "id"
     cluster = pd.factorize(index.get_level_values(level))[0]
-    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), draws(len(runs), [seed, 1])
+    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), draws(drawn.max() + 1, [seed, 1])
     total = np.zeros((3, 1 + RESAMPLES))
     for number, both in enumerate(runs):
         size, means = tasks @ np.bincount(cluster), []
@@ -201,7 +210,7 @@ def _bootstrap(
         for at, (i, j) in enumerate(((0, 1), (0, 0), (1, 1))):
             products = np.bincount(cluster, (both[i] * both[j]).sum(axis=1))
             apart = tasks @ products - size * (means[i] * means[j]).sum(axis=1)
-            total[at] += seeds[:, number] * apart
+            total[at] += seeds[:, drawn[number]] * apart
     # What is left of a resample of one instance is rounding.
     positive = (total[1:] > np.maximum(1e-12 * total[1:, :1], 1e-20)).all(axis=0)
     found = np.where(
