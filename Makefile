@@ -1,4 +1,4 @@
-# study: the TMA study on real input, in minutes on two CPU cores.   test: the tests.
+# study: the TMA study with one seed, in minutes on two CPU cores.   test: the tests.
 # notebooks: every study, JOBS at a time, and the verdicts.   publish: their results → book/.
 # book: the book, into _build/html.   lint: ruff and mypy.
 # Every target first makes .venv with the locked dependencies; PYTHON chooses the interpreter.
@@ -8,9 +8,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Notebooks at a time. One uses every core; more pay off on machines with many.
+# Notebooks at a time; the runs of one use two cores.
 JOBS ?= 1
 EXECUTED := $(patsubst notebooks/%,out/%,$(sort $(wildcard notebooks/*.ipynb)))
+SOURCES := $(wildcard tma/*.py tma/*.toml)
+
+# A notebook that was stopped half way is a draft: only a whole one gets its name.
+define execute
+@mkdir -p $(@D)
+$(BIN)/papermill $< $(@:.ipynb=.draft.ipynb) -p model llama $(1) --log-output --no-progress-bar
+@mv $(@:.ipynb=.draft.ipynb) $@
+endef
 
 # The progress of a run is shown; the bars of the libraries below it are not.
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
@@ -19,12 +27,15 @@ export TOKENIZERS_PARALLELISM = false
 .PHONY: study notebooks test book lint publish
 .DELETE_ON_ERROR:
 
-study: out/04_tma.ipynb
+study: out/study/04_tma.ipynb
 	@echo
-	@cat out/04_tma/summary.txt
+	@cat out/study/04_tma/summary.txt
 	@echo
-	@echo "notebook: out/04_tma.ipynb"
-	@echo "figure:   out/04_tma/curves.svg (and curves.png)"
+	@echo "notebook: out/study/04_tma.ipynb"
+	@echo "figure:   out/study/04_tma/curves.svg (and curves.png)"
+
+out/study/04_tma.ipynb: notebooks/04_tma.ipynb $(SOURCES) $(READY)
+	$(call execute,-p seeds 1 -p output_dir out/study/04_tma)
 
 # Stopped and called again, finished notebooks stay and the next one goes on from its stored runs.
 notebooks: $(READY)
@@ -32,11 +43,8 @@ notebooks: $(READY)
 	$(BIN)/python -m tma.claims out
 	@echo "verdicts: out/claims.json"
 
-# A notebook that was stopped half way is a draft: only a whole one gets its name.
-out/%.ipynb: notebooks/%.ipynb $(wildcard tma/*.py tma/*.toml) $(READY)
-	@mkdir -p out
-	$(BIN)/papermill $< out/$*.draft.ipynb -p model llama --log-output --no-progress-bar
-	@mv out/$*.draft.ipynb $@
+out/%.ipynb: notebooks/%.ipynb $(SOURCES) $(READY)
+	$(call execute,)
 
 test: $(READY)
 	$(BIN)/python -m pytest
