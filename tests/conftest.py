@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -86,18 +87,24 @@ def tiny_model(
     return folder
 
 
-@pytest.fixture
-def reward_folder(tiny_model: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def reward_weights(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny reward model of random weights."""
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
 
     torch.manual_seed(0)
     config = LlamaConfig.from_pretrained(tiny_model, num_labels=1)
-    folder = tmp_path / "reward"
+    folder = tmp_path_factory.mktemp("reward")
     LlamaForSequenceClassification(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def reward_folder(reward_weights: Path, tmp_path: Path) -> Path:
+    """The same, to be changed by one test."""
+    return shutil.copytree(reward_weights, tmp_path / "reward")
 
 
 @pytest.fixture(scope="session")

@@ -91,16 +91,23 @@ if __name__ == "__main__":
 """
 
 
-def test_processes_end_with_the_one_that_started_them(config: RunConfig, tmp_path: Path) -> None:
+def test_a_killed_study_leaves_no_process_and_keeps_what_was_finished(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    short = replace(config, seed=30)
     long = [replace(config, seed=seed, epochs=10_000, eval_every=10**6) for seed in (31, 32)]
-    (tmp_path / "configs.json").write_text(json.dumps([each.to_json() for each in long]))
+    (tmp_path / "configs.json").write_text(json.dumps([c.to_json() for c in (short, *long)]))
     (tmp_path / "long.py").write_text(LONG)
     command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path / "configs.json")]
     started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    finished = waited_for(lambda: runs.stored(short))
     children = waited_for(lambda: training(started.pid))
     started.send_signal(signal.SIGKILL)
     started.wait()
     assert waited_for(lambda: not any(child.is_running() for child in children))
+    assert finished
+    assert tma.run_all({"short": [short]}, processes=2) == {"short": [finished]}
+    assert [runs.stored(each) for each in long] == [None, None]
 
 
 def training(parent: int) -> list[psutil.Process]:

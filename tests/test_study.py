@@ -114,6 +114,17 @@ def test_runs_can_be_evaluated_at_their_ends_alone() -> None:
     assert (config.eval_at, config.eval_every, config.limit) == ((), 8, 32)
 
 
+def test_one_notebook_has_a_parameter_more() -> None:
+    given = {**GIVEN, "reward_model": "some/model", "In": ["# Parameters\nreward_model = 1"]}
+    study = tma.study_settings(given, "reward_model")
+    assert study.sampled("random")[0].reward_model == "some/model"
+    assert study.sampled("nearest")[0].reward_model is None
+    with pytest.raises(ParameterError, match="parameter name='reward_model' cannot be used"):
+        tma.study_settings(given)
+    with pytest.raises(ParameterError, match="reward_model=7 "):
+        tma.study_settings({**GIVEN, "reward_model": 7}, "reward_model")
+
+
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")

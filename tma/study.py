@@ -46,6 +46,8 @@ class StudyConfig:
     """Training steps wanted."""
     output_dir: str
     """Folder for the figures and tables."""
+    reward_model: str | None = None
+    """Folder or hub id of a model that scores answers; None: none does."""
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, tuple(SCALES))
@@ -53,6 +55,8 @@ class StudyConfig:
         check_dataset(self.dataset)
         check_count("seeds", self.seeds, 1)
         check_count("steps", self.steps, 1)
+        if self.reward_model is not None:
+            check_model(self.reward_model, (), "reward_model")
         if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
             raise wrong("output_dir", self.output_dir, "the name of a folder")
 
@@ -81,7 +85,7 @@ class StudyConfig:
         pool = self.limit if self.base.pool else None
         asked: dict[str, Any] = {"pool": pool}
         if order == "random":
-            asked["generate_at"] = self.checkpoints
+            asked |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
         return self._configs(order, asked | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
@@ -162,23 +166,25 @@ class StudyConfig:
 
 
 PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
-"""Names of the notebook parameters."""
+"""Names of the parameters of every notebook."""
 
 
-def study_settings(namespace: Mapping[str, Any]) -> StudyConfig:
+def study_settings(namespace: Mapping[str, Any], *more: str) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
     Args:
         namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
             notebook does not know; here such a name is refused.
+        more: names of parameters that not every notebook has, such as reward_model.
 
     Raises:
         ParameterError: a name or a value cannot be used.
     """
+    known = (*PARAMETERS, *more)
     for name in _injected(namespace.get("In", ())):
-        if name not in PARAMETERS:
-            raise wrong("parameter name", name, choices(PARAMETERS, name))
-    values: dict[str, Any] = {name: namespace.get(name) for name in PARAMETERS}
+        if name not in known:
+            raise wrong("parameter name", name, choices(known, name))
+    values: dict[str, Any] = {name: namespace.get(name) for name in known}
     scale = values["scale"]
     check_choice("scale", scale, tuple(SCALES))
     values["dataset"] = own_dataset(scale, values["dataset"])
