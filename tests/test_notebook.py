@@ -227,7 +227,9 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     assert claims.main([str(executed / "out")]) == 0
     found = claims.read(executed / "out" / "claims.json")
     assert [verdict.claim for verdict in found] == list(claims.CLAIMS)
-    assert all(v.verdict != "not tested at this scale" for v in found)
+    # A twentieth of two steps is no step.
+    assert [v.claim for v in found if v.verdict == "not tested at this scale"] == ["C1"]
+    found = [v for v in found if v.claim != "C1"]
     assert {v.n for v in found if v.claim != "C3"} == {18}
     assert [v.n for v in found if v.claim == "C3"] == [3]  # test tasks
     assert {v.seeds for v in found} == {2}
