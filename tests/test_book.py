@@ -160,7 +160,7 @@ def test_every_figure_has_a_name_a_caption_and_alt_text(path: Path) -> None:
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
 def test_no_result_is_typed_into_the_chapters(path: Path) -> None:
     text = (ROOT / "notebooks" / f"{path.stem}.md").read_text(encoding="utf-8")
-    _, heading, results = text.partition("\n## Result")
+    _, heading, results = text.partition("\n## What is run here")
     assert heading
     prose = re.sub(r"```.*?```", "", results, flags=re.DOTALL)
     assert not re.findall(r"(?<![\w`-])\d+\.\d+", prose)
