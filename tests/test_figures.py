@@ -145,6 +145,14 @@ def test_distances_and_loss_share_one_scale_in_each_task() -> None:
     assert names == ["test loss", "cosine avg", "euclidean min", "bigram KL"]
 
 
+def test_of_many_tasks_three_are_drawn() -> None:
+    tasks = [f"t{k}" for k in range(8)]
+    distances = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "measure": "bigram_kl"})
+    losses = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "loss": 2.0})
+    figure = panels.distances_figure(distances.assign(distance=1.0), losses)
+    assert [a.get_ylabel().split("\n")[0] for a in figure.axes] == ["t0", "t2", "t4"]
+
+
 def test_an_association_is_drawn_beside_its_baseline() -> None:
     similarity = np.linspace(-1, 1, 101)
     pairs = pd.DataFrame({"similarity": similarity, "drop": 2 * similarity})

@@ -27,6 +27,14 @@ def config(twelve_steps: RunConfig) -> RunConfig:
     return replace(twelve_steps, limit=6, eval_every=2)
 
 
+@pytest.fixture
+def apart(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the test are kept by themselves."""
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path))
+    for shared in ("assets", "models"):
+        (tmp_path / shared).symlink_to(cache / shared)
+
+
 def test_runs_of_two_processes_are_those_of_one(
     config: RunConfig,
     cache: Path,
@@ -91,6 +99,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.usefixtures("apart")
 def test_a_killed_study_leaves_no_process_and_keeps_what_was_finished(
     config: RunConfig, tmp_path: Path
 ) -> None:

@@ -54,7 +54,7 @@ def launch(
     )
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_several_processes_give_the_steps_and_losses_of_one(
     config: RunConfig, processes: int
 ) -> None:

@@ -37,13 +37,14 @@ def distances_figure(
         distances: columns order, task, step, measure, distance, from `seen.distance_curves`; more
             than one value, as of several seeds, is averaged.
         losses: columns order, task, step, loss (nats a token); averaged likewise.
-        tasks: which, from the top down; None: the first three.
+        tasks: which, from the top down; None: three, evenly spaced among all.
 
     Each curve is scaled to [0, 1] by its smallest and largest value in the whole row, so that the
     orders of one task can be compared; a curve that does not move lies at 0. Distances are thin,
     one colour a family and one dash pattern a statistic; the loss is thick.
     """
-    shown = list(tasks or list(dict.fromkeys(distances["task"]))[:3])
+    every = list(dict.fromkeys(distances["task"]))
+    shown = list(tasks or every[:: max(1, len(every) // 3)][:3])
     orders = list(dict.fromkeys(distances["order"]))
     names, looks = [], styles(orders)
     height = 2.3 * len(shown) + 1

@@ -24,7 +24,7 @@ LABELS = {
     "tma_fft": "FFT, farthest first",
     "tma_min": "MIN, nearest only",
     "tma_max": "MAX, farthest only",
-    "random": "random, all data",
+    "random": "random",
     "round_robin": "round-robin",
     "cluster": "cluster",
     "nearest": "nearest first, fine",
