@@ -1,7 +1,7 @@
 """Several runs at a time, each in a process of its own.
 
-A step of a small model keeps two cores busy only part of the time: two runs with one thread each
-finish about 1.4 times as soon as one after the other with two threads (README.md, "Speed").
+A step of a small model keeps two cores busy only part of the time: two runs with a thread each
+finish sooner than one after the other with two threads. More processes need more memory.
 """
 
 from __future__ import annotations
