@@ -49,9 +49,9 @@ def task_curves(runs: Runs) -> pd.DataFrame:
     parts = []
     for order, made in runs.items():
         for run in made:
-            named = run.losses.assign(task=run.losses["task"].fillna(run.losses["id"]))
-            means = named.groupby(["step", "task"], as_index=False)["loss"].mean()
-            parts.append(means.assign(order=order, seed=run.config.seed))
+            means = by_instance(run.losses).groupby(level="task").mean()
+            rows = means.reset_index().melt("task", var_name="step", value_name="loss")
+            parts.append(rows.assign(order=order, seed=run.config.seed))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table.reindex(columns=["order", "seed", "step", "task", "loss"])
 
