@@ -167,6 +167,7 @@ def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> No
         ["random", 7, 3, "a", 1.5],
     ]
     assert list(found) == ["order", "seed", "step", "task", "loss"]
+    assert found["step"].dtype == "int64"
 
 
 def test_two_orders_are_compared_by_one_number(runs: dict[str, list[Run]]) -> None:

@@ -51,7 +51,7 @@ def task_curves(runs: Runs) -> pd.DataFrame:
         for run in made:
             means = by_instance(run.losses).groupby(level="task").mean()
             rows = means.reset_index().melt("task", var_name="step", value_name="loss")
-            parts.append(rows.assign(order=order, seed=run.config.seed))
+            parts.append(rows.astype({"step": "int64"}).assign(order=order, seed=run.config.seed))
     table: pd.DataFrame = pd.concat(parts, ignore_index=True)
     return table.reindex(columns=["order", "seed", "step", "task", "loss"])
 
