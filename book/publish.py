@@ -50,6 +50,21 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
     return notebook
 
 
+def check_same_run(out: Path, name: str) -> None:
+    """Refuse results that were written after their notebook: another run left them there.
+
+    Raises:
+        SystemExit: the verdicts are newer than the notebook.
+    """
+    notebook, verdicts = out / f"{name}.ipynb", out / name / "claims.json"
+    if verdicts.stat().st_mtime > notebook.stat().st_mtime:
+        sys.exit(
+            f"{name}: {verdicts} is newer than {notebook}: a later run, with other parameters "
+            f"maybe, wrote it. Remove {notebook}, run `make notebooks`, and give runs of your own "
+            "another output_dir."
+        )
+
+
 def sentence(verdicts: Sequence[Verdict]) -> str:
     """Return the results in two sentences: how the claims stand, and the arrangement's gain."""
     paper = [v for v in verdicts if re.fullmatch(r"C\d", v.claim)]
@@ -79,13 +94,14 @@ def publish(root: Path) -> None:
     """Publish all notebooks of a checkout, their verdicts, the figure and the result.
 
     Raises:
-        SystemExit: a notebook was not run, or stored an error.
+        SystemExit: a notebook was not run, stored an error, or its results are of a later run.
     """
     out, book = root / "out", root / "book"
     ready = {}
     for name in names(root):
         if not (out / f"{name}.ipynb").is_file():
             sys.exit(f"{name}: out/{name}.ipynb is missing; run `make notebooks` first")
+        check_same_run(out, name)
         ready[name] = publishable(nbformat.read(out / f"{name}.ipynb", as_version=4), name)
     result = sentence(read(out / "claims.json"))
     for folder in ("notebooks", "images"):

@@ -110,12 +110,27 @@ def test_rounds_can_be_chosen() -> None:
     assert arranged("tma_rounds[8:9]") == []
 
 
-def test_a_pool_is_picked_and_then_arranged() -> None:
-    # The nearest round holds rows 0 and 4 (0° and 85°), the next one 1 and 3.
-    assert arranged("nearest", pool=4, select="tma_min", weight=0.0) == [0, 4, 1, 3]
-    assert arranged("farthest", pool=3, select="tma_min", weight=0.0) == [1, 4, 0]
-    assert arranged("random", pool=2, select="tma_max") in ([5, 6], [6, 5])
-    assert arranged("cluster", pool=2, select="nearest", weight=0.0, limit=1) in ([0], [4])
+def test_what_a_side_selects_can_be_shuffled() -> None:
+    # The nearest round holds rows 0 and 4 (0° and 85°), the next one 1 and 3; the farthest 5 and 6.
+    assert sorted(arranged("tma_min_rt", limit=4)) == [0, 1, 3, 4]
+    assert sorted(arranged("tma_max_rt", limit=2)) == [5, 6]
+    shuffled = {tuple(arranged("tma_min_rt", limit=4, seed=seed)) for seed in range(9)}
+    assert len(shuffled) > 3
+
+
+@pytest.mark.parametrize("side", ["tma_min", "tma_max"])
+def test_a_shuffled_side_holds_what_the_side_takes_from_the_same_pool(side: str) -> None:
+    for seed in range(5):
+        given: dict[str, Any] = {"pool": 5, "seed": seed, "limit": 3, "exact_limit": True}
+        assert set(arranged(side, **given)) == set(arranged(f"{side}_rt", **given))
+
+
+def test_near_duplicates_are_left_out_of_the_pool_that_the_seed_draws() -> None:
+    # Rows 0 (0°) and 4 (85°) are within 6° of a test row.
+    for seed in range(9):
+        drawn = set(arranged("random", pool=4, seed=seed))
+        strict = arranged("random", pool=4, seed=seed, exclude_near_duplicates=0.99)
+        assert set(strict) == drawn - {0, 4}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.stored_runs import NEAR, stored
 from tma import seen
-from tma.association import association, centred, step_match
-from tma.bootstrap import bounds, draws
+from tma.association import agreement, association, centred, located, step_match, table
+from tma.bootstrap import bounds, draws, seed_weights
 from tma.errors import ParameterError
 from tma.runs import Run
 
@@ -138,17 +138,16 @@ def test_the_interval_is_that_of_centring_each_resample_anew() -> None:
     tasks = list("aaabbccdd")
     drops = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
     similarity = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
-    often, seeds = draws(4, [0, 0]), draws(2, [0, 1])
+    often, seeds = draws(4, [0, 0]), seed_weights(2, [0, 1])
     found = []
     for by_task, by_run in zip(often[1:], seeds[1:], strict=True):
         rows = [i for i, task in enumerate(tasks) for _ in range(int(by_task["abcd".index(task)]))]
-        runs = [number for number in range(2) for _ in range(int(by_run[number]))]
-        x, y = (
-            np.concatenate([two_way(side[n].to_numpy()[rows]) for n in runs]).ravel()
-            for side in (drops, similarity)
-        )
-        varies = x @ x > 1e-12  # task b alone has one instance
-        found.append(x @ y / np.sqrt((x @ x) * (y @ y)) if varies else np.nan)
+        xy = xx = yy = 0.0
+        for weight, *pair in zip(by_run, drops, similarity, strict=True):
+            x, y = (two_way(side.to_numpy()[rows]).ravel() for side in pair)
+            xy, xx, yy = xy + weight * (x @ y), xx + weight * (x @ x), yy + weight * (y @ y)
+        varies = min(xx, yy) > 1e-12  # task b alone has one instance
+        found.append(np.clip(xy / np.sqrt(xx * yy), -1, 1) if varies else np.nan)
     ours = association(drops, similarity)
     assert (ours.low, ours.high) == pytest.approx(bounds(np.array(found)))
 
@@ -163,6 +162,26 @@ def test_within_tasks_what_a_task_shares_does_not_count() -> None:
     assert by_task.estimate > 0.9
     assert abs(inside.estimate) < 0.5
     assert inside.baseline_low < inside.estimate < inside.baseline_high
+
+
+def test_the_baseline_does_not_take_instances_of_a_task_for_independent() -> None:
+    # Five instances a task that share their courses, which are of no relation to one another: were
+    # single instances to change places, one in four such samples would look associated.
+    tasks = [task for task in "abcdefghijkl" for _ in range(5)]
+    small = 0
+    for seed in range(60):
+        courses = np.random.default_rng(seed).normal(size=(2, 12, 4)).repeat(5, axis=1)
+        small += association([frame(courses[0], tasks)], [frame(courses[1], tasks)]).p < 0.05
+    assert small <= 8  # three expected
+
+
+def test_tasks_of_unequal_size_change_places_too() -> None:
+    random = np.random.default_rng(5)
+    tasks = list("aaaabbcdd")
+    values = random.normal(size=(9, 4))
+    found = association([frame(values, tasks)], [frame(values, tasks)])
+    assert found.estimate == pytest.approx(1)
+    assert -1 <= found.baseline_low < found.baseline_high <= 1
 
 
 def test_what_does_not_vary_is_associated_with_nothing() -> None:
@@ -211,6 +230,19 @@ def test_a_task_whose_data_arrives_falls_then(tmp_path: Path) -> None:
     assert (found.estimate, found.n) == (1, 2)
     with pytest.raises(ParameterError, match="measure='cosine'"):
         step_match([run], [distances], "cosine")
+    largest = located([run], [distances], "cosine_min").set_index("task")
+    assert largest[["loss_step", "distance_step"]].to_numpy().tolist() == [[2, 2], [3, 3]]
+    assert largest[["loss_fall", "distance_fall"]].to_numpy().tolist() == [[1, 1], [1, 1]]
+    # One of the two tasks falls at either step.
+    assert largest["by_chance"].tolist() == [0.5, 0.5]
+    assert agreement(largest) == {"same": 1, "by_chance": 0.5}
+
+
+def test_associations_make_a_table() -> None:
+    values = frame([[2, 0], [0, 2]])
+    shown = table({"a": association([values], [values])})
+    assert shown.loc["a", ["estimate", "n", "seeds"]].tolist() == [1, 2, 1]
+    assert list(shown)[-3:] == ["baseline_low", "baseline_high", "p"]
 
 
 def test_the_pairs_of_a_correlation_can_be_drawn() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tma import claims
 from tma.bootstrap import Interval
-from tma.claims import CLAIMS, Verdict, collect, judge, judge_all, judge_any, untested, write
+from tma.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
 from tma.errors import DataError, ParameterError
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
@@ -33,13 +33,14 @@ def interval(low: float, high: float) -> Interval:
         ((0.1, 0.3), "negative", "not supported"),
         ((-0.1, 0.1), "negative", "inconclusive"),
         ((-0.1, 0.0), "negative", "inconclusive"),
-        ((-math.inf, math.inf), "positive", "inconclusive"),
+        ((-math.inf, 9.0), "positive", "inconclusive"),
     ],
 )
 def test_a_claim_holds_where_the_interval_is_on_its_side(
     ends: tuple[float, float], claimed: str, expected: str
 ) -> None:
-    assert judge(interval(*ends), claimed) == expected
+    judged = judge_all({"gap": (interval(*ends), claimed)})
+    assert (judged.verdict, judged.label, judged.interval) == (expected, "gap", interval(*ends))
 
 
 @pytest.mark.parametrize(
@@ -56,34 +57,76 @@ def test_a_claim_holds_where_the_interval_is_on_its_side(
 def test_a_claim_of_two_differences_needs_both(
     lower: tuple[float, float], higher: tuple[float, float], expected: str
 ) -> None:
-    judged = [(interval(*lower), "negative"), (interval(*higher), "positive")]
-    assert judge_all(judged) == expected
+    parts = {"lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")}
+    assert judge_all(parts).verdict == expected
+
+
+def test_the_interval_that_decides_is_shown() -> None:
+    clear, wide = interval(-0.3, -0.2), interval(-0.3, 0.1)
+    contrary, nothing = interval(0.1, 0.2), interval(-math.inf, math.inf)
+    names = {"clear": clear, "wide": wide, "contrary": contrary, "nothing": nothing}
+
+    def decides(*chosen: str) -> tuple[str, str]:
+        found = judge_all({name: (names[name], "negative") for name in chosen})
+        assert found.interval == names[found.label]
+        return found.verdict, found.label
+
+    assert decides("clear", "wide") == ("inconclusive", "wide")
+    assert decides("contrary", "wide") == ("not supported", "contrary")
+    assert decides("clear", "nothing", "contrary") == ("not supported", "contrary")
+    assert decides("clear", "nothing") == ("inconclusive", "nothing")
 
 
 def test_a_claim_of_any_difference_needs_one() -> None:
     around, above, below = interval(-0.1, 0.1), interval(0.1, 0.3), interval(-0.3, -0.1)
-    assert judge_any([around, above]) == "supported"
-    assert judge_any([below]) == "supported"
-    assert judge_any([around, around]) == "inconclusive"
+    assert judge_any({"a": around, "b": above}).verdict == "supported"
+    assert judge_any({"a": around, "b": above}).label == "b"
+    assert judge_any({"a": below}) == claims.Judged("supported", below, "a")
+    assert judge_any({"a": around, "b": around}).verdict == "inconclusive"
     with pytest.raises(ParameterError, match="one interval at least"):
-        judge_any([])
+        judge_any({})
+
+
+def test_one_of_several_intervals_has_to_be_clearer_than_one_alone() -> None:
+    # Widened by 2.2414/1.9600, the normal quantiles at 0.9875 and at 0.975.
+    near = Interval(1.0, 0.05, 1.95, 10, 3)
+    assert judge_any({"a": near}).verdict == "supported"
+    found = judge_any({"a": near, "b": interval(-0.5, 0.6)})
+    assert (found.verdict, found.label) == ("inconclusive", "a")
+    assert found.interval.low == pytest.approx(1 - 0.95 * 2.2414 / 1.9600, abs=1e-4)
+    assert found.interval.high == pytest.approx(1 + 0.95 * 2.2414 / 1.9600, abs=1e-4)
+    assert found.interval.estimate == 1
 
 
 def test_judging_needs_a_side_and_an_interval() -> None:
     with pytest.raises(ParameterError, match="claimed='lower'"):
-        judge(GAP, "lower")
+        judge_all({"gap": (GAP, "lower")})
     with pytest.raises(ParameterError, match="one interval at least"):
-        judge_all([])
+        judge_all({})
+
+
+def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
+    shares = {0.05: Interval(0.7, 0.6, 0.8, 18, 3), 0.1: Interval(0.8, 0.7, 0.9, 18, 3)}
+    found = claims.early("01", shares, 20)
+    assert (found.estimate, found.low, found.verdict) == (
+        pytest.approx(0.2),
+        pytest.approx(0.1),
+        "supported",
+    )
+    late = claims.early("01", shares, 19)
+    assert (late.verdict, late.estimate) == ("not tested at this scale", None)
+    assert late.measure == "5 % of 19 steps are less than one step"
 
 
 def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
-    first = claims.tested("C6", "04_tma", "NFT minus RT (nats a token)", GAP, "supported")
+    judged = judge_all({"NFT minus RT": (GAP, "negative")})
+    first = claims.tested("C6", "04_tma", "final loss, nats a token", judged)
     write(tmp_path / "claims.json", [first, untested("C1", "01_early", "too few steps")])
     assert json.loads((tmp_path / "claims.json").read_text()) == [
         {
             "claim": "C6",
             "notebook": "04_tma",
-            "measure": "NFT minus RT (nats a token)",
+            "measure": "NFT minus RT: final loss, nats a token",
             "estimate": -0.2,
             "low": -0.3,
             "high": -0.1,
@@ -106,9 +149,8 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
 
 
 def test_a_number_that_is_none_is_left_out() -> None:
-    found = claims.tested(
-        "C1", "01", "share", Interval(0.5, -math.inf, math.nan, 4, 1), "inconclusive"
-    )
+    endless = Interval(0.5, -math.inf, math.nan, 4, 1)
+    found = claims.tested("C1", "01", "share", claims.Judged("inconclusive", endless, "a"))
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
 
 
@@ -133,11 +175,10 @@ def test_the_verdicts_of_all_notebooks_come_in_one_sequence(tmp_path: Path) -> N
     assert claims.read(tmp_path / "claims.json") == found
 
 
-def test_a_claim_without_a_chapter_is_untested_and_one_with_two_an_error(tmp_path: Path) -> None:
+def test_each_claim_needs_one_verdict(tmp_path: Path) -> None:
     most = leave(tmp_path / "most", [name for name in SEQUENCE if name != "C5"])
-    absent = next(verdict for verdict in collect([most]) if verdict.claim == "C5")
-    assert (absent.measure, absent.estimate) == ("its chapter is to come", None)
-    assert absent.verdict == "not tested at this scale"
+    with pytest.raises(DataError, match=r"'C5' has 0 verdicts \(none\) in 1 folders"):
+        collect([most])
     with pytest.raises(DataError, match="no folder has a claims"):
         collect([])
     more = leave(tmp_path / "more", ["C5", "C6"])
@@ -162,7 +203,10 @@ def test_a_file_of_something_else_is_an_error(
 
 def test_the_table_leaves_empty_what_was_not_tested() -> None:
     shown = claims.table(
-        [claims.tested("C6", "04", "gap", GAP, "supported"), untested("C1", "01", "why")]
+        [
+            claims.tested("C6", "04", "gap", judge_all({"a": (GAP, "negative")})),
+            untested("C1", "01", "why"),
+        ]
     )
     assert shown.loc["C6", "n"] == 72
     assert shown.loc["C1", ["estimate", "low", "high", "n", "seeds"]].isna().all()

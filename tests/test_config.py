@@ -85,8 +85,6 @@ def test_settings_travel_as_json() -> None:
     ("change", "words"),
     [
         ({"order": "nearset"}, "order='nearset'"),
-        ({"select": "nearset", "pool": 3}, "select='nearset'"),
-        ({"select": "tma_min"}, "select='tma_min' .* a pool with it"),
         ({"pool": 0}, "pool=0 .* at least 1"),
         ({"collision": "each"}, "collision='each' .* order='random'"),
         ({"by": "tasks"}, "by='tasks' .*did you mean task"),
@@ -126,10 +124,5 @@ def test_checking_parameters_waits_for_no_heavy_library() -> None:
 
 
 def test_the_method_has_every_setting_of_the_arrangement() -> None:
-    config = RunConfig.at(
-        "pocket", order="nearest", seed=2, pool=9, select="tma_max", collision="each", weight=0.5
-    )
-    assert config.method == Method(
-        "nearest", 32, 2, weight=0.5, collision="each", pool=9, select="tma_max"
-    )
-    assert config.method.selection == Method("tma_max", 9, 2, collision="each", exact_limit=True)
+    config = RunConfig.at("pocket", order="nearest", seed=2, pool=9, weight=0.5)
+    assert config.method == Method("nearest", 32, 2, weight=0.5, pool=9)

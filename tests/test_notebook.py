@@ -66,7 +66,8 @@ def test_notebooks_are_short_and_hold_no_logic(path: Path) -> None:
     code = [c.source for c in cells if c.cell_type == "code"]
     lines = sorted(len(source.splitlines()) for source in code)
     assert lines[len(lines) // 2] < 8
-    assert not any("def " in source for source in code)
+    words = {name for source in code for name in re.findall(r"\b(?:def|if|while|lambda)\b", source)}
+    assert not words
     told = [c.source for c in cells if c.cell_type == "markdown"]
     assert len("".join(told)) > 0.4 * len("".join(code + told))
 
@@ -240,8 +241,8 @@ def test_no_run_is_made_twice(executed: Path, cache: Path) -> None:
     tiny = [json.dumps(m["config"], sort_keys=True) for m in manifests]
     assert len(tiny) == len(set(tiny))
     sampled = [m["config"] for m in manifests if m["config"]["pool"] == 8]
-    shared = [c for c in sampled if c["order"] == "random" and c["select"] == "random"]
-    # One a seed for all notebooks, but for the first: its answers have another score.
+    shared = [c for c in sampled if c["order"] == "random"]
+    # One a seed for all notebooks, but for the first, whose runs answer the prompts.
     assert len(shared) == 4
 
 

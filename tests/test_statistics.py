@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from tests.stored_runs import FAR, NEAR, moved, stored
 from tma import statistics
-from tma.bootstrap import Interval, bounds, by_instance, draws, resample, table
+from tma.bootstrap import (
+    Interval,
+    bounds,
+    by_instance,
+    draws,
+    measures_table,
+    resample,
+    seed_weights,
+    table,
+)
 from tma.errors import ParameterError
 from tma.runs import Run
 
@@ -48,6 +57,16 @@ def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
     # Trapezoids (4 + 2.5)/2 · 2 and (2.5 + 1.5)/2 · 2 over 4 steps.
     assert row["area"] == 2.625
     assert (row["instances"], row["steps"], row["seeds"]) == (64, 4, 1)
+
+
+def test_areas_are_compared_on_the_steps_that_all_evaluated(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    ends = {key: [value[0], value[-1]] for key, value in NEAR.items()}
+    coarse = stored(tmp_path / "ends", "tma_min", ends, steps=(0, 4))
+    table = statistics.summary({"tma_nft": runs["tma_nft"], "tma_min": [coarse]})
+    # (4 + 1.5)/2 for both, though the first was evaluated in between too.
+    assert table["area"].tolist() == [2.75, 2.75]
 
 
 def test_a_difference_that_is_the_same_everywhere_has_no_width(runs: dict[str, list[Run]]) -> None:
@@ -91,11 +110,14 @@ def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_interval_covers_the_choice_of_seeds(tmp_path: Path) -> None:
-    # A run of the one order against two shufflings, 1 below it and 1 above it in every task.
+    # A run of the one order against two shufflings, 1 below it and 1 above it in every task. Half
+    # of the resamples hold both; those with one alone lie √2 away, since two seeds show half of
+    # the variance.
     near = [stored(tmp_path / "near", "tma_nft", NEAR)]
     random = [stored(tmp_path / f"r{s}", "tma_rt", moved(NEAR, 2 * s - 3), s) for s in (1, 2)]
     last = statistics.differences(near, random)[-1]
-    assert (last.estimate, last.low, last.high, last.seeds) == (0, -1, 1, 2)
+    assert (last.estimate, last.seeds) == (0, 2)
+    assert (last.low, last.high) == pytest.approx((-math.sqrt(2), math.sqrt(2)))
     back = statistics.differences(random, near)[-1]
     assert (back.estimate, back.seeds) == (0, 2)
 
@@ -153,7 +175,7 @@ def test_a_run_without_chance_stands_beside_every_seed_of_several_sides(tmp_path
         for name, seeds in (("f", (0, 1, 2)), ("o", (1, 2, 3)))
     )
     found = statistics.combination([(1, far), (-1, other), (1, near)])
-    assert (found.estimate, found.low, found.high, found.seeds) == (1.5, 1, 2, 2)
+    assert (found.estimate, found.low, found.high, found.seeds) == pytest.approx((1.5, 1, 2, 2))
 
 
 def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> None:
@@ -220,35 +242,26 @@ def test_a_loss_that_does_not_fall_has_no_share(tmp_path: Path) -> None:
     assert not found.clear
 
 
-def answered(tmp_path: Path) -> list[Run]:
-    rouge = {key: [0, 0.5, 0.25] for key in NEAR}
-    match = {key: [0, 0, 0] for key in NEAR}
-    scores = {"rouge1": rouge, "exact_match": match}
-    return [stored(tmp_path / f"{s}", "tma_rt", NEAR, s, scores=scores) for s in (0, 1)]
+@pytest.mark.parametrize("size", [2, 3, 10])
+def test_weights_of_seeds_show_the_variance_of_a_mean(size: int) -> None:
+    weights = seed_weights(size, 0)
+    np.testing.assert_allclose(weights.sum(axis=1), 1)
+    np.testing.assert_allclose(weights[0], 1 / size)
+    values = np.random.default_rng(1).normal(size=size)
+    # The unbiased variance of a mean; 2,000 resamples tell it to a few hundredths.
+    assert (weights[1:] @ values).var() == pytest.approx(values.var(ddof=1) / size, rel=0.1)
+    np.testing.assert_array_equal(seed_weights(1, 0), np.ones((len(weights), 1)))
 
 
-def test_metrics_stand_beside_the_loss_of_the_same_steps(tmp_path: Path) -> None:
-    table = statistics.metric_curves(answered(tmp_path))
-    assert list(dict.fromkeys(table["metric"])) == ["loss", "rouge1", "exact_match"]
-    of_seed = table[(table["seed"] == 1) & (table["metric"] == "rouge1")]
-    assert of_seed[["step", "value"]].to_numpy().tolist() == [[0, 0], [2, 0.5], [4, 0.25]]
-    assert table[table["metric"] == "loss"]["value"].tolist() == [4, 2.5, 1.5] * 2
-
-
-def test_roughness_is_the_share_of_movement_that_goes_backward(tmp_path: Path) -> None:
-    runs = answered(tmp_path)
-    found = statistics.roughness(runs)
-    # ROUGE goes 0.5 up and 0.25 down; the loss only falls; exact match does not move.
-    rough = found["rouge1"]
-    assert (rough.estimate, rough.low, rough.high) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
-    assert (rough.n, rough.seeds) == (4, 2)
-    assert found["loss"].estimate == 0
-    assert math.isnan(found["exact_match"].estimate)
-    gaps = statistics.roughness(runs, "loss")
-    assert list(gaps) == ["rouge1", "exact_match"]
-    assert gaps["rouge1"].estimate == pytest.approx(1 / 3)
-    with pytest.raises(ParameterError, match="against='bleu'"):
-        statistics.roughness(runs, "bleu")
+def test_pairs_of_orders_are_compared_by_every_measure(runs: dict[str, list[Run]]) -> None:
+    found = statistics.contrasts(runs, {"near − far": ("tma_nft", "tma_fft")})
+    assert list(found) == ["final", "area", "steps_to_threshold"]
+    assert {m: gaps["near − far"].estimate for m, gaps in found.items()} == pytest.approx(
+        {"final": -0.5, "area": -0.625, "steps_to_threshold": -4 / 3}
+    )
+    shown = measures_table(found)
+    assert shown.loc["near − far", ("area", "low")] == -0.625
+    assert shown.shape == (1, 9)
 
 
 def test_intervals_make_a_table() -> None:
@@ -277,15 +290,14 @@ def test_a_resample_is_the_mean_over_the_drawn_tasks_and_seeds(
     found = resample([[pd.DataFrame(one, index) for one in values]], seed)
     clusters = tasks if len(set(tasks)) > 1 else list(range(len(tasks)))
     names = sorted(set(clusters))
-    often, by_seed = draws(len(names), [seed, 0]), draws(seeds, [seed, 1])
+    often, weights = draws(len(names), [seed, 0]), seed_weights(seeds, [seed, 1])
     for row in (0, 1, 2, 3):
         rows = [
             instance
             for instance, cluster in enumerate(clusters)
             for _ in range(int(often[row, names.index(cluster)]))
         ]
-        drawn = [one for one in range(seeds) for _ in range(int(by_seed[row, one]))]
-        plain = np.mean([[values[one, i] for i in rows] for one in drawn], axis=(0, 1))
+        plain = sum(weights[row, one] * values[one, rows].mean(axis=0) for one in range(seeds))
         np.testing.assert_allclose(found.means[row, 0], plain, atol=1e-12)
 
 

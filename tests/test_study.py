@@ -68,28 +68,38 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
     for order in ("random", "nearest", "cluster"):
         made = study.sampled(order)
         assert [config.seed for config in made] == [0, 1, 2]
-        assert {(config.pool, config.select, config.limit) for config in made} == {
-            (32, "random", 32)
-        }
+        assert {(config.pool, config.limit) for config in made} == {(32, 32)}
     assert [config.pool for config in study.pooled("tma_nft")] == [920] * 3
 
 
-def test_a_selection_that_no_seed_changes_is_run_once() -> None:
-    study = tma.study_settings({**GIVEN, "seeds": 3})
-    assert len(study.pooled("nearest", select="tma_min", pool=32)) == 1
-    assert len(study.pooled("random", select="tma_min", pool=32)) == 3
+def test_an_order_that_no_seed_changes_is_run_once() -> None:
     paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini", "seeds": 2})
     assert [len(paper.sampled(order)) for order in ("nearest", "random")] == [1, 2]
     assert paper.sampled("nearest")[0].pool is None
 
 
-def test_runs_in_random_order_answer_the_prompts_at_doubling_steps() -> None:
-    study = tma.study_settings({**GIVEN, "steps": 12})
-    assert study.checkpoints == (0, 1, 2, 4, 8, 12)
-    assert study.sampled("random")[0].generate_at == (0, 1, 2, 4, 8, 12)
-    assert study.sampled("nearest")[0].generate_at == ()
-    assert study.sampled("nearest")[0].eval_at == (0, 1, 2, 4, 8, 12)
+def test_losses_are_taken_at_doubling_steps_and_every_eighth() -> None:
+    study = tma.study_settings({**GIVEN, "steps": 24})
+    assert study.checkpoints == (0, 1, 2, 3, 4, 6, 8, 9, 12, 15, 16, 18, 21, 24)
+    assert study.sampled("nearest")[0].eval_at == study.checkpoints
     assert tma.study_settings({**GIVEN, "steps": 1}).checkpoints == (0, 1)
+    assert tma.study_settings({**GIVEN, "steps": 3}).checkpoints == (0, 1, 2, 3)
+
+
+def test_chapter_one_is_longer_and_its_random_runs_answer_the_prompts() -> None:
+    early = tma.study_settings(GIVEN, early=True)
+    assert (early.steps, early.limit) == (24, 96)
+    assert early.sampled("random")[0].generate_at == early.checkpoints
+    assert early.sampled("nearest")[0].generate_at == ()
+    assert tma.study_settings(GIVEN).sampled("random")[0].generate_at == ()
+    assert tma.study_settings({**GIVEN, "steps": 5}, early=True).steps == 5
+
+
+def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
+    given = {**GIVEN, "scale": "study", "dataset": "p3"}
+    first, other = (tma.study_settings(given, early=early) for early in (True, False))
+    assert first.sampled("random") == other.sampled("random")
+    assert other.sampled("random")[0].generate_at == other.checkpoints
 
 
 def test_blocks_are_as_many_as_the_data_surely_fills() -> None:
@@ -105,24 +115,30 @@ def test_thresholds_leave_out_the_nearest_shares() -> None:
     angles = np.radians(np.arange(101) / 2)
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     found = tma.study_settings(GIVEN).thresholds(X, np.array([[1, 0]], dtype=np.float32))
-    assert found == [round(math.cos(math.radians(0.5)), 3), round(math.cos(math.radians(2.5)), 3)]
+    shares = [round(math.cos(math.radians(0.5)), 3), round(math.cos(math.radians(2.5)), 3)]
+    # 36 rows are as similar as 0.95 (18.2°), but more than half as similar as 0.9 (25.8°).
+    assert found == [*shares, 0.95]
 
 
-def test_runs_can_be_evaluated_at_their_ends_alone() -> None:
-    study = tma.study_settings(GIVEN)
-    [config] = study.pooled("tma_nft", **study.ends)
-    assert (config.eval_at, config.eval_every, config.limit) == ((), 8, 32)
+def test_near_duplicates_are_thresholds_where_there_are_some() -> None:
+    # Two of 101 rows lie within 18.2° (0.95) of the test row, two more within 36.9° (0.8).
+    angles = np.radians([0, 15, 30, 36, *range(60, 157)])
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    found = tma.study_settings(GIVEN).thresholds(X, np.array([[1, 0]], dtype=np.float32))
+    # A hundredth of 101 rows is the first one at 15°, a twentieth the sixth at 61°.
+    fifteen, sixty_one = (round(math.cos(math.radians(angle)), 3) for angle in (15, 61))
+    assert found == [fifteen, 0.95, 0.9, 0.8, sixty_one]
 
 
 def test_one_notebook_has_a_parameter_more() -> None:
     given = {**GIVEN, "reward_model": "some/model", "In": ["# Parameters\nreward_model = 1"]}
-    study = tma.study_settings(given, "reward_model")
+    study = tma.study_settings(given, early=True)
     assert study.sampled("random")[0].reward_model == "some/model"
     assert study.sampled("nearest")[0].reward_model is None
     with pytest.raises(ParameterError, match="parameter name='reward_model' cannot be used"):
         tma.study_settings(given)
     with pytest.raises(ParameterError, match="reward_model=7 "):
-        tma.study_settings({**GIVEN, "reward_model": 7}, "reward_model")
+        tma.study_settings({**GIVEN, "reward_model": 7}, early=True)
 
 
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,6 @@ def arrange(
     exact_limit: bool = False,
     exclude_near_duplicates: float | None = None,
     pool: int | None = None,
-    select: str = "random",
     texts: Texts | None = None,
     device: str | None = None,
 ) -> Order:
@@ -68,7 +66,9 @@ def arrange(
             order. `tma_max`: the N farthest, the farthest round first. `tma_nft`: N/2 nearest in
             round order, then N/2 farthest with the farthest round last. `tma_fft`: N/2 farthest,
             the farthest round first, then N/2 nearest with the nearest round last. `tma_rt`: the
-            rows of `tma_nft`, shuffled. `tma_rounds[i:j]`: the nearest rounds i to j - 1.
+            rows of `tma_nft`, shuffled; `tma_min_rt` and `tma_max_rt`: those of `tma_min` and
+            `tma_max`, which tell what is selected from its order.
+            `tma_rounds[i:j]`: the nearest rounds i to j - 1.
         X: (n, d) unit embeddings of the training rows, in memory or memory-mapped.
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row; needed by the orders that go by tasks.
@@ -85,9 +85,8 @@ def arrange(
         exact_limit: TMA: cut the last round, so that each side takes just the rows wanted of it.
         exclude_near_duplicates: leave out training rows with at least this cosine similarity to a
             test row; how many is logged.
-        pool: rows that are arranged; None: all. The others are not used.
-        select: name of the order whose first `pool` rows these are: "random" draws them by the
-            seed, "tma_min" takes the nearest. One seed draws one pool, whatever then arranges it.
+        pool: rows that the seed draws, before near-duplicates are left out; only these are
+            arranged. None: all. One seed draws one pool, whatever then arranges it.
         texts: training and test texts; needed by `measure="bigram_kl"`.
         device: where products are computed; None: a GPU if there is one. No influence on the order.
 
@@ -104,7 +103,7 @@ def arrange(
     """
     method = Method(
         name, limit, seed, measure, weight, collision, within, exact_limit,
-        exclude_near_duplicates, pool, select,
+        exclude_near_duplicates, pool,
     )  # fmt: skip
     return arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)[0]
 
@@ -127,34 +126,40 @@ def arrange_by(
     texts = None if texts is None else (list(texts[0]), list(texts[1]))
     check_length("tasks", tasks, "X", len(train))
     check_texts(texts, len(train), len(test))
-    numbers = _usable(method.exclude_near_duplicates, train, test, device)
-    left_out = len(train) - len(numbers)
+    drawn = _pool(method, len(train))
+    numbers = _usable(method.exclude_near_duplicates, train, test, drawn, device)
+    left_out = len(drawn) - len(numbers)
     rows = Rows(train, test.float32, numbers, tasks, texts, method, device, left_out)
-    if method.selection is not None and len(numbers):
-        picking = replace(rows, method=method.selection)
-        picked = _ORDERS[order_name(method.select)](picking)
-        rows = replace(rows, numbers=np.sort(picked))
     made = _ORDERS[order_name(method.name)](rows) if len(rows.numbers) else _joined([])
     train.check()  # an order that needs no embeddings has not read them
     return made, rows
 
 
-def _usable(threshold: float | None, X: UnitRows, Y: UnitRows, device: str | None) -> Order:
-    """Return the numbers of the training rows that may be used."""
+def _pool(method: Method, rows: int) -> Order:
+    """Return the ascending numbers of the rows that the seed draws."""
+    if method.pool is None:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng(method.seed).permutation(rows)[: method.pool])
+
+
+def _usable(
+    threshold: float | None, X: UnitRows, Y: UnitRows, drawn: Order, device: str | None
+) -> Order:
+    """Return which of the drawn training rows may be used."""
     if threshold is None:
-        return np.arange(len(X))
+        return drawn
     from tma.duplicates import near_duplicates
 
-    found = near_duplicates(X, Y, threshold, device=device).duplicate
+    found = near_duplicates(X, Y, threshold, device=device).duplicate[drawn]
     count = int(found.sum())
     log.warning(
         "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
         "least %g) and are left out",
         count,
-        len(X),
+        len(drawn),
         threshold,
     )
-    return np.flatnonzero(~found)
+    return drawn[~found]
 
 
 @order("random")
@@ -226,9 +231,9 @@ def _coarse(rows: Rows, *, farthest: bool) -> Order:
 def sides(rows: Rows) -> tuple[list[Order], list[Order]]:
     """Return the nearest and the farthest rounds of which an order is made, if it is."""
     name, limit = order_name(rows.method.name), rows.limit
-    if name == "tma_min":
+    if name in ("tma_min", "tma_min_rt"):
         return list(rounds(rows, limit)), []
-    if name == "tma_max":
+    if name in ("tma_max", "tma_max_rt"):
         return [], list(rounds(rows, limit, farthest=True))
     if name == "tma_rounds[i:j]":
         return _some_rounds(rows), []
@@ -277,6 +282,12 @@ def _fft(rows: Rows) -> Order:
 @order("tma_rt")
 def _rt(rows: Rows) -> Order:
     return rows.random.permutation(_nft(rows))
+
+
+@order("tma_min_rt")
+@order("tma_max_rt")
+def _one_side_rt(rows: Rows) -> Order:
+    return rows.random.permutation(_one_side(rows))
 
 
 def _reversed(rows: Rows, made: list[Order]) -> list[Order]:

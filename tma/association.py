@@ -9,14 +9,14 @@ data just seen was more similar to this instance than usual, did its loss drop m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws
+from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws, seed_weights
 from tma.errors import ParameterError, check_choice, check_length
 from tma.method import MEASURES
 from tma.runs import Run
@@ -60,10 +60,11 @@ def association(
 
     Returns:
         The correlation in [-1, 1] over all runs, each centred by itself. Its interval draws whole
-        tasks (instances if there is one task only) and the seeds. The baseline gives each instance
-        another's course of similarity, the same one's in every run, since an instance's courses
-        belong together. NaN, with an endless interval and p = 1, where one of the two does not vary
-        once the means are taken off, as with one instance or one interval.
+        tasks (instances if there is one task only) and the seeds. The baseline gives the instances
+        of each task the courses of similarity of another's (`within_tasks`: each instance that of
+        another of its task), the same one's in every run, since they belong together. NaN, with an
+        endless interval and p = 1, where one of the two does not vary once the means are taken off,
+        as with one instance or one interval.
 
     Raises:
         ParameterError: no runs, or tables that do not fit each other.
@@ -82,7 +83,11 @@ def association(
     drawn = pd.factorize(np.array(run_seeds if run_seeds is not None else range(len(runs))))[0]
     check_length("run_seeds", drawn.tolist(), "drops and similarity", len(runs))
     estimate, resamples = _bootstrap(runs, index, drawn, seed)
-    permuted = _permuted(runs, codes, seed) if np.isfinite(estimate) else np.array([np.nan])
+    permuted = (
+        _permuted(runs, index, seed, within=within_tasks)
+        if np.isfinite(estimate)
+        else np.array([np.nan])
+    )
     baseline_low, baseline_high = bounds(permuted)
     extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
     low, high = bounds(resamples)
@@ -115,22 +120,85 @@ def step_match(
     Returns:
         The `association` of two falls between consecutive evaluations, with test tasks for
         instances (n counts tasks): that of a task's mean loss, and that of its distance from
-        the data seen so far.
+        the data seen so far. The first interval is not among them: before it nothing was seen.
 
     Raises:
         ParameterError: an unknown measure, or tables that do not fit each other.
 
     Source: the paper's claim that the loss drops at the step at which similar data arrives.
     """
-    check_choice("measure", measure, MEASURES)
-    losses, nearer = [], []
-    for run, table in zip(runs, distances, strict=True):
-        rows = table[table["measure"] == measure]
-        fall = falls(rows.pivot(index="task", columns="step", values="distance"))
-        tasks = by_instance(run.losses).groupby(level="task").mean()
-        losses.append(_as_instances(falls(tasks)[fall.columns]))
-        nearer.append(_as_instances(fall))
+    both = [
+        [_as_instances(table) for table in _task_falls(run, table, measure)]
+        for run, table in zip(runs, distances, strict=True)
+    ]
+    losses, nearer = zip(*both, strict=True) if both else ((), ())
     return association(losses, nearer, run_seeds=[run.config.seed for run in runs], seed=seed)
+
+
+def located(
+    runs: Sequence[Run], distances: Sequence[pd.DataFrame], measure: str = "cosine_avg"
+) -> pd.DataFrame:
+    """Return where the loss of each test task falls most, and where its distance does.
+
+    Args:
+        runs: runs of one order, one a seed.
+        distances: of each run its distances, from `seen.distance_curves`.
+        measure: one of their measures.
+
+    Returns:
+        One row a (seed, task): seed, task, loss_step and distance_step (at which the interval of
+        the largest fall ends), loss_fall (nats a token) and distance_fall, and by_chance: the share
+        of the run's tasks whose distance falls most at this loss_step. The first interval is left
+        out as in `step_match`.
+
+    Raises:
+        ParameterError: an unknown measure.
+    """
+    parts = []
+    for run, table in zip(runs, distances, strict=True):
+        loss, nearer = _task_falls(run, table, measure)
+        steps = loss.idxmax(axis=1), nearer.idxmax(axis=1)
+        found = {
+            "seed": run.config.seed,
+            "task": loss.index,
+            "loss_step": steps[0].to_numpy(),
+            "distance_step": steps[1].to_numpy(),
+            "loss_fall": loss.max(axis=1).to_numpy(),
+            "distance_fall": nearer.max(axis=1).to_numpy(),
+            "by_chance": [float((steps[1] == step).mean()) for step in steps[0]],
+        }
+        parts.append(pd.DataFrame(found))
+    return pd.concat(parts, ignore_index=True)
+
+
+def agreement(located: pd.DataFrame) -> dict[str, float]:
+    """Return how often loss and distance fall most in the same interval, and how often by chance.
+
+    Args:
+        located: from `located`.
+
+    Returns:
+        same: the share of rows whose two steps are equal; by_chance: the share to be expected if
+        each task had the distances of a random one of the same run.
+    """
+    same = located["loss_step"] == located["distance_step"]
+    return {"same": float(same.mean()), "by_chance": float(located["by_chance"].mean())}
+
+
+def _task_falls(run: Run, table: pd.DataFrame, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the falls of loss and of distance by task × interval."""
+    check_choice("measure", measure, MEASURES)
+    rows = table[table["measure"] == measure]
+    nearer = falls(rows.pivot(index="task", columns="step", values="distance"))
+    losses = by_instance(run.losses).groupby(level="task").mean()
+    return falls(losses)[nearer.columns], nearer
+
+
+def table(found: Mapping[str, Association]) -> pd.DataFrame:
+    """Return named associations as rows for display: interval, n, seeds, baseline, p."""
+    columns = ("estimate", "low", "high", "n", "seeds", "baseline_low", "baseline_high", "p")
+    rows = {name: [getattr(one, column) for column in columns] for name, one in found.items()}
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
 def centred(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -199,7 +267,7 @@ def _bootstrap(
     """
     level = "task" if index.get_level_values("task").nunique() > 1 else "id"
     cluster = pd.factorize(index.get_level_values(level))[0]
-    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), draws(drawn.max() + 1, [seed, 1])
+    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), seed_weights(drawn.max() + 1, [seed, 1])
     total = np.zeros((3, 1 + RESAMPLES))
     for number, both in enumerate(runs):
         size, means = tasks @ np.bincount(cluster), []
@@ -216,20 +284,45 @@ def _bootstrap(
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )
-    return float(found[0]), found[1:]
+    # Weights of seeds below zero can carry a resample past what a correlation can be.
+    return float(found[0]), np.clip(found[1:], -1, 1)
 
 
-def _permuted(runs: Sequence[tuple[Floats, Floats]], codes: NDArray[np.int64], seed: int) -> Floats:
-    """Return the correlation under permutations of the instances, (PERMUTATIONS,).
+def _permuted(
+    runs: Sequence[tuple[Floats, Floats]], index: pd.Index, seed: int, *, within: bool
+) -> Floats:
+    """Return the correlation under permutations, (PERMUTATIONS,).
 
-    Whole rows change places within their group, so that no mean changes, and the scale neither.
+    The instances of a task are alike, so that whole tasks change places, an instance taking the
+    similarities of one of the other task's; within tasks, or where there is one, instances do.
     """
     random = np.random.default_rng([seed, 2])
-    scale = np.sqrt(np.prod([sum((both[i] ** 2).sum() for both in runs) for i in (0, 1)]))
-    sorted_rows = np.argsort(codes, kind="stable")
+    tasks = pd.factorize(index.get_level_values("task"))[0]
+    members = [np.flatnonzero(tasks == task) for task in range(tasks.max() + 1)]
+    codes = tasks if within else np.zeros_like(tasks)
     permuted = np.empty(PERMUTATIONS)
     for number in range(PERMUTATIONS):
-        row = np.empty(len(codes), dtype=np.int64)
-        row[sorted_rows] = np.lexsort((random.random(len(codes)), codes))
-        permuted[number] = sum(np.vdot(d, s[row]) for d, s in runs) / scale
+        if within or len(members) == 1:
+            row = _permuted_within(random, tasks)
+        else:
+            row = _permuted_tasks(random, members, len(tasks))
+        # Tasks of unequal size change the means.
+        both = [(d, _centred(s[row], codes)) for d, s in runs]
+        scale = np.sqrt(np.prod([sum((pair[i] ** 2).sum() for pair in both) for i in (0, 1)]))
+        permuted[number] = sum(np.vdot(d, s) for d, s in both) / scale
     return permuted
+
+
+def _permuted_within(random: np.random.Generator, tasks: NDArray[np.int64]) -> NDArray[np.int64]:
+    row = np.empty(len(tasks), dtype=np.int64)
+    row[np.argsort(tasks, kind="stable")] = np.lexsort((random.random(len(tasks)), tasks))
+    return row
+
+
+def _permuted_tasks(
+    random: np.random.Generator, members: Sequence[NDArray[np.int64]], size: int
+) -> NDArray[np.int64]:
+    row = np.empty(size, dtype=np.int64)
+    for own, other in zip(members, random.permutation(len(members)), strict=True):
+        row[own] = np.resize(members[other], len(own))
+    return row

@@ -3,15 +3,20 @@
 The unit that is drawn is the test task, whole, because instances of one task are alike and drawing
 them one by one would promise too much; instances are drawn where there is one task only, or none.
 Seeds are drawn too, independently of the tasks, if there are several (the two-way bootstrap of
-Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). With two or three seeds it
-sees only part of what the choice of seeds does. One draw gives whole curves, so that the final
-loss, the area or any other functional comes from the same resamples.
+Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). A bootstrap of S units shows a
+variance too small by (S - 1)/S, a third with three seeds; the deviations of the drawn weights from
+equal ones are widened by the root of that. With three seeds whose choice matters more than that of
+the tasks an interval still covers less than it says (`benchmarks/coverage.py` measures how much);
+with one seed it says nothing about seeds. One draw gives whole curves, so that the final loss, the
+area or any other functional comes from the same resamples.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -50,6 +55,18 @@ class Interval:
         """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
+    def among(self, count: int) -> Interval:
+        """Return the interval widened for being one of `count` that are looked at together.
+
+        One of several 95 % intervals excludes zero by chance more often than one does. Each end
+        moves away from the estimate by the ratio of normal quantiles at 1 - 0.025/count and at
+        0.975, so that all of them together hold their values with 95 % at least (Bonferroni).
+        """
+        normal = NormalDist()
+        wider = normal.inv_cdf(1 - TAILS[0] / count) / normal.inv_cdf(TAILS[1])
+        low, high = (self.estimate + wider * (end - self.estimate) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
+
     def minus(self, value: float) -> Interval:
         """Return the interval of the estimate minus a fixed value, such as what a claim says."""
         return replace(
@@ -62,6 +79,15 @@ def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
     columns = ["estimate", "low", "high", "n", "seeds"]
     rows = [[getattr(found, column) for column in columns] for found in intervals.values()]
     return pd.DataFrame(rows, index=list(intervals), columns=columns)
+
+
+def measures_table(found: Mapping[str, Mapping[str, Interval]]) -> pd.DataFrame:
+    """Return intervals by measure and name as rows by name: of each measure estimate, low, high."""
+    parts = {
+        measure: table(intervals)[["estimate", "low", "high"]]
+        for measure, intervals in found.items()
+    }
+    return pd.concat(parts, axis=1)
 
 
 def bounds(resamples: Floats) -> tuple[float, float]:
@@ -77,6 +103,21 @@ def bounds(resamples: Floats) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
+def seed_weights(size: int, seed: int | Sequence[int]) -> Floats:
+    """Return the weight of each of `size` seeds in each resample, (1 + RESAMPLES, size).
+
+    Each row sums to 1; row 0 is the sample itself. Deviations from 1/size are widened by
+    √(size/(size - 1)), which makes the variance of a mean over seeds unbiased; a weight may be
+    below zero.
+    """
+    drawn = draws(size, seed) / size
+    if size == 1:
+        return drawn
+    equal = 1 / size
+    wider: Floats = equal + (drawn - equal) * math.sqrt(size / (size - 1))
+    return wider
+
+
 def draws(size: int, seed: int | Sequence[int]) -> Floats:
     """Return how often each of `size` units is in each resample, (1 + RESAMPLES, size).
 
@@ -88,16 +129,12 @@ def draws(size: int, seed: int | Sequence[int]) -> Floats:
 
 @dataclass(frozen=True)
 class Resampled:
-    """Mean curves of the sample and of its resamples.
-
-    Raises:
-        ParameterError: from `resample`, for curves that cannot be compared.
-    """
+    """Mean curves of the sample and of its resamples."""
 
     curves: Floats
     """(1 + RESAMPLES, sides, seeds, steps), means over test instances; row 0 is the sample."""
     weights: Floats
-    """(1 + RESAMPLES, seeds), each row of sum 1: the share of each seed in a resample."""
+    """(1 + RESAMPLES, seeds), from `seed_weights`."""
     steps: NDArray[np.int64]
     """Evaluated steps, rising."""
     n: int
@@ -148,7 +185,7 @@ def resample(sides: Sequence[Sequence[pd.DataFrame]], seed: int) -> Resampled:
     chosen = draws(len(counts), [seed, 0])
     means = chosen @ sums / (chosen @ counts)[:, None]
     seeds = len(sides[0])
-    weights = draws(seeds, [seed, 1]) / seeds
+    weights = seed_weights(seeds, [seed, 1])
     shape = (len(means), len(sides), seeds, len(steps))
     return Resampled(means.reshape(shape), weights, np.sort(steps.to_numpy(np.int64)), len(index))
 

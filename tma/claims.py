@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tma.bootstrap import Interval
 
 CLAIMS = {
-    "C1": "Zero-shot generalization happens very early in instruction tuning: nearly all of the "
-    "gain on unseen tasks comes in the first steps.",
+    "C1": "Zero-shot generalization happens very early in instruction tuning: most of the gain on "
+    "unseen tasks comes in the first steps.",
     "C2": "Loss is the stable measure of it; ROUGE, exact match and reward jump from one "
     "evaluation to the next.",
     "C3": "The order of the training data changes it: the loss of a test task drops when similar "
@@ -89,78 +89,108 @@ class Verdict:
                 object.__setattr__(self, name, None)
 
 
-def judge(interval: Interval, claimed: str) -> str:
-    """Return what an interval says about a claim that puts its number on one side of zero.
+@dataclass(frozen=True)
+class Judged:
+    """What intervals say of a claim, and the one among them that decides it."""
+
+    verdict: str
+    """One of `VERDICTS`."""
+    interval: Interval
+    """The interval that decides: in the verdict's sense, all the others are as clear or clearer."""
+    label: str
+    """Its name among the intervals."""
+
+
+def judge_all(parts: Mapping[str, tuple[Interval, str]]) -> Judged:
+    """Return what intervals say about a claim that needs them all, such as NFT < RT < FFT.
 
     Args:
-        interval: of the number.
-        claimed: negative or positive.
-
-    Returns:
-        "supported" where the whole interval lies on the claimed side, "not supported" where it lies
-        on the other, else "inconclusive".
-
-    Raises:
-        ParameterError: another word for `claimed`.
-    """
-    return judge_all([(interval, claimed)])
-
-
-def judge_all(judged: Sequence[tuple[Interval, str]]) -> str:
-    """Return what several intervals say about a claim that needs them all, such as NFT < RT < FFT.
-
-    Args:
-        judged: intervals, each with the side of zero that is claimed of it.
+        parts: name → interval, and the side of zero that is claimed of it: negative or positive.
 
     Returns:
         "supported" where all lie on their claimed side, "not supported" where one lies wholly on
-        the other side, else "inconclusive".
+        the other side, else "inconclusive"; with the interval that reaches farthest to the other
+        side, in widths of its own.
 
     Raises:
         ParameterError: there is no interval, or another word than negative or positive.
     """
-    if not judged:
-        raise wrong("judged", judged, "one interval at least")
-    found = []
-    for interval, claimed in judged:
+    if not parts:
+        raise wrong("parts", dict(parts), "one interval at least")
+    turned = {}
+    for name, (interval, claimed) in parts.items():
         check_choice("claimed", claimed, CLAIMED)
-        sides = (interval.high < 0, interval.low > 0)
-        found.append(sides if claimed == "negative" else sides[::-1])
-    if all(on_side for on_side, _ in found):
-        return "supported"
-    return "not supported" if any(opposite for _, opposite in found) else "inconclusive"
+        ends = (interval.low, interval.high)
+        turned[name] = ends if claimed == "positive" else (-ends[1], -ends[0])
+    if all(low > 0 for low, _ in turned.values()):
+        verdict = "supported"
+    else:
+        opposite = any(high < 0 for _, high in turned.values())
+        verdict = "not supported" if opposite else "inconclusive"
+    decides = min(turned, key=lambda name: _clearness(*turned[name]))
+    return Judged(verdict, parts[decides][0], decides)
 
 
-def judge_any(intervals: Sequence[Interval]) -> str:
-    """Return what several intervals say about a claim that one of them differs from zero.
+def judge_any(parts: Mapping[str, Interval]) -> Judged:
+    """Return what intervals say about a claim that one of them differs from zero.
 
     Returns:
         "supported" where one excludes zero, else "inconclusive": an interval around zero does not
-        show that there is no difference.
+        show that there is no difference. Each interval is widened for being one of several
+        (`Interval.among`); with it, the clearest of them.
 
     Raises:
         ParameterError: there is no interval.
     """
-    if not intervals:
-        raise wrong("intervals", intervals, "one interval at least")
-    return "supported" if any(found.clear for found in intervals) else "inconclusive"
+    if not parts:
+        raise wrong("parts", dict(parts), "one interval at least")
+    wide = {name: interval.among(len(parts)) for name, interval in parts.items()}
+    clear = {
+        n: max(_clearness(i.low, i.high), _clearness(-i.high, -i.low)) for n, i in wide.items()
+    }
+    decides = max(clear, key=lambda name: clear[name])
+    verdict = "supported" if wide[decides].clear else "inconclusive"
+    return Judged(verdict, wide[decides], decides)
 
 
-def tested(claim: str, notebook: str, measure: str, interval: Interval, verdict: str) -> Verdict:
+def _clearness(low: float, high: float) -> float:
+    """Return how far an interval lies above zero, in widths: above 0 clear, below -1 contrary."""
+    width = high - low
+    if not math.isfinite(width):
+        return -0.5  # it says nothing
+    return low / width if width > 0 else math.copysign(math.inf, low)
+
+
+def tested(claim: str, notebook: str, measure: str, judged: Judged) -> Verdict:
     """Return the record of a claim that was tested.
 
     Args:
         claim: one of `CLAIMS`.
         notebook: name of the notebook.
-        measure: what the interval is of, in words, with its unit.
-        interval: of a claim that needs several, the one that says most.
-        verdict: from `judge`, `judge_all` or `judge_any`.
+        measure: what the intervals are of, in words, with its unit; the name of the one that
+            decides is put before it.
+        judged: from `judge_all` or `judge_any`.
 
     Raises:
         ParameterError: an unknown claim or verdict.
     """
-    numbers = (interval.estimate, interval.low, interval.high, interval.n, interval.seeds)
-    return Verdict(claim, notebook, measure, *numbers, verdict)
+    found = judged.interval
+    numbers = (found.estimate, found.low, found.high, found.n, found.seeds)
+    return Verdict(claim, notebook, f"{judged.label}: {measure}", *numbers, judged.verdict)
+
+
+def early(notebook: str, shares: Mapping[float, Interval], steps: int) -> Verdict:
+    """Return the verdict on C1, put as: half of the loss's fall comes in a twentieth of the steps.
+
+    Args:
+        notebook: name of the notebook.
+        shares: share of the steps → share of the fall reached by then, 0.05 among them.
+        steps: steps trained; a twentieth of fewer than 20 is no step, and is not tested.
+    """
+    if 0.05 * steps < 1:
+        return untested("C1", notebook, f"5 % of {steps} steps are less than one step")
+    judged = judge_all({"after 5 % of the steps": (shares[0.05].minus(0.5), "positive")})
+    return tested("C1", notebook, "share of the fall of the loss, minus 1/2", judged)
 
 
 def untested(claim: str, notebook: str, why: str) -> Verdict:
@@ -190,23 +220,20 @@ def read(path: Path) -> list[Verdict]:
 def collect(folders: Sequence[Path]) -> list[Verdict]:
     """Return the verdicts in the `claims.json` of each folder, in the sequence of `CLAIMS`.
 
-    A claim that no notebook has a verdict on is recorded as not tested, its chapter being to come.
-
     Raises:
-        DataError: a file cannot be read, there is none, or a claim has more than one verdict.
+        DataError: a file cannot be read, there is none, or a claim has not just one verdict.
     """
     if not folders:
         raise DataError("no folder has a claims.json. Run the notebooks first.")
     found = [verdict for folder in folders for verdict in read(Path(folder) / "claims.json")]
     for claim in CLAIMS:
         by = [verdict.notebook for verdict in found if verdict.claim == claim]
-        if len(by) > 1:
+        if len(by) != 1:
+            names = ", ".join(by) or "none"
             raise DataError(
-                f"{claim!r} has {len(by)} verdicts ({', '.join(by)}) in {len(folders)} folders; "
-                "expected one. Give each notebook a folder of its own."
+                f"{claim!r} has {len(by)} verdicts ({names}) in {len(folders)} folders; expected "
+                "one. Run all notebooks, each with a folder of its own."
             )
-        if not by:
-            found.append(untested(claim, found[0].notebook, "its chapter is to come"))
     sequence = list(CLAIMS)
     return sorted(found, key=lambda verdict: sequence.index(verdict.claim))
 

@@ -61,9 +61,7 @@ class RunConfig:
     seed: int = 0
     """Seed of every random choice of the run, save those of the data."""
     pool: int | None = None
-    """Training instances that the order arranges, which `select` picks; None: all there are."""
-    select: str = "random"
-    """Name of the order whose first `pool` instances are arranged."""
+    """Training instances that the seed draws and the order arranges; None: all there are."""
     measure: str = "wsd"
     """What `nearest` and `farthest` sort by: wsd, or one of the nine measures."""
     weight: float | None = None

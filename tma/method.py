@@ -29,10 +29,12 @@ ORDERS: dict[str, tuple[str, ...]] = {
     "tma_nft": _TMA,
     "tma_fft": _TMA,
     "tma_rt": _TMA,
+    "tma_min_rt": _TMA,
+    "tma_max_rt": _TMA,
     "tma_rounds[i:j]": _TMA,
 }
 """Names that `tma.arrange` knows, each with the settings that belong to its kind of order."""
-SHUFFLED = ("random", "round_robin", "cluster", "tma_rt")
+SHUFFLED = ("random", "round_robin", "cluster", "tma_rt", "tma_min_rt", "tma_max_rt")
 """Those among them that depend on the seed."""
 
 MEASURES = (
@@ -83,45 +85,24 @@ class Method:
     exclude_near_duplicates: float | None = None
     """Leave out training rows with at least this cosine similarity to a test row."""
     pool: int | None = None
-    """Rows that are arranged, which `select` picks; None: all."""
-    select: str = "random"
-    """Name of the order whose first `pool` rows are arranged."""
+    """Rows that the seed draws; only these are arranged. None: all."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "seed", "pool"):  # numpy's whole numbers are as good
             if hasattr(getattr(self, name), "__index__") and not isinstance(self.limit, bool):
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
-        self._check_uses({*ORDERS[order_name(self.name)], *self._selects()})
+        self._check_uses({*ORDERS[order_name(self.name)]})
         check_choice("measure", self.measure, ("wsd", *MEASURES))
         check_choice("collision", self.collision, COLLISIONS)
         check_choice("within", self.within, WITHIN)
         check_count("seed", self.seed, 0)
         if self.limit is not None:
             check_count("limit", self.limit, 0)
+        if self.pool is not None:
+            check_count("pool", self.pool, 1)
         check_choice("exact_limit", self.exact_limit, (False, True))
         self._check_number("weight", -math.inf, "a finite number, or None for mean(MD)/mean(AD)")
         self._check_number("exclude_near_duplicates", 0, "a cosine similarity in (0, 1]", most=1)
-
-    def _selects(self) -> tuple[str, ...]:
-        """Return the settings that belong to the order by which rows are picked."""
-        uses = ORDERS[order_name(self.select, "select")]
-        if self.pool is None:
-            if self.select != "random":
-                raise wrong("select", self.select, "a pool with it: how many rows it is to pick")
-            return ()
-        check_count("pool", self.pool, 1)
-        return uses
-
-    @property
-    def selection(self) -> Method | None:
-        """The method that picks the pool, just as many rows as wanted; None: there is no pool."""
-        if self.pool is None:
-            return None
-        uses = ORDERS[order_name(self.select)]
-        shared = {name: getattr(self, name) for name in uses}
-        if "exact_limit" in uses:
-            shared["exact_limit"] = True
-        return Method(self.select, self.pool, self.seed, **shared)
 
     def _check_number(
         self, name: str, above: float, expected: str, most: float = sys.float_info.max

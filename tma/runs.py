@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6
+FORMAT = 7
 """Raised when the same settings would give other numbers than before."""
 _TURN = 5.0
 """Seconds that processes wait for the lock before they hear from each other."""

@@ -19,6 +19,8 @@ class Scale:
     """Name of the dataset; None where the caller must give one."""
     steps: int
     """Training steps wanted."""
+    early_steps: int
+    """The same in chapter 1, which asks how early the loss falls: a twentieth has to be a step."""
     batch_size: int
     """Instances a step."""
     max_tokens: int
@@ -43,8 +45,11 @@ class Scale:
     """Seeds of a notebook's comparisons."""
     blocks: int = 3
     """Blocks of rounds that are compared at most."""
+    near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
+    """Cosine similarities to a test instance from which training instances are left out."""
     left_out: tuple[float, ...] = (0.01, 0.05)
-    """Shares of the training instances, the most similar to a test instance, that are left out."""
+    """Shares of the training instances, the most similar to a test instance, that are left out
+    beside them: where no instance is that similar, these show whether the nearest ones matter."""
 
 
 _SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
@@ -67,6 +72,7 @@ SCALES: dict[str, Scale] = {
         _SMALL,
         dataset="pocket",
         steps=8,
+        early_steps=24,
         batch_size=4,
         max_tokens=256,
         learning_rate=1e-4,
@@ -81,6 +87,7 @@ SCALES: dict[str, Scale] = {
         _SMALL,
         dataset=None,
         steps=200,
+        early_steps=200,
         learning_rate=2e-5,
         pool=20_000,
         per_task=(None, 5),
@@ -92,6 +99,7 @@ SCALES: dict[str, Scale] = {
         _LARGE,
         dataset=None,
         steps=1800,
+        early_steps=1800,
         learning_rate=1e-6,
         pool=None,
         test_limit=1200,

@@ -26,8 +26,6 @@ READINGS = ("final", "area")
 """What a single curve is read by."""
 Weighted = Sequence[tuple[float, Sequence[Run]]]
 """(weight, runs of one order), of a combination of orders."""
-SCORES = ("rouge1", "rougeL", "exact_match", "reward")
-"""Metrics of answers."""
 
 
 def curves(runs: Runs) -> pd.DataFrame:
@@ -79,9 +77,12 @@ def summary(runs: Runs) -> pd.DataFrame:
 
     Columns: instances and steps trained on; first and final: mean test loss before and after;
     fall_percent: 100·(first - final)/first; area: area under the loss curve divided by the number
-    of steps, that is the mean loss along the way.
+    of steps, that is the mean loss along the way. All are read at the steps that every run
+    evaluated: a coarser curve has another area.
     """
     table = curves(runs)
+    shared = set.intersection(*(set(c["step"]) for _, c in table.groupby(["order", "seed"])))
+    table = table[table["step"].isin(shared)]
     rows = []
     for order, made in runs.items():
         each = [c.sort_values("step") for _, c in table[table["order"] == order].groupby("seed")]
@@ -147,11 +148,31 @@ def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: in
     if measure in READINGS:
         return combination([(1, first), (-1, second)], measure, seed)
     found = _compared((first, second), seed)
-    _check_course(found)
+    check_course(found)
     one, other = found.means[:, 0], found.means[:, 1]
     halfway = (other[:, 0] + other[:, -1]) / 2
     reached = (_first_below(curve, halfway, found.steps) for curve in (one, other))
     return found.interval(next(reached) - next(reached))
+
+
+def contrasts(runs: Runs, pairs: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Interval]]:
+    """Return the contrasts of several pairs of orders by each measure of `CONTRASTS`.
+
+    Args:
+        runs: order → its runs, one a seed.
+        pairs: name → the first order and the second.
+
+    Returns:
+        measure → name → first minus second, as `contrast` gives it.
+
+    Raises:
+        ParameterError: as `contrast`.
+    """
+    found = dict[str, dict[str, Interval]]()
+    for measure in CONTRASTS:
+        compared = ((name, runs[one], runs[other]) for name, (one, other) in pairs.items())
+        found[measure] = {name: contrast(a, b, measure) for name, a, b in compared}
+    return found
 
 
 def combination(sides: Weighted, measure: str = "final", seed: int = 0) -> Interval:
@@ -207,90 +228,13 @@ def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> I
     if not 0 < fraction <= 1:
         raise wrong("fraction", fraction, "a share of the steps in (0, 1]")
     found = _compared([runs], seed)
-    _check_course(found)
+    check_course(found)
     mean, steps = found.means[:, 0], found.steps
     at = steps[0] + fraction * (steps[-1] - steps[0])
     k = int(np.searchsorted(steps, at))
     part = (at - steps[k - 1]) / (steps[k] - steps[k - 1])
     early = mean[:, k - 1] + part * (mean[:, k] - mean[:, k - 1])
-    return found.interval(_ratio(mean[:, 0] - early, mean[:, 0] - mean[:, -1]))
-
-
-def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the metrics of one order's runs at the steps where answers were made.
-
-    Returns:
-        One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances
-        that were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1;
-        reward, where there is one, without a unit.
-
-    Raises:
-        ParameterError: a run made no answers.
-    """
-    parts = []
-    for run in runs:
-        for metric, values in _metrics(run).items():
-            means = values.mean().rename("value").reset_index()
-            parts.append(means.assign(metric=metric, seed=run.config.seed))
-    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    named = table.reindex(columns=["metric", "seed", "step", "value"])
-    return named.sort_values("metric", key=lambda m: m.map(_rank), kind="stable", ignore_index=True)
-
-
-def roughness(
-    runs: Sequence[Run], against: str | None = None, seed: int = 0
-) -> dict[str, Interval]:
-    """Return how unsteadily each metric moves: the share of its movement that goes backward.
-
-    Between consecutive evaluations a curve moves up or down; forward is the direction from its
-    first to its last value. The share Σ|backward moves| / Σ|moves| has no unit and no scale, so
-    that metrics can be compared: 0 for a monotone curve, 0.5 for one that ends where it began.
-
-    Args:
-        runs: runs of one order with answers, one a seed.
-        against: None: each metric by itself; a metric's name, such as "loss": each other metric
-            minus that one, positive where it is less steady.
-        seed: seed of the bootstrap. Redrawing the tasks makes curves a little rougher than they
-            are, so that an interval can lie above its estimate's neighbourhood; of a difference
-            most of that cancels.
-
-    Returns:
-        Metric → mean over seeds of the share of each seed's own curve. NaN for a curve that does
-        not move.
-
-    Raises:
-        ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
-
-    Source: the paper's claim that loss is the stable metric; the measure is this package's.
-    """
-    tables = [_metrics(run) for run in runs]
-    names = [name for name in tables[0] if all(name in each for each in tables)]
-    if against is not None:
-        check_choice("against", against, names)
-    found = resample([[each[name] for each in tables] for name in names], seed)
-    _check_course(found)
-    moves = np.diff(found.curves, axis=-1)
-    total = np.abs(moves).sum(axis=-1)
-    back = (total - np.abs(moves.sum(axis=-1))) / 2
-    # Rounding must not make a monotone curve move backward.
-    shares = found.over_seeds(_ratio(np.where(back < 1e-12 * total, 0, back), total))
-    if against is None:
-        return {name: found.interval(shares[:, k]) for k, name in enumerate(names)}
-    base = shares[:, names.index(against)]
-    others = ((k, name) for k, name in enumerate(names) if name != against)
-    return {name: found.interval(shares[:, k] - base) for k, name in others}
-
-
-def _metrics(run: Run) -> dict[str, pd.DataFrame]:
-    """Return loss and scores by (task, id) × step, all of the same instances and steps."""
-    answers = run.answers
-    losses = run.losses.merge(answers[["step", "id"]], on=["step", "id"])
-    scores = {name: by_instance(answers, name) for name in SCORES if name in answers}
-    return {"loss": by_instance(losses), **scores}
-
-
-def _rank(metric: str) -> int:
-    return ("loss", *SCORES).index(metric)
+    return found.interval(ratio(mean[:, 0] - early, mean[:, 0] - mean[:, -1]))
 
 
 def _compared(orders: Sequence[Sequence[Run]], seed: int) -> Resampled:
@@ -306,11 +250,16 @@ def _read(found: Resampled, measure: str) -> Floats:
     """Return a reading of each side's mean curve, (b, sides)."""
     if measure == "final":
         return found.means[..., -1]
-    _check_course(found)
+    check_course(found)
     return _area(found.means, found.steps)
 
 
-def _check_course(found: Resampled) -> None:
+def check_course(found: Resampled) -> None:
+    """Refuse curves of one step.
+
+    Raises:
+        ParameterError: fewer than two steps.
+    """
     if len(found.steps) < 2:
         raise ParameterError(
             f"the runs share the evaluated steps {found.steps.tolist()}; expected two at least. "
@@ -337,7 +286,7 @@ def _first_below(curves: Floats, least: Floats, steps: NDArray[np.int64]) -> Flo
     return reached
 
 
-def _ratio(part: Floats, whole: Floats) -> Floats:
+def ratio(part: Floats, whole: Floats) -> Floats:
     """Return part / whole; NaN where the whole is not positive."""
     positive = whole > 0
     return np.where(positive, part / np.where(positive, whole, 1), np.nan)

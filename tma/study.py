@@ -3,7 +3,8 @@
 Chapters 1 to 3 compare orders of one random sample: each seed draws N instances, and every order
 arranges just these. Chapter 4 compares what TMA takes out of a larger pool, which each seed draws
 too. So every order has one run a seed, orders are compared on the same instances, and a run that
-two chapters need is trained once.
+two chapters need is trained once. Where a scale is too short for chapter 1, its runs are longer and
+its own.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class StudyConfig:
     """Folder for the figures and tables."""
     reward_model: str | None = None
     """Folder or hub id of a model that scores answers; None: none does."""
+    answers: bool = False
+    """Whether runs in random order answer the test prompts, at `checkpoints`."""
 
     def __post_init__(self) -> None:
         check_choice("scale", self.scale, tuple(SCALES))
@@ -78,13 +81,9 @@ class StudyConfig:
         return folder
 
     def sampled(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of an order of a random sample of N instances, one a seed.
-
-        The runs in random order answer the test prompts too.
-        """
-        pool = self.limit if self.base.pool else None
-        asked: dict[str, Any] = {"pool": pool}
-        if order == "random":
+        """Return the run settings of an order of a random sample of N instances, one a seed."""
+        asked: dict[str, Any] = {"pool": self.limit if self.base.pool else None}
+        if order == "random" and self.answers:
             asked |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
         return self._configs(order, asked | changes)
 
@@ -123,32 +122,34 @@ class StudyConfig:
         return [f"tma_rounds[{k * width}:{(k + 1) * width}]" for k in range(number)]
 
     def thresholds(self, X: Floats, Y: Floats) -> list[float]:
-        """Return the similarities from which training instances count as near-duplicates.
+        """Return the similarities from which training instances are left out, falling.
 
         Args:
             X: (n, d) unit embeddings of the training instances.
             Y: (m, d) unit embeddings of the test instances.
 
         Returns:
-            Falling cosine similarities: a share `left_out` of the scale is at least as similar to
-            a test instance as its threshold, as near as three decimals allow.
+            Cosine similarities: the scale's `near_duplicates`, so far as an instance reaches them
+            and half of the instances do not; and those that a share `left_out` of the instances
+            reaches, to three decimals.
         """
         from tma.similarity import row_distances
 
         nearest = -row_distances(X, Y, "cosine_min")
-        found = np.quantile(nearest, [1 - share for share in self.base.left_out])
-        return [round(float(threshold), 3) for threshold in found]
+        reached = {t for t in self.base.near_duplicates if 0 < (nearest >= t).mean() <= 0.5}
+        shares = np.quantile(nearest, [1 - share for share in self.base.left_out])
+        return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Steps at which the test prompts are answered: 0, doubling steps, and the last."""
-        doubling = (2**k for k in range(self.steps.bit_length()))
-        return (0, *(step for step in doubling if step < self.steps), self.steps)
+        """Steps at which the loss is taken and, in chapter 1, prompts are answered.
 
-    @property
-    def ends(self) -> dict[str, Any]:
-        """Changes by which a run is evaluated before and after training alone."""
-        return {"eval_at": (), "eval_every": self.steps}
+        0 and doubling steps, since most happens early; every eighth of the steps, since how
+        steadily a metric moves shows between equally distant steps; the last one.
+        """
+        doubling = (2**k for k in range(self.steps.bit_length()))
+        even = (round(self.steps * k / 8) for k in range(9))
+        return tuple(sorted({step for step in (*doubling, *even) if step <= self.steps}))
 
     def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
         settings: dict[str, Any] = {
@@ -161,26 +162,26 @@ class StudyConfig:
             RunConfig.at(self.scale, order=order, seed=seed, **(settings | dict(changes)))
             for seed in range(self.seeds)
         ]
-        drawn = order in SHUFFLED or (made[0].pool is not None and made[0].select in SHUFFLED)
-        return made if drawn else made[:1]
+        return made if order in SHUFFLED or made[0].pool is not None else made[:1]
 
 
 PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
 """Names of the parameters of every notebook."""
 
 
-def study_settings(namespace: Mapping[str, Any], *more: str) -> StudyConfig:
+def study_settings(namespace: Mapping[str, Any], *, early: bool = False) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
     Args:
         namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
             notebook does not know; here such a name is refused.
-        more: names of parameters that not every notebook has, such as reward_model.
+        early: whether it is chapter 1, which takes `early_steps` steps of a scale, asks for
+            answers, and has a parameter more, `reward_model`.
 
     Raises:
         ParameterError: a name or a value cannot be used.
     """
-    known = (*PARAMETERS, *more)
+    known = (*PARAMETERS, "reward_model") if early else PARAMETERS
     for name in _injected(namespace.get("In", ())):
         if name not in known:
             raise wrong("parameter name", name, choices(known, name))
@@ -188,10 +189,12 @@ def study_settings(namespace: Mapping[str, Any], *more: str) -> StudyConfig:
     scale = values["scale"]
     check_choice("scale", scale, tuple(SCALES))
     values["dataset"] = own_dataset(scale, values["dataset"])
-    for name in ("steps", "seeds"):
+    for name, of_scale in (("steps", "early_steps" if early else "steps"), ("seeds", "seeds")):
         if values[name] is None:
-            values[name] = getattr(SCALES[scale], name)
-    return StudyConfig(**values)
+            values[name] = getattr(SCALES[scale], of_scale)
+    # Where chapter 1 is no longer than the others, all share its runs.
+    shared = SCALES[scale].early_steps == SCALES[scale].steps
+    return StudyConfig(**values, answers=early or shared)
 
 
 def _injected(cells: Sequence[str]) -> list[str]:
