@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import runpy
 import shutil
@@ -289,8 +290,10 @@ def test_the_result_counts_the_verdicts_and_gives_the_gain(script: dict[str, Any
 
 def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
     """A checkout with two notebooks, the second with these outputs, and verdicts."""
-    for name in ("out/04_tma", "notebooks", "book"):
+    for name in ("out/03_a", "out/04_tma", "notebooks", "book"):
         (folder / name).mkdir(parents=True)
+    for name in ("03_a", "04_tma"):
+        (folder / "out" / name / "claims.json").write_text("[]")
     for name, found in (("03_a", []), ("04_tma", list(outputs))):
         cell = nbformat.v4.new_code_cell("1", outputs=found, execution_count=1)
         cell.metadata["papermill"] = {"start_time": "now"}
@@ -334,6 +337,16 @@ def test_a_notebook_with_a_stored_error_is_not_published(
         script["publish"](root)
     assert not list((root / "book").iterdir())
     assert "old" in (root / "README.md").read_text()
+
+
+def test_results_of_a_later_run_are_not_published(script: dict[str, Any], tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    notebook, verdicts = root / "out" / "03_a.ipynb", root / "out" / "03_a" / "claims.json"
+    later = notebook.stat().st_mtime + 1
+    os.utime(verdicts, (later, later))
+    with pytest.raises(SystemExit, match=r"03_a: .*claims.json is newer than .*03_a.ipynb"):
+        script["publish"](root)
+    assert not list((root / "book").iterdir())
 
 
 def test_a_notebook_that_did_not_run_is_not_published(
