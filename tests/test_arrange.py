@@ -125,6 +125,22 @@ def test_a_shuffled_side_holds_what_the_side_takes_from_the_same_pool(side: str)
         assert set(arranged(side, **given)) == set(arranged(f"{side}_rt", **given))
 
 
+def test_a_pool_can_be_of_whole_tasks() -> None:
+    tasks = list("aabbbcc")
+    given: dict[str, Any] = {"tasks": tasks, "pool": 4, "pool_by": "task"}
+    found = {tuple(sorted(tma.arrange("random", X, Y, seed=s, **given))) for s in range(20)}
+    # Two tasks: the last one drawn is cut, by the seed.
+    for rows in found:
+        whole = [t for t in "abc" if {k for k in range(7) if tasks[k] == t} <= set(rows)]
+        assert len(rows) == 4
+        assert whole
+    assert (0, 1, 5, 6) in found
+    with pytest.raises(ParameterError, match=r"pool_by='task' .* a pool with it"):
+        arranged("random", pool_by="task")
+    with pytest.raises(ParameterError, match=r"tasks=None .* pool_by='task' goes by tasks"):
+        tma.arrange("random", X, Y, pool=2, pool_by="task")
+
+
 def test_near_duplicates_are_left_out_of_the_pool_that_the_seed_draws() -> None:
     # Rows 0 (0°) and 4 (85°) are within 6° of a test row.
     for seed in range(9):

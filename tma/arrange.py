@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +54,7 @@ def arrange(
     exact_limit: bool = False,
     exclude_near_duplicates: float | None = None,
     pool: int | None = None,
+    pool_by: str = "row",
     texts: Texts | None = None,
     device: str | None = None,
 ) -> Order:
@@ -87,6 +89,8 @@ def arrange(
             test row; how many is logged.
         pool: rows that the seed draws, before near-duplicates are left out; only these are
             arranged. None: all. One seed draws one pool, whatever then arranges it.
+        pool_by: what is drawn: "row", single rows, or "task", one task after another, whole but for
+            the last.
         texts: training and test texts; needed by `measure="bigram_kl"`.
         device: where products are computed; None: a GPU if there is one. No influence on the order.
 
@@ -103,7 +107,7 @@ def arrange(
     """
     method = Method(
         name, limit, seed, measure, weight, collision, within, exact_limit,
-        exclude_near_duplicates, pool,
+        exclude_near_duplicates, pool, pool_by,
     )  # fmt: skip
     return arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)[0]
 
@@ -126,20 +130,22 @@ def arrange_by(
     texts = None if texts is None else (list(texts[0]), list(texts[1]))
     check_length("tasks", tasks, "X", len(train))
     check_texts(texts, len(train), len(test))
-    drawn = _pool(method, len(train))
+    rows = Rows(train, test.float32, np.arange(len(train)), tasks, texts, method, device)
+    drawn = _pool(rows)
     numbers = _usable(method.exclude_near_duplicates, train, test, drawn, device)
-    left_out = len(drawn) - len(numbers)
-    rows = Rows(train, test.float32, numbers, tasks, texts, method, device, left_out)
+    rows = replace(rows, numbers=numbers, left_out=len(drawn) - len(numbers))
     made = _ORDERS[order_name(method.name)](rows) if len(rows.numbers) else _joined([])
     train.check()  # an order that needs no embeddings has not read them
     return made, rows
 
 
-def _pool(method: Method, rows: int) -> Order:
+def _pool(rows: Rows) -> Order:
     """Return the ascending numbers of the rows that the seed draws."""
-    if method.pool is None:
-        return np.arange(rows)
-    return np.sort(np.random.default_rng(method.seed).permutation(rows)[: method.pool])
+    if rows.method.pool is None:
+        return rows.numbers
+    by_row = rows.method.pool_by == "row"
+    shuffled = rows.random.permutation(rows.numbers) if by_row else _joined(_shuffled_tasks(rows))
+    return np.sort(shuffled[: rows.method.pool])
 
 
 def _usable(
@@ -300,16 +306,21 @@ def _joined(parts: Sequence[Order]) -> Order:
     return np.concatenate([np.empty(0, dtype=np.int64), *parts])
 
 
+def _asks(method: Method) -> str:
+    """Return the setting that needs tasks, as a caller wrote it."""
+    return "pool_by='task'" if method.pool_by == "task" else f"order={method.name!r}"
+
+
 def _by_task(rows: Rows) -> list[Order]:
     """Return each task's usable row numbers, ascending; tasks by their first row."""
     if rows.tasks is None:
-        expected = f"the task of each row of X: order={rows.method.name!r} goes by tasks"
+        expected = f"the task of each row of X: {_asks(rows.method)} goes by tasks"
         raise wrong("tasks", None, expected)
     groups: dict[str, list[int]] = {}
     for number in rows.numbers.tolist():
         task = rows.tasks[number]
         if task is None or isinstance(task, float):  # tables mark what is missing by NaN
-            raise wrong(f"tasks[{number}]", None, f"a task: order={rows.method.name!r} goes by it")
+            raise wrong(f"tasks[{number}]", None, f"a task: {_asks(rows.method)} goes by it")
         groups.setdefault(task, []).append(number)
     return [np.array(numbers, dtype=np.int64) for numbers in groups.values()]
 

@@ -62,6 +62,8 @@ class RunConfig:
     """Seed of every random choice of the run, save those of the data."""
     pool: int | None = None
     """Training instances that the seed draws and the order arranges; None: all there are."""
+    pool_by: str = "row"
+    """What is drawn: row (single instances), or task (whole tasks but for the last)."""
     measure: str = "wsd"
     """What `nearest` and `farthest` sort by: wsd, or one of the nine measures."""
     weight: float | None = None

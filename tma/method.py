@@ -51,6 +51,8 @@ MEASURES = (
 """The nine similarity distances."""
 COLLISIONS = ("set", "each")
 """What happens when two test rows want the same training row in one round of TMA."""
+POOLS = ("row", "task")
+"""What a pool is drawn by."""
 WITHIN = ("row", "similarity")
 """The sequence inside a round of TMA."""
 
@@ -86,6 +88,8 @@ class Method:
     """Leave out training rows with at least this cosine similarity to a test row."""
     pool: int | None = None
     """Rows that the seed draws; only these are arranged. None: all."""
+    pool_by: str = "row"
+    """What is drawn: row (rows), or task (tasks, whole but for the last)."""
 
     def __post_init__(self) -> None:
         for name in ("limit", "seed", "pool"):  # numpy's whole numbers are as good
@@ -100,6 +104,9 @@ class Method:
             check_count("limit", self.limit, 0)
         if self.pool is not None:
             check_count("pool", self.pool, 1)
+        check_choice("pool_by", self.pool_by, POOLS)
+        if self.pool is None and self.pool_by != "row":
+            raise wrong("pool_by", self.pool_by, "a pool with it: how many rows are drawn")
         check_choice("exact_limit", self.exact_limit, (False, True))
         self._check_number("weight", -math.inf, "a finite number, or None for mean(MD)/mean(AD)")
         self._check_number("exclude_near_duplicates", 0, "a cosine similarity in (0, 1]", most=1)

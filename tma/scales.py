@@ -43,6 +43,9 @@ class Scale:
     """Tokens of an answer at most."""
     seeds: int = 3
     """Seeds of a notebook's comparisons."""
+    task_size: int | None = None
+    """Instances of a task in the samples of chapter 3, which are then of whole tasks; None: its
+    samples are those of the other chapters, large enough to hold many of each task."""
     blocks: int = 3
     """Blocks of rounds that are compared at most."""
     near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
@@ -79,6 +82,7 @@ SCALES: dict[str, Scale] = {
         eval_every=4,
         micro_tokens=1024,
         pool=920,
+        task_size=4,
         test_limit=18,
         max_new_tokens=32,
     ),

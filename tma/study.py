@@ -141,6 +141,14 @@ class StudyConfig:
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
 
     @property
+    def whole_tasks(self) -> dict[str, Any]:
+        """Changes by which a sample is of whole tasks, where the scale's samples are small."""
+        size = self.base.task_size
+        if size is None:
+            return {}
+        return {"pool_by": "task", "per_task": (size, (self.base.per_task or (None, None))[1])}
+
+    @property
     def checkpoints(self) -> tuple[int, ...]:
         """Steps at which the loss is taken and, in chapter 1, prompts are answered.
 
