@@ -69,7 +69,12 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
         made = study.sampled(order)
         assert [config.seed for config in made] == [0, 1, 2]
         assert {(config.pool, config.limit) for config in made} == {(32, 32)}
-    assert [config.pool for config in study.pooled("tma_nft")] == [920] * 3
+        # Eight whole tasks of four.
+        assert {(config.pool_by, config.per_task) for config in made} == {("task", (4, None))}
+    pooled = study.pooled("tma_nft")
+    assert [(config.pool, config.pool_by) for config in pooled] == [(920, "row")] * 3
+    large = tma.study_settings({**GIVEN, "scale": "study", "dataset": "p3"}).sampled("cluster")[0]
+    assert (large.pool, large.pool_by, large.per_task) == (3200, "row", (None, 5))
 
 
 def test_an_order_that_no_seed_changes_is_run_once() -> None:
@@ -78,17 +83,19 @@ def test_an_order_that_no_seed_changes_is_run_once() -> None:
     assert paper.sampled("nearest")[0].pool is None
 
 
-def test_losses_are_taken_at_doubling_steps_and_every_eighth() -> None:
-    study = tma.study_settings({**GIVEN, "steps": 24})
-    assert study.checkpoints == (0, 1, 2, 3, 4, 6, 8, 9, 12, 15, 16, 18, 21, 24)
-    assert study.sampled("nearest")[0].eval_at == study.checkpoints
+def test_losses_are_taken_at_doubling_steps_and_answers_every_quarter_too() -> None:
+    study = tma.study_settings({**GIVEN, "steps": 20})
+    assert study.doubling == (0, 1, 2, 4, 8, 16, 20)
+    assert study.checkpoints == (0, 1, 2, 4, 5, 8, 10, 15, 16, 20)
+    assert study.sampled("nearest")[0].eval_at == study.pooled("tma_nft")[0].eval_at
+    assert study.sampled("nearest")[0].eval_at == study.doubling
+    assert (study.sampled("nearest")[0].eval_every, study.pooled("tma_nft")[0].eval_every) == (2, 4)
     assert tma.study_settings({**GIVEN, "steps": 1}).checkpoints == (0, 1)
-    assert tma.study_settings({**GIVEN, "steps": 3}).checkpoints == (0, 1, 2, 3)
 
 
 def test_chapter_one_is_longer_and_its_random_runs_answer_the_prompts() -> None:
     early = tma.study_settings(GIVEN, early=True)
-    assert (early.steps, early.limit) == (24, 96)
+    assert (early.steps, early.limit) == (20, 80)
     assert early.sampled("random")[0].generate_at == early.checkpoints
     assert early.sampled("nearest")[0].generate_at == ()
     assert tma.study_settings(GIVEN).sampled("random")[0].generate_at == ()

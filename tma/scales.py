@@ -29,6 +29,8 @@ class Scale:
     """Peak rate of AdamW."""
     eval_every: int
     """Steps between two evaluations."""
+    sampled_every: int
+    """The same in chapters 1 to 3, which ask at which step the loss falls."""
     micro_tokens: int
     """Tokens of a micro-batch at most, padding included."""
     pool: int | None
@@ -44,8 +46,8 @@ class Scale:
     seeds: int = 3
     """Seeds of a notebook's comparisons."""
     task_size: int | None = None
-    """Instances of a task in the samples of chapter 3, which are then of whole tasks; None: its
-    samples are those of the other chapters, large enough to hold many of each task."""
+    """Instances of a task in the samples of chapters 1 to 3, which are then of whole tasks; None:
+    samples of single instances are large enough to hold many of each task."""
     blocks: int = 3
     """Blocks of rounds that are compared at most."""
     near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
@@ -66,6 +68,7 @@ _PAPER: dict[str, Any] = {
     "batch_size": 16,
     "max_tokens": 1024,
     "eval_every": 10,
+    "sampled_every": 10,
     "micro_tokens": 16384,
 }
 
@@ -75,12 +78,13 @@ SCALES: dict[str, Scale] = {
         _SMALL,
         dataset="pocket",
         steps=8,
-        early_steps=24,
+        early_steps=20,
         batch_size=4,
         max_tokens=256,
         learning_rate=1e-4,
         eval_every=4,
-        micro_tokens=1024,
+        sampled_every=2,
+        micro_tokens=2048,
         pool=920,
         task_size=4,
         test_limit=18,

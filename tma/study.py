@@ -81,8 +81,17 @@ class StudyConfig:
         return folder
 
     def sampled(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of an order of a random sample of N instances, one a seed."""
-        asked: dict[str, Any] = {"pool": self.limit if self.base.pool else None}
+        """Return the run settings of an order of a random sample of N instances, one a seed.
+
+        Where such a sample would hold next to nothing of each task, it is one of whole tasks, cut
+        to `task_size` instances each: else cluster order would be no other than random order, and
+        whole tasks no other than single instances.
+        """
+        asked: dict[str, Any] = {"eval_every": self.base.sampled_every}
+        asked |= {"pool": self.limit} if self.base.pool else {}
+        if self.base.task_size is not None:
+            tested = (self.base.per_task or (None, None))[1]
+            asked |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
         if order == "random" and self.answers:
             asked |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
         return self._configs(order, asked | changes)
@@ -141,30 +150,26 @@ class StudyConfig:
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
 
     @property
-    def whole_tasks(self) -> dict[str, Any]:
-        """Changes by which a sample is of whole tasks, where the scale's samples are small."""
-        size = self.base.task_size
-        if size is None:
-            return {}
-        return {"pool_by": "task", "per_task": (size, (self.base.per_task or (None, None))[1])}
+    def doubling(self) -> tuple[int, ...]:
+        """Steps at which the loss is taken whatever `eval_every` says, since most happens early."""
+        doubling = (2**k for k in range(self.steps.bit_length()))
+        return (0, *(step for step in doubling if step < self.steps), self.steps)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Steps at which the loss is taken and, in chapter 1, prompts are answered.
+        """Steps at which the test prompts are answered: doubling ones, and every quarter.
 
-        0 and doubling steps, since most happens early; every eighth of the steps, since how
-        steadily a metric moves shows between equally distant steps; the last one.
+        How steadily a metric moves shows between steps that lie equally far apart.
         """
-        doubling = (2**k for k in range(self.steps.bit_length()))
-        even = (round(self.steps * k / 8) for k in range(9))
-        return tuple(sorted({step for step in (*doubling, *even) if step <= self.steps}))
+        even = (round(self.steps * k / 4) for k in range(5))
+        return tuple(sorted({*self.doubling, *even}))
 
     def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
         settings: dict[str, Any] = {
             "model": self.model,
             "dataset": self.dataset,
             "steps": self.steps,
-            "eval_at": self.checkpoints,
+            "eval_at": self.doubling,
         }
         made = [
             RunConfig.at(self.scale, order=order, seed=seed, **(settings | dict(changes)))
