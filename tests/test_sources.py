@@ -231,6 +231,31 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
     assert report.loc["rows left out: by split or cap", "value"] == 2
 
 
+P3_NAMES = "glue_mrpc_x imdb_y imdb_z hellaswag_q hellaswag_q_score_eval math_qa_w".split()
+
+
+@pytest.mark.parametrize("by", [None, "task", "source", "instance"])
+def test_rows_outside_t0_are_in_no_split_of_a_p3_file_and_are_counted(
+    tmp_path: Path, by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of two rows: the last holds nothing of T0.
+    monkeypatch.setattr("tma.batches.BATCH_ROWS", 2)
+    rows = [
+        {"task": name, "inputs_pretokenized": name, "targets_pretokenized": "a"}
+        for name in P3_NAMES
+    ]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    parts = [*both(name, by=by), tma.load(name, split="all")]
+    prompts = [sorted(part["prompt"]) for part in parts]
+    t0s = ["glue_mrpc_x", "hellaswag_q", "imdb_y", "imdb_z"]
+    assert sorted(prompts[0] + prompts[1]) == prompts[2] == t0s
+    assert len(prompts[1]) == 1
+    for part in parts:
+        counted = data.manifest(part)
+        assert counted is not None and counted["read"] == 6
+        assert sum(counted["rows"].values()) == 4
+
+
 def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
     written = {
         "xsum_tldr": ("train", "validation"),

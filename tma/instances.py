@@ -182,6 +182,8 @@ class _Stage:
 
     def _made(self, batch: Batch) -> list[Instance]:
         """Return the rows that have both prompt and response."""
+        if not batch.rows:  # it only says what was left out
+            return []
         read, made, at = self._reader(batch).instance, [], 0
         try:
             for k, row in enumerate(batch.rows):

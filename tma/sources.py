@@ -275,20 +275,27 @@ def _role(task: object) -> tuple[str, str, str] | None:
 
 
 def _p3(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Give every row the split that T0 gave its task; rows of other tasks are left out."""
+    """Give every row the split that T0 gave its task; rows of other tasks are left out, counted."""
     for batch in batches:
         found = [_p3_row(row, batch.at(k)) for k, row in enumerate(batch.rows)]
-        numbered = zip(found, batch.places, strict=True)
-        for part, group in groupby(numbered, key=lambda entry: entry[0][0]):
-            chosen = list(group)
-            rows, places = [row for (_, row), _ in chosen], [place for _, place in chosen]
-            yield replace(batch, part=part, rows=rows, places=places)
+        kept = [(*own, at) for own, at in zip(found, batch.places, strict=True) if own is not None]
+        left_out = batch.left_out + len(found) - len(kept)
+        for part, group in groupby(kept, key=lambda entry: entry[0]):
+            _, rows, places = zip(*group, strict=True)
+            yield replace(batch, part=part, rows=rows, places=places, left_out=left_out)
+            left_out = 0
+        if left_out:
+            yield replace(batch, rows=(), places=(), left_out=left_out)
 
 
-def _p3_row(row: Mapping[str, Any], where: str) -> tuple[str | None, Mapping[str, Any]]:
+def _p3_row(row: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]] | None:
+    """Return a row's split, and the row with what T0 says of its task; None outside T0."""
     if "task" not in row:
         raise DataError(f"{where} has no task; it has {', '.join(row)}.")
-    split, dataset, cluster = _role(row["task"]) or (None, None, None)
+    role = _role(row["task"])
+    if role is None:
+        return None
+    split, dataset, cluster = role
     return split, {"dataset": dataset, "cluster": cluster, **row}
 
 
