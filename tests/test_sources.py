@@ -231,7 +231,7 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
     assert report.loc["rows left out: by split or cap", "value"] == 2
 
 
-P3_NAMES = "glue_mrpc_x imdb_y imdb_z hellaswag_q hellaswag_q_score_eval math_qa_w".split()
+P3_NAMES = ["glue_mrpc_x", "imdb_y", "imdb_z", "hellaswag_q", "hellaswag_q_score_eval", "math_qa_w"]
 
 
 @pytest.mark.parametrize("by", [None, "task", "source", "instance"])
