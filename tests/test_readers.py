@@ -45,9 +45,9 @@ def table(rows: list[dict[str, Any]]) -> bytes:
     return stream.getvalue().encode()
 
 
-def parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]], most: int | None = None) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), stream, write_page_checksum=True)
+    pq.write_table(pa.Table.from_pylist(rows)[:most], stream, write_page_checksum=True)
     return stream.getvalue()
 
 
@@ -210,7 +210,11 @@ GOOD = '{"prompt": "p", "response": "r"}\n'
         ),
         ("a.json", "[" + GOOD.replace("}\n", ",") + GOOD[1:], "line 1: the key 'prompt' stands"),
         ("a.jsonl", "", "the file is empty"),
-        ("a.jsonl", "\n \n", "cannot hold out test data: 0 different instances"),
+        ("a.jsonl", "\n \n", r"a\.jsonl' could not be read: it has no rows"),
+        ("a.json", "[]", "could not be read: it has no rows"),
+        ("a.csv", "prompt,response\n", "could not be read: it has no rows"),
+        ("a.parquet", parquet(ROWS[:1], 0), "could not be read: it has no rows"),
+        ("a.jsonl", '{"\\ud83d": "p"}\n', r"it has the columns \\ud83d\. Say"),
         ("a.json", "[" + GOOD, "a.json, line 2: the end of the file; expected a comma"),
         ("a.json", f"[{GOOD},\n7]", "line 3: a int; expected an object"),
         ("a.json", f"[{GOOD}] x", "line 2: more text after the list; expected its end"),
@@ -238,6 +242,7 @@ def test_what_is_malformed_is_named_by_file_and_line(
     with pytest.raises(DataError, match=words) as caught:
         tma.load(str(path), split="train")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).encode("utf-8")  # can be printed
 
 
 def test_a_folder_where_a_file_was_meant_is_named(

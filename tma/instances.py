@@ -126,9 +126,8 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
         counts[split] = int(kept.sum())
     draft.unlink()
     empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
+    found = {"rows": counts, "read": staged.read(), "empty": empties}
     own = is_own(labels, source.plan)
-    read = len(staged.part) + sum(empties.values()) + staged.left_out
-    found = {"rows": counts, "read": read, "empty": empties}
     write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
 
 
@@ -223,8 +222,14 @@ class _Stage:
         """Return the counter of each row's saved id, from 1; 0 without one."""
         return np.frombuffer(self.counter, dtype=np.int64)
 
+    def read(self) -> int:
+        """Return how many rows the source has."""
+        return len(self.part) + self.empty.total() + self.left_out
+
     def check(self) -> None:
-        """Refuse a mapping to a column that no row had."""
+        """Refuse a source without rows, and a mapping to a column that no row had."""
+        if not self.read():
+            raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
         check_mapped(self._present, self.columns, self.name)
 
 

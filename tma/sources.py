@@ -115,7 +115,8 @@ def find(name: str, asked: Wanted) -> Source:
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, asked)
-    if data_suffix(path) is not None or path.exists():
+    # An empty name would stand for the folder in which we are.
+    if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
             return _known("niv2", path, asked)
         check_place(path)
