@@ -199,6 +199,43 @@ def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
     assert data.references(train) == [["x", "y"], ["x"]]
     assert test["task"][:] == ["task9_quiz"]
     assert data.references(test) == [["z"]]
+    counted = data.manifest(test)
+    assert counted is not None and counted["read"] == 3 + 101
+
+
+@pytest.mark.parametrize("given", [{}, {"id": None}])
+def test_equal_rows_of_the_hubs_copy_without_ids_stay(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q", "targets": "x"}
+    write(tmp_path / "copy" / "train.jsonl", [row | given] * 3)
+    write(tmp_path / "copy" / "test.jsonl", [row | given | {"task_name": "task9_quiz"}] * 2)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    assert train["response"][:] == ["x"] * 3
+    assert train["id"][1:] == [f"{train['id'][0]}-2", f"{train['id'][0]}-3"]
+    assert len(test) == 2
+
+
+def test_rows_of_the_hubs_copy_with_other_definitions_are_other_instances(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "id": "1", "inputs": "q", "targets": "x"}
+    rows = [row | {"definition": text} for text in ("Answer", "Answer", "Reply")]
+    write(tmp_path / "copy" / "train.jsonl", rows)
+    write(tmp_path / "copy" / "test.jsonl", [rows[0] | {"task_name": "task9_quiz"}])
+    train, _ = both(f"niv2:{tmp_path / 'copy'}")
+    assert [prompt[:19] for prompt in train["prompt"]] == [
+        "Definition: Answer.",
+        "Definition: Reply.\n",
+    ]
+
+
+def test_a_source_of_its_own_split_that_has_none_gets_a_remedy(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "definition": "d", "targets": "x"}
+    path = write(tmp_path / "a.jsonl", [row | {"id": str(k), "inputs": f"q{k}"} for k in range(3)])
+    words = r"no row says .* training or test\. Give a folder with files named train and test, or"
+    with pytest.raises(DataError, match=words):
+        tma.load(f"niv2:{path}", split="train")
+    assert len(tma.load(f"niv2:{path}", split="all")) == 3
+    assert len(tma.load(f"niv2:{path}", split="train", by="instance")) == 2
 
 
 # P3
