@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import logging
 from collections import Counter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -264,6 +266,8 @@ def test_a_failed_reading_leaves_nothing(tmp_path: Path, own_cache: Path) -> Non
         ({"max_source_tokens": 0}, "max_source_tokens=0 "),
         ({"columns": ["prompt"]}, r"columns=\['prompt'\] .* expected names"),
         ({"columns": "prompt"}, "columns='prompt' .* expected names"),
+        ({"columns": {1: "a"}}, r"columns=\{1: 'a'\} .* expected names"),
+        ({"columns": {"prompt": {1}}}, r"columns=\{'prompt': \{1\}\} .* expected names"),
         ({"tokenizer": "gpt2"}, "tokenizer='gpt2' .* expected a fast one"),
     ],
 )
@@ -272,6 +276,35 @@ def test_a_wrong_argument_is_named(
 ) -> None:
     with pytest.raises(ParameterError, match=words):
         tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+
+
+def test_any_mapping_names_columns(dataset_file: Path) -> None:
+    given = MappingProxyType({"prompt": "prompt", "response": "response"})
+    assert len(tma.load(str(dataset_file), split="all", columns=given)) == 48
+    config = RunConfig.at("pocket", order="random", columns=given)
+    assert config.to_json()["columns"] == dict(given)
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jsonl", "caf\udce9.csv", "caf\udce9.jsonl.gz"])
+def test_a_file_name_need_not_be_utf8(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = b"prompt,response\np,r\nq,s\n,t\n"
+    if "jsonl" in name:
+        raw = b'{"prompt": "p", "response": "r"}\n' * 2 + b'{"prompt": "", "response": "r"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    assert len(tma.load(tmp_path / name, split="all")) == 2
+    (message,) = caplog.messages
+    assert r"caf\udce9." in message
+    assert "1 rows without" in message
+    (tmp_path / name).write_bytes(b"\xff")
+    with pytest.raises(DataError, match=r"caf\\udce9\."):
+        tma.load(tmp_path / name, split="all")
+
+
+def test_an_empty_name_is_repeated() -> None:
+    with pytest.raises(DataError, match="dataset='' cannot be used; expected one of: niv2"):
+        tma.load("", split="train")
 
 
 def test_every_row_can_be_kept(dataset_file: Path, caplog: pytest.LogCaptureFixture) -> None:

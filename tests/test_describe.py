@@ -9,7 +9,7 @@ import pytest
 
 import tma
 from tma.describe import data_figure, describe, token_counts
-from tma.errors import DataError
+from tma.errors import DataError, ParameterError
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -58,6 +58,54 @@ def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
     assert "rows read" not in report
     assert (report["instances"], report["instances without a task"]) == (2, 2)
     assert (report["tasks"], report["duplicates"]) == (0, 1)
+
+
+SOURCE = [
+    "rows read",
+    "rows left out: empty prompt or response",
+    "rows left out: by split or cap",
+    "rows in the other split",
+    "rows not in this selection",
+    "instances",
+]
+
+
+def test_the_lines_of_the_source_add_up_for_a_split_a_cap_and_a_selection(name: str) -> None:
+    def lines(dataset: Any) -> list[int]:
+        found = tma.describe(dataset, TOKENIZER)["value"]
+        return [int(found[line]) for line in SOURCE]
+
+    train, test = (tma.load(name, split=split) for split in ("train", "test"))
+    assert lines(test)[:5] == [20, 1, 0, len(train), 0]
+    capped = tma.load(name, split="train", per_task=(2, 1))
+    for chosen, missing in (
+        (train, 0),
+        (capped, 0),
+        (train.select(range(3)), len(train) - 3),
+        (train.select([4, 1]), len(train) - 2),
+        (train.filter(lambda row: row["prompt"] == "a b c"), len(train) - 9),
+    ):
+        read, *parts = lines(chosen)
+        assert (read, sum(parts), parts[3]) == (20, 20, missing)
+    assert lines(train.select([4, 4, 1]))[4:] == [len(train) - 2, 3]
+    made = train.map(lambda row: {"prompt": row["prompt"] + "!"})
+    assert "rows read" not in tma.describe(made, TOKENIZER)["value"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"dataset": [1]}, r"dataset='list' .* expected a datasets\.Dataset, as tma\.load gives"),
+        ({"tokenizer": "gpt2"}, r"tokenizer='gpt2' .* as AutoTokenizer\.from_pretrained gives"),
+        ({"max_tokens": "x"}, "max_tokens='x' .* at least 1"),
+        ({"max_tokens": -3}, "max_tokens=-3 .* at least 1"),
+    ],
+)
+def test_a_wrong_argument_is_named(name: str, given: dict[str, Any], words: str) -> None:
+    whole = {"dataset": tma.load(name, split="test"), "tokenizer": TOKENIZER} | given
+    for report in (describe, data_figure):
+        with pytest.raises(ParameterError, match=words):
+            report(**whole)
 
 
 def test_a_column_that_is_missing_is_named(name: str) -> None:

@@ -39,7 +39,14 @@ def test_squad_puts_the_question_after_its_context() -> None:
     found = read(row | {"answers": answers})
     assert found.prompt == "Ada was born in 1815.\n\nWhen?"
     assert found.response == "1815"
-    assert json.loads(str(found.meta)) == {"id": "7", "references": ["1815", "in 1815"]}
+    assert json.loads(str(found.meta)) == {
+        "id": "7",
+        "answers": answers,
+        "references": ["1815", "in 1815"],
+    }
+    assert read(row | {"answers": {"text": ["1815"]}}).meta == '{"id": "7"}'
+    placed = [{"text": "1815", "answer_start": 16}]
+    assert json.loads(str(read(row | {"answers": placed}).meta)) == {"id": "7", "answers": placed}
     assert read(row | {"answers": [{"text": "1815"}]}).response == "1815"
     assert read(row | {"answers": ["x", "y"]}).response == "x"
 
@@ -71,6 +78,56 @@ def test_sharegpt_roles_and_a_reply_before_any_question() -> None:
     found = read(row)
     assert (found.prompt, found.response) == ("One\n\nTwo", "Three")
     assert json.loads(str(found.meta)) == {"rest": [{"from": "gpt", "value": "Welcome"}]}
+
+
+def test_what_else_the_messages_of_the_exchange_have_is_kept() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi", "name": "Ann", "weight": None},
+        {"role": "user", "content": "You?"},
+        {"role": "assistant", "content": "Yes", "weight": 0, "tool_calls": call},
+        {"role": "user", "content": "Bye", "name": "Ann"},
+    ]
+    assert json.loads(str(read({"messages": messages}).meta)) == {
+        "exchange": [
+            {"role": "user", "name": "Ann"},
+            {"role": "user"},
+            {"role": "assistant", "weight": 0, "tool_calls": call},
+        ],
+        "rest": [{"role": "user", "content": "Bye", "name": "Ann"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (["c", "a"], ["a", "b", "c"]),
+        ("d", ["a", "b", "d"]),
+        ([{"text": "c"}], ["a", "b", {"text": "c"}]),
+        (None, ["a", "b"]),
+    ],
+)
+def test_references_of_the_source_come_after_its_responses(own: Any, expected: list[Any]) -> None:
+    found = read({"prompt": "p", "response": ["a", "b"], "references": own})
+    assert found.response == "a"
+    assert json.loads(str(found.meta)) == {"references": expected}
+    alone = read({"prompt": "p", "response": "a", "references": ["c"]})
+    assert json.loads(str(alone.meta)) == {"references": ["c"]}
+
+
+def test_only_an_id_of_this_content_is_ours() -> None:
+    row = {"prompt": "x", "response": "y", "task": None, "meta": None}
+    ours = "bebd947c5e63cad4"
+    assert read(row | {"id": f"{ours}-2"}) == Instance(None, None, "x", "y", None, f"{ours}-2")
+    theirs = read(row | {"id": "0123456789abcdef"})
+    assert theirs == Instance(None, None, "x", "y", '{"id": "0123456789abcdef"}')
+    assert read(row | {"id": 1234567890123456}).meta == '{"id": 1234567890123456}'
+
+
+@pytest.mark.parametrize("text", ['{"a":1,  "a":2}', "{broken", "a note"])
+def test_a_meta_that_is_no_object_stays_a_text(text: str) -> None:
+    row = {"id": None, "prompt": "x", "response": "y", "task": None, "meta": text}
+    assert json.loads(str(read(row).meta)) == {"meta": text}
 
 
 def test_conversations_as_lists_of_roles_and_of_texts() -> None:

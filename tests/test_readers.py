@@ -45,9 +45,9 @@ def table(rows: list[dict[str, Any]]) -> bytes:
     return stream.getvalue().encode()
 
 
-def parquet(rows: list[dict[str, Any]]) -> bytes:
+def parquet(rows: list[dict[str, Any]], most: int | None = None) -> bytes:
     stream = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), stream, write_page_checksum=True)
+    pq.write_table(pa.Table.from_pylist(rows)[:most], stream, write_page_checksum=True)
     return stream.getvalue()
 
 
@@ -103,6 +103,51 @@ def test_an_arrow_folder_gives_its_rows(tmp_path: Path) -> None:
     assert same(loaded(tmp_path / "shards"), ROWS)
 
 
+def test_an_arrow_folder_that_is_cut_anywhere_is_an_error(tmp_path: Path) -> None:
+    """Between two of its messages the file would read as a shorter one."""
+    folder = tmp_path / "d"
+    rows = [{"prompt": f"p{k} „ß“", "response": "r"} for k in range(20)]
+    datasets.Dataset.from_list(rows).save_to_disk(folder)
+    file = folder / "data-00000-of-00001.arrow"
+    whole = pa.ipc.open_stream(file.read_bytes()).read_all().replace_schema_metadata(None)
+    ends = []
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, whole.schema) as writer:
+        for batch in whole.to_batches(max_chunksize=5):
+            ends.append(sink.tell())
+            writer.write_batch(batch)
+        ends.append(sink.tell())
+    raw = file.read_bytes()
+    assert len(loaded_prompts(folder)) == 20
+    random_ = random.Random(0)
+    for place in [*ends, 0, 1, len(raw) - 8, len(raw) - 1, *random_.sample(range(len(raw)), 100)]:
+        file.write_bytes(raw[:place])
+        with pytest.raises(DataError, match=r"00001\.arrow is cut off: its end is missing\. Copy"):
+            loaded_prompts(folder)
+    # A block that is lost with the end mark in its place.
+    for place in ends[1:-1]:
+        file.write_bytes(raw[:place] + raw[-8:] + raw[place:])
+        with pytest.raises(DataError, match=rf"is damaged: it ends at byte {place + 8}; expected"):
+            loaded_prompts(folder)
+
+
+def loaded_prompts(path: Path) -> list[str]:
+    return list(tma.load(path, split="all")["prompt"])
+
+
+def test_a_long_text_that_is_repeated_is_decoded_a_few_rows_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    made = pa.table(
+        {"prompt": ["word " * 19_800] * 3_000, "response": list(map(str, range(3_000)))}
+    )
+    pq.write_table(made, path)
+    del made
+    before = pa.total_allocated_bytes()
+    held = [(len(batch.rows), pa.total_allocated_bytes() - before) for batch in read(path)]
+    assert sum(rows for rows, _ in held) == 3_000
+    # 500 rows of 99,000 bytes are 50 MB, all 3,000 are 297 MB.
+    assert max(bytes_ for _, bytes_ in held) < 120_000_000
+
+
 def test_a_folder_with_splits_keeps_them(tmp_path: Path) -> None:
     made = datasets.Dataset.from_list(ROWS)
     parts = {"train": made.select([2, 0]), "test": made.select([1]), "more": made.select([3])}
@@ -154,6 +199,7 @@ GOOD = '{"prompt": "p", "response": "r"}\n'
         ("a.jsonl", GOOD[:-1] + GOOD, "line 1: Extra data at character 33"),
         ("a.jsonl", GOOD.encode() + b'{"prompt": "caf\xe9"}', "line 2: byte 0xe9 is not UTF-8"),
         ("a.jsonl", GOOD.encode("utf-16"), "is UTF-16 text; expected UTF-8"),
+        ("a.jsonl", GOOD.encode("utf-32"), "is UTF-32 text; expected UTF-8"),
         ("a.jsonl", "[" * 100_000, "line 1: .*recursion"),
         ("a.jsonl", GOOD + '{"prompt": "\\ud83d", "response": "r"}', r"line 2: .* \\ud83d, which"),
         ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: Exceeds the limit"),
@@ -164,7 +210,11 @@ GOOD = '{"prompt": "p", "response": "r"}\n'
         ),
         ("a.json", "[" + GOOD.replace("}\n", ",") + GOOD[1:], "line 1: the key 'prompt' stands"),
         ("a.jsonl", "", "the file is empty"),
-        ("a.jsonl", "\n \n", "cannot hold out test data: 0 different instances"),
+        ("a.jsonl", "\n \n", r"a\.jsonl' could not be read: it has no rows"),
+        ("a.json", "[]", "could not be read: it has no rows"),
+        ("a.csv", "prompt,response\n", "could not be read: it has no rows"),
+        ("a.parquet", parquet(ROWS[:1], 0), "could not be read: it has no rows"),
+        ("a.jsonl", '{"\\ud83d": "p"}\n', r"it has the columns \\ud83d\. Say"),
         ("a.json", "[" + GOOD, "a.json, line 2: the end of the file; expected a comma"),
         ("a.json", f"[{GOOD},\n7]", "line 3: a int; expected an object"),
         ("a.json", f"[{GOOD}] x", "line 2: more text after the list; expected its end"),
@@ -192,6 +242,7 @@ def test_what_is_malformed_is_named_by_file_and_line(
     with pytest.raises(DataError, match=words) as caught:
         tma.load(str(path), split="train")
     assert "\n" not in str(caught.value)
+    assert str(caught.value).encode("utf-8")  # can be printed
 
 
 def test_a_folder_where_a_file_was_meant_is_named(

@@ -178,6 +178,30 @@ def test_a_meta_that_is_no_json_stays_as_it_is(tmp_path: Path) -> None:
     assert found == ["{broken", "note", {"a": 1}]
 
 
+def test_a_meta_that_is_not_ours_to_the_letter_stays_as_it_is(tmp_path: Path) -> None:
+    deep = '{"a": ' * 50_000 + "1" + "}" * 50_000
+    metas = ['{"a":1,  "a":2}', '{"x": NaN}', '{"n": ' + "9" * 5000 + "}", '{"a":1}', deep]
+    metas += ['{"e": "\\u00e9"}', '{"x": 1e400}', "{}", '{"a": 1, "a": 2}']
+    tma.save(datasets.Dataset.from_dict({"meta": metas}), None, tmp_path / "a.jsonl")
+    found = [json.loads(line)["meta"] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert found == [*metas[:7], {}, metas[8]]
+
+
+def test_a_tilde_is_the_home_folder(
+    train: datasets.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tma.save(train, [0], "~/sub/a.jsonl")
+    assert len(tma.load("~/sub/a.jsonl", split="all")) == 1
+    assert not (tmp_path / "~").exists()
+
+
+def test_an_empty_path_is_repeated(train: datasets.Dataset) -> None:
+    with pytest.raises(ParameterError, match=r"path='' .* expected a text or a Path that names"):
+        tma.save(train, None, "")
+
+
 def test_pieces_are_bounded_by_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(saving, "PIECE_BYTES", 100)
     table = datasets.Dataset.from_dict({"prompt": ["x" * 45] * 6 + ["x" * 200, "x"]}).data.table

@@ -199,6 +199,43 @@ def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
     assert data.references(train) == [["x", "y"], ["x"]]
     assert test["task"][:] == ["task9_quiz"]
     assert data.references(test) == [["z"]]
+    counted = data.manifest(test)
+    assert counted is not None and counted["read"] == 3 + 101
+
+
+@pytest.mark.parametrize("given", [{}, {"id": None}])
+def test_equal_rows_of_the_hubs_copy_without_ids_stay(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q", "targets": "x"}
+    write(tmp_path / "copy" / "train.jsonl", [row | given] * 3)
+    write(tmp_path / "copy" / "test.jsonl", [row | given | {"task_name": "task9_quiz"}] * 2)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    assert train["response"][:] == ["x"] * 3
+    assert train["id"][1:] == [f"{train['id'][0]}-2", f"{train['id'][0]}-3"]
+    assert len(test) == 2
+
+
+def test_rows_of_the_hubs_copy_with_other_definitions_are_other_instances(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "id": "1", "inputs": "q", "targets": "x"}
+    rows = [row | {"definition": text} for text in ("Answer", "Answer", "Reply")]
+    write(tmp_path / "copy" / "train.jsonl", rows)
+    write(tmp_path / "copy" / "test.jsonl", [rows[0] | {"task_name": "task9_quiz"}])
+    train, _ = both(f"niv2:{tmp_path / 'copy'}")
+    assert [prompt[:19] for prompt in train["prompt"]] == [
+        "Definition: Answer.",
+        "Definition: Reply.\n",
+    ]
+
+
+def test_a_source_of_its_own_split_that_has_none_gets_a_remedy(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "definition": "d", "targets": "x"}
+    path = write(tmp_path / "a.jsonl", [row | {"id": str(k), "inputs": f"q{k}"} for k in range(3)])
+    words = r"no row says .* training or test\. Give a folder with files named train and test, or"
+    with pytest.raises(DataError, match=words):
+        tma.load(f"niv2:{path}", split="train")
+    assert len(tma.load(f"niv2:{path}", split="all")) == 3
+    assert len(tma.load(f"niv2:{path}", split="train", by="instance")) == 2
 
 
 # P3
@@ -229,6 +266,31 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
     }
     report = tma.describe(train, lambda texts, **_: {"input_ids": texts})  # type: ignore[arg-type]
     assert report.loc["rows left out: by split or cap", "value"] == 2
+
+
+P3_NAMES = ["glue_mrpc_x", "imdb_y", "imdb_z", "hellaswag_q", "hellaswag_q_score_eval", "math_qa_w"]
+
+
+@pytest.mark.parametrize("by", [None, "task", "source", "instance"])
+def test_rows_outside_t0_are_in_no_split_of_a_p3_file_and_are_counted(
+    tmp_path: Path, by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of two rows: the last holds nothing of T0.
+    monkeypatch.setattr("tma.batches.BATCH_ROWS", 2)
+    rows = [
+        {"task": name, "inputs_pretokenized": name, "targets_pretokenized": "a"}
+        for name in P3_NAMES
+    ]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    parts = [*both(name, by=by), tma.load(name, split="all")]
+    prompts = [sorted(part["prompt"]) for part in parts]
+    t0s = ["glue_mrpc_x", "hellaswag_q", "imdb_y", "imdb_z"]
+    assert sorted(prompts[0] + prompts[1]) == prompts[2] == t0s
+    assert len(prompts[1]) == 1
+    for part in parts:
+        counted = data.manifest(part)
+        assert counted is not None and counted["read"] == 6
+        assert sum(counted["rows"].values()) == 4
 
 
 def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:

@@ -84,6 +84,20 @@ def test_too_little_to_hold_out_is_named(by: str, kind: str) -> None:
         assign(given, Plan(by=by))
 
 
+def test_sources_that_share_a_task_count_as_one() -> None:
+    given = labels(["t", "t"], ["a", "b"])
+    words = r"1 sources; expected at least 2\. Source datasets that share a task count as one\."
+    with pytest.raises(DataError, match=words):
+        assign(given, Plan(by="source"))
+    with pytest.raises(DataError, match=r"1 sources; expected at least 2\.$"):
+        assign(labels(["t", "t"], ["a", "a"]), Plan(by="source"))
+
+
+def test_an_own_split_that_is_not_there_has_a_remedy() -> None:
+    with pytest.raises(DataError, match=r"no row says .* by='task' or by='instance', or take all"):
+        assign(labels(["a", "b"]), Plan(by="own"))
+
+
 def test_a_source_that_has_tasks_on_both_sides_is_refused() -> None:
     given = labels(["a", "b", "b", "a", None, None], part=[TRAIN, TRAIN, TEST, TEST, TRAIN, TEST])
     for plan in (Plan(), Plan(by="own")):

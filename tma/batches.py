@@ -37,7 +37,8 @@ class Batch:
     part: str | None = None
     """Split to which the source counts them; None: it has no splits."""
     left_out: int = 0
-    """Rows of the source that a cap kept from being read."""
+    """Rows of the source, read since the last batch, that are not among those of any batch: over a
+    cap, outside the wanted tasks, or joined with another row."""
 
     def at(self, k: int) -> str:
         """Return where row k of the batch stands, in words."""

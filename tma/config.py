@@ -137,7 +137,7 @@ class RunConfig:
         for name in ("generate_at", "eval_at"):
             object.__setattr__(self, name, checked_steps(name, getattr(self, name)))
         object.__setattr__(self, "per_task", checked_caps(self.per_task))
-        check_columns(self.columns)
+        object.__setattr__(self, "columns", checked_columns(self.columns))
         for name, least in COUNTS.items():
             if getattr(self, name) is not None or name not in ("limit", "test_limit"):
                 check_count(name, getattr(self, name), least)
@@ -246,10 +246,15 @@ def checked_steps(name: str, value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
-def check_columns(value: object) -> None:
-    """Refuse what does not map fields to columns."""
-    if value is not None and not isinstance(value, Mapping):
+def checked_columns(value: object) -> dict[str, str] | None:
+    """Return what maps fields to columns as a dict; refuse anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) for name in (*value, *value.values())
+    ):
         raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
+    return dict(value)
 
 
 def checked_caps(value: object) -> tuple[int | None, int | None] | None:

@@ -16,6 +16,8 @@ _ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_call"), "tool"),
 }
+_ROLE, _TEXT = {"role", "from"}, {"content", "value"}
+"""Keys of a message that say who speaks, and what is said."""
 
 
 class Exchange(NamedTuple):
@@ -31,7 +33,9 @@ def first_exchange(messages: Any, column: str) -> Exchange:
 
     System messages, then all of the user's messages up to the first reply, make the prompt, a blank
     line between them. What an assistant says before the user has spoken is no reply. All other
-    messages are kept in order under `rest`.
+    messages are kept in order under `rest`. Where a message of the exchange has more than role and
+    text, such as a name or tool calls, all of the exchange are kept without their texts under
+    `exchange`.
 
     Args:
         messages: entries with role and content, or from and value.
@@ -41,7 +45,7 @@ def first_exchange(messages: Any, column: str) -> Exchange:
         DataError: this is no list of messages, or a role is not known.
     """
     prompt: dict[str, list[str]] = {"system": [], "user": []}
-    response, rest = None, []
+    response, used, rest = None, list[Any](), list[Any]()
     for message in _messages(messages, column):
         role, text = _said(message, column)
         if response is None and role == "assistant" and prompt["user"]:
@@ -50,9 +54,13 @@ def first_exchange(messages: Any, column: str) -> Exchange:
             prompt[role].append(text)
         else:
             rest.append(message)
+            continue
+        used.append({k: v for k, v in message.items() if k not in _TEXT and v is not None})
     parts = [text for text in prompt["system"] + prompt["user"] if text.strip()]
     asked = any(text.strip() for text in prompt["user"])
-    return Exchange("\n\n".join(parts) if asked else None, response, {"rest": rest} if rest else {})
+    left = {"exchange": used} if any({*one} - _ROLE for one in used) else {}
+    left |= {"rest": rest} if rest else {}
+    return Exchange("\n\n".join(parts) if asked else None, response, left)
 
 
 def _messages(value: Any, column: str) -> Sequence[Any]:

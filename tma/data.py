@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma.config import check_columns, checked_caps
-from tma.errors import AssetError, DataError, check_choice, check_count, wrong
+from tma.config import checked_caps, checked_columns
+from tma.errors import AssetError, DataError, check_choice, check_count, printable, wrong
 from tma.instances import MANIFEST, build
 from tma.names import EMPTY, UNITS
 from tma.sources import Wanted, find
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = "2"
+FORMAT = "3"
 """Raised when the same content and settings would give other rows than before."""
 
 
@@ -91,11 +91,12 @@ def load(
     name = str(name)
     caps, seed = _caps(per_task), _whole_number(seed)
     _check(by, empty, seed, max_source_tokens)
-    _check_kinds(columns, tokenizer)
+    _check_tokenizer(tokenizer)
     if split == ALL and by is not None:
         raise wrong("by", by, "None with split='all', which holds nothing out")
-    asked = Wanted(columns, ALL if split == ALL else by, caps, seed, tokenizer, max_source_tokens)
-    return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, name)
+    mapping, unit = checked_columns(columns), ALL if split == ALL else by
+    asked = Wanted(mapping, unit, caps, seed, tokenizer, max_source_tokens)
+    return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, printable(name))
 
 
 def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
@@ -186,8 +187,7 @@ def _caps(per_task: Any) -> tuple[int | None, int | None] | None:
     return checked_caps(_whole_number(per_task))
 
 
-def _check_kinds(columns: object, tokenizer: object) -> None:
-    check_columns(columns)
+def _check_tokenizer(tokenizer: object) -> None:
     if tokenizer is not None and not hasattr(tokenizer, "backend_tokenizer"):
         came = tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__
         raise wrong("tokenizer", came, "a fast one, as AutoTokenizer.from_pretrained gives")
@@ -216,7 +216,7 @@ def _stored(name: str, asked: Wanted, empty: str) -> Path:
             if not _is_whole(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 with new_folder(folder) as draft:
-                    build(draft, source, empty, name)
+                    build(draft, source, empty, printable(name))
     return folder
 
 

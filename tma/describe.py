@@ -1,22 +1,24 @@
 """A dataset in numbers: what was read, what was left out, how long and how often.
 
-Tokens are counted by the tokenizer that is given, over prompt and response joined by one space; a
-row is over-long if they are more than `max_tokens`. Languages are not told apart: nothing that is
-installed here can.
+Tokens are counted by the tokenizer that is given, of the prompt and of the response each on its own
+and without tokens at the ends; a row is over-long if the two together are more than `max_tokens`.
+Languages are not told apart: nothing that is installed here can.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tma.data import manifest
-from tma.errors import DataError
+from tma.errors import DataError, check_count, wrong
 from tma.instances import repeats
+from tma.splits import SPLITS
 from tma.store import digest
 
 if TYPE_CHECKING:
@@ -53,17 +55,19 @@ def describe(
         max_tokens: tokens of prompt and response together above which an instance is over-long.
 
     Returns:
-        Rows read from the source and, of these, left out as empty and by the split or a cap (only
-        where the dataset comes from `tma.load`); instances, tasks, duplicates (rows whose task,
-        prompt and response stand in an earlier row), over-long rows, and percentiles of the tokens
-        of prompt, response and both.
+        Rows read from the source and where they are: left out as empty, by the split, a cap or a
+        list of tasks (or as further right responses of one instance), in the other split, not in
+        this selection, or among the instances (only where the dataset comes from `tma.load`);
+        instances, tasks, duplicates (rows whose task, prompt and response stand in an earlier row),
+        over-long rows, and percentiles of the tokens of prompt, response and both.
 
     Raises:
         DataError: the dataset lacks a column of `tma.load`.
+        ParameterError: this is no dataset, no tokenizer, or no number of tokens.
     """
     import pandas as pd
 
-    _check(dataset)
+    _check(dataset, tokenizer, max_tokens)
     counts = token_counts(dataset, tokenizer)
     both = counts.sum(axis=1)
     tasks = _tasks(dataset)
@@ -86,16 +90,32 @@ def describe(
 def data_figure(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
 ) -> Figure:
-    """Return the figure of the report: share of instances over tokens, and instances a task."""
+    """Return the figure of the report: share of instances over tokens, and instances a task.
+
+    Args:
+        dataset: instances as `tma.load` gives them.
+        tokenizer: counts tokens.
+        max_tokens: where a line marks the longest that fits.
+
+    Raises:
+        DataError, ParameterError: as `describe`.
+    """
     from tma.figures import lengths_figure
 
-    _check(dataset)
+    _check(dataset, tokenizer, max_tokens)
     tasks = _tasks(dataset)
     sizes = sorted((count for task, count in tasks.items() if task is not None), reverse=True)
     return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)
 
 
-def _check(dataset: Dataset) -> None:
+def _check(dataset: object, tokenizer: object, max_tokens: object) -> None:
+    import datasets
+
+    if not isinstance(dataset, datasets.Dataset):
+        raise wrong("dataset", type(dataset).__name__, "a datasets.Dataset, as tma.load gives")
+    if not callable(tokenizer):
+        raise wrong("tokenizer", tokenizer, "one, as AutoTokenizer.from_pretrained gives")
+    check_count("max_tokens", max_tokens, 1)
     for column in ("task", "prompt", "response"):
         if column not in dataset.column_names:
             has = ", ".join(dataset.column_names)
@@ -110,16 +130,29 @@ def _tasks(dataset: Dataset) -> Counter[str | None]:
 
 
 def _read(dataset: Dataset) -> dict[str, int]:
-    """Return what was counted when the source was read, both splits together."""
+    """Return what was counted when the source was read: the first is the sum of the others and of
+    the instances.
+    """
     found = manifest(dataset)
-    if found is None:
+    files = {Path(entry["filename"]).stem for entry in dataset.cache_files}
+    if found is None or not files & {*SPLITS}:  # rows that were made anew, as by `map`
         return {}
-    empty = sum(found["empty"].values())
+    empty, kept = sum(found["empty"].values()), sum(found["rows"].values())
+    own = sum(count for split, count in found["rows"].items() if split in files)
     return {
         "rows read": found["read"],
         "rows left out: empty prompt or response": empty,
-        "rows left out: by split or cap": found["read"] - empty - sum(found["rows"].values()),
+        "rows left out: by split or cap": found["read"] - empty - kept,
+        "rows in the other split": kept - own,
+        "rows not in this selection": max(0, own - _different(dataset)),
     }
+
+
+def _different(dataset: Dataset) -> int:
+    """Return how many rows a dataset has, one that was selected twice counted once."""
+    if dataset._indices is None:
+        return len(dataset)
+    return len(np.unique(dataset._indices.column(0).to_numpy()))
 
 
 def _keys(dataset: Dataset) -> NDArray[np.uint64]:

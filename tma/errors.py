@@ -13,6 +13,9 @@ class TmaError(Exception):
     reader can do nothing about.
     """
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
@@ -44,6 +47,11 @@ class StateError(TmaError, OSError):
 def wrong(name: str, value: object, expected: str) -> ParameterError:
     """Return the error of a setting: its name, what came, what was expected."""
     return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
+
+
+def printable(text: str) -> str:
+    """Return a text with halves of characters, as file names and columns may have, written out."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from tma.conversations import Exchange, Row, cell_text, first_exchange
 from tma.errors import DataError
+from tma.json_text import DECODER
+from tma.store import digest
 
 FIELDS = ("prompt", "response", "task", "source", "conversation")
 """What a mapping may name."""
@@ -43,7 +45,12 @@ class Instance(NamedTuple):
     meta: str | None
     """What else the source had, as a JSON object; `references` holds several responses."""
     id: str | None = None
-    """The id under which it was saved, if it was."""
+    """The id under which it was saved, if its content is still that one's."""
+
+
+def content_key(task: str | None, prompt: str, response: str) -> str:
+    """Return the part of an id that the content decides: 16 hexadecimal digits."""
+    return digest(task or "", prompt, response)[:16]
 
 
 @dataclass(frozen=True)
@@ -78,7 +85,7 @@ def _alpaca(row: Row) -> Exchange:
 def _squad(row: Row) -> Exchange:
     """Put the question after its context; every different answer is a reference."""
     parts = [cell_text(row.get(column), column) for column in ("context", "question")]
-    answers = row.get("answers")
+    given = answers = row.get("answers")
     if isinstance(answers, str) and not answers.isspace() and answers:
         # A table may hold a list or an object as text here: the answer would be its brackets too.
         raise DataError(
@@ -91,7 +98,13 @@ def _squad(row: Row) -> Exchange:
         answers = [a.get("text") if isinstance(a, Mapping) else a for a in answers]
     # Without its question a context is no prompt.
     prompt = "\n\n".join(part for part in parts if part) if parts[1] else None
-    return Exchange(prompt, answers, {})
+    return Exchange(prompt, answers, {"answers": given} if _more_than_text(given) else {})
+
+
+def _more_than_text(answers: Any) -> bool:
+    """Return whether answers have more than texts, such as where each starts in the context."""
+    objects = answers if isinstance(answers, list) else [answers]
+    return any(isinstance(one, Mapping) and {*one} - {"text"} for one in objects)
 
 
 def _conversation(column: str) -> Callable[[Row], Exchange]:
@@ -138,19 +151,22 @@ class Reading:
         """
         prompt, cell, rest = self.format.exchange(row)
         responses = _references(cell, self.format.needs[-1])
-        used = {*self.format.needs, *self.format.also, self.task}
-        if self.saved:
-            meta = _saved_meta(row)
-            row = {**meta, **row}
-        else:
-            meta = {k: v for k, v in row.items() if k not in used and v is not None} | rest
+        meta = _saved_meta(row) if self.saved else self._unused(row, rest)
         if len(responses) > 1:
-            meta["references"] = responses
-        task, source = (cell_text(row.get(c), c) if c else None for c in (self.task, self.source))
-        name = _saved_id(row) if self.saved else None
-        one = responses[0] if responses else None
-        made = Instance(task, source, prompt or None, one, None, name)
+            meta["references"] = _with_own(responses, meta.get("references"))
+        cells = {**meta, **row} if self.saved else row
+        task, source = (cell_text(cells.get(c), c) if c else None for c in (self.task, self.source))
+        made = Instance(task, source, prompt or None, responses[0] if responses else None, None)
+        if self.saved and row.get("id") is not None:
+            name = _own_id(row["id"], made)
+            made = made._replace(id=name)
+            meta = meta if name else {"id": row["id"]} | meta
         return made._replace(meta=_json(meta)) if meta else made
+
+    def _unused(self, row: Row, rest: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the cells that are no part of the instance."""
+        used = {*self.format.needs, *self.format.also, self.task}
+        return {k: v for k, v in row.items() if k not in used and v is not None} | dict(rest)
 
 
 def reading(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
@@ -230,23 +246,31 @@ def _references(cell: Any, column: str) -> list[str]:
     return list(dict.fromkeys(text for text in found if text))
 
 
-def _saved_id(row: Row) -> str | None:
-    name = row.get("id")
-    return name if isinstance(name, str) and _OWN_ID.fullmatch(name) else None
+def _with_own(responses: list[str], own: Any) -> list[Any]:
+    """Return responses, then what else a column `references` of the source has."""
+    listed = own if isinstance(own, list) else [] if own is None else [own]
+    return [*responses, *(one for one in listed if one not in responses)]
+
+
+def _own_id(name: Any, made: Instance) -> str | None:
+    """Return the id of a saved row if it is ours and its content is still that one's."""
+    if not isinstance(name, str) or not _OWN_ID.fullmatch(name):
+        return None
+    key = content_key(made.task, str(made.prompt), str(made.response))
+    return name if name.startswith(key) else None
 
 
 def _saved_meta(row: Row) -> dict[str, Any]:
-    """Return the meta that `tma.save` wrote, without an id of ours."""
-    text, own = row.get("meta"), {}
+    """Return the meta that `tma.save` wrote; of another's text what is no object stays a text."""
+    text = row.get("meta")
     if isinstance(text, str) and text.startswith("{"):
         try:
-            own = json.loads(text)
+            return dict(DECODER.decode(text))
         except ValueError:
-            own = {"meta": text}
-    elif text is not None:
-        own = dict(text) if isinstance(text, Mapping) else {"meta": text}
-    name = row.get("id")
-    return own if name is None or _OWN_ID.fullmatch(str(name)) else {"id": name} | own
+            return {"meta": text}
+    if text is None:
+        return {}
+    return dict(text) if isinstance(text, Mapping) else {"meta": text}
 
 
 def _json(meta: dict[str, Any]) -> str:

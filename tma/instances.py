@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch
 from tma.errors import DataError
-from tma.formats import Instance, Reading, check_mapped, reading
+from tma.formats import Instance, Reading, check_mapped, content_key, reading
 from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, is_own
-from tma.store import digest, write_json
+from tma.store import write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,11 +44,6 @@ class Source:
     """How they are split."""
     columns: Mapping[str, str] | None = None
     """Which columns they are read from; None: recognised."""
-
-
-def content_key(task: str | None, prompt: str, response: str) -> str:
-    """Return the part of an id that the content decides: 16 hexadecimal digits."""
-    return digest(task or "", prompt, response)[:16]
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -126,9 +121,8 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
         counts[split] = int(kept.sum())
     draft.unlink()
     empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
+    found = {"rows": counts, "read": staged.read(), "empty": empties}
     own = is_own(labels, source.plan)
-    read = len(staged.part) + sum(empties.values()) + staged.left_out
-    found = {"rows": counts, "read": read, "empty": empties}
     write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
 
 
@@ -177,11 +171,13 @@ class _Stage:
             self.source.append(-1 if own is None else sources.setdefault(own, len(sources)))
             key = content_key(row.task, str(row.prompt), str(row.response))
             self.key.append(int(key, 16))
-            self.counter.append(_counter(row.id, key))
+            self.counter.append(_counter(row.id))
         return _texts(made, COLUMNS[1:])
 
     def _made(self, batch: Batch) -> list[Instance]:
         """Return the rows that have both prompt and response."""
+        if not batch.rows:  # it only says what was left out
+            return []
         read, made, at = self._reader(batch).instance, [], 0
         try:
             for k, row in enumerate(batch.rows):
@@ -221,14 +217,20 @@ class _Stage:
         """Return the counter of each row's saved id, from 1; 0 without one."""
         return np.frombuffer(self.counter, dtype=np.int64)
 
+    def read(self) -> int:
+        """Return how many rows the source has."""
+        return len(self.part) + self.empty.total() + self.left_out
+
     def check(self) -> None:
-        """Refuse a mapping to a column that no row had."""
+        """Refuse a source without rows, and a mapping to a column that no row had."""
+        if not self.read():
+            raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
         check_mapped(self._present, self.columns, self.name)
 
 
-def _counter(own: str | None, key: str) -> int:
-    """Return what a saved id counts, from 1; 0 if it is not this content's."""
-    return int(own[17:] or 1) if own is not None and own.startswith(key) else 0
+def _counter(own: str | None) -> int:
+    """Return what a saved id counts, from 1; 0 without one."""
+    return 0 if own is None else int(own[17:] or 1)
 
 
 def _check_text(row: Instance) -> None:

@@ -158,6 +158,9 @@ def _instance(task: Mapping[str, Any], number: int, file: Path, prompts: Prompts
 def hub(batches: Iterable[Batch], prompts: Prompts) -> Iterator[Batch]:
     """Yield the rows of the hub's copy; rows that differ only in the target become one.
 
+    Rows without an id cannot be told from other instances that are equal: each stays one. A batch
+    counts as left out the rows that became one with another.
+
     Args:
         batches: rows with task_name, id, definition, inputs, targets, and their split.
         prompts: how prompts are made.
@@ -167,19 +170,32 @@ def hub(batches: Iterable[Batch], prompts: Prompts) -> Iterator[Batch]:
     """
     flat = ((batch, k) for batch in batches for k in range(len(batch.rows)))
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
-        groups = groupby(in_part, key=_same)
-        rows = (_merged([b.rows[k] for b, k in group], prompts) for _, group in groups)
+        spare = list[int]()
+        rows = (_merged(group, prompts) for group in _instances(in_part, spare))
         sized = ((n, len(row["prompt"]), row) for n, row in enumerate(rows, 1))
-        yield from batched(sized, f"niv2 ({part or 'no split'})", part, "instance")
+        for batch in batched(sized, f"niv2 ({part or 'no split'})", part, "instance"):
+            yield replace(batch, left_out=sum(spare))
+            spare.clear()
 
 
-def _same(entry: tuple[Batch, int]) -> tuple[Any, Any, Any]:
+def _instances(entries: Iterable[tuple[Batch, int]], spare: list[int]) -> Iterator[list[Row]]:
+    """Yield the rows of each instance; `spare` gets their number beyond the first."""
+    for _, group in groupby(entries, key=_same):
+        rows = [batch.rows[k] for batch, k in group]
+        spare.append(len(rows) - 1)
+        yield rows
+
+
+def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
+    """Return what rows have in common that are one instance."""
     batch, k = entry
     row = batch.rows[k]
     for column in ("task_name", "definition", "inputs", "targets"):
         if column not in row:
             raise DataError(f"{batch.at(k)} has no {column}; it has {', '.join(row)}.")
-    return row["task_name"], row.get("id"), row["inputs"]
+    own = row.get("id")
+    alone = (batch.file, batch.places[k]) if own is None else None
+    return row["task_name"], own, alone, row["definition"], row["inputs"]
 
 
 def _merged(rows: Sequence[Row], prompts: Prompts) -> Row:

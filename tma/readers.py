@@ -1,7 +1,8 @@
 """Local files and folders → batches of rows, streamed: JSONL, JSON, CSV, Parquet, Arrow.
 
-Text is UTF-8, with or without a byte-order mark, and any line ends. What is malformed is an error
-that names file and line: a reader that skips, repairs or guesses would lose rows without a word.
+Text is UTF-8, with or without a byte-order mark; lines end in LF or CRLF. What is malformed is an
+error that names file and line: a reader that skips, repairs or guesses would lose rows without a
+word.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch, arrow_rows, batched, named, wanted
+from tma.batches import BATCH_BYTES, Batch, arrow_rows, batched, named, wanted
 from tma.conversations import Row
 from tma.errors import DataError
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
@@ -26,7 +27,16 @@ from tma.store import file_digest, folder_digest
 
 LONGEST = 2**28
 """Bytes of one line or one CSV cell at most."""
-_OTHER_TEXT = {b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16", b"\x00\x00\xfe\xff": "UTF-32"}
+PARQUET_ROWS = 500
+"""Rows of a Parquet file that are decoded at once at most."""
+_OTHER_TEXT = {  # the mark of UTF-32 first: it begins with that of UTF-16
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""What the writers of an Arrow stream put at its end."""
 
 
 def read(path: Path, part: str | None = None) -> Iterator[Batch]:
@@ -191,10 +201,14 @@ def _parquet(path: Path, part: str | None) -> Iterator[Batch]:
 
 
 def _rows_at_once(meta: Any) -> int:
-    """Return how many rows of the longest row group fit a batch on average."""
+    """Return how many rows of the longest row group fit a batch on average.
+
+    The sizes are those of encoded pages: a text that is repeated counts once and is decoded as
+    often as it stands there. No size of decoded text is written, so the rows are few in any case.
+    """
     groups = [meta.row_group(k) for k in range(meta.num_row_groups)]
     longest = max((g.total_byte_size / max(1, g.num_rows) for g in groups), default=1)
-    return int(min(BATCH_ROWS, max(1, BATCH_BYTES // max(1, longest))))
+    return int(min(PARQUET_ROWS, max(1, BATCH_BYTES // max(1, longest))))
 
 
 @contextmanager
@@ -221,12 +235,34 @@ def arrow_file(path: Path, part: str | None, seen: int = 0) -> Iterator[Batch]:
     """
     import pyarrow as pa
 
+    _check_ended(path)
     with named(path), pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
         _unique(stream.schema.names, path)
         for batch in stream:
             batch.validate(full=True)  # a damaged offset would read foreign memory
             yield from arrow_rows([batch], str(path), part, seen)
             seen += len(batch)
+        _check_end(source.tell(), path)
+
+
+def _check_ended(path: Path) -> None:
+    """Refuse a stream without its end mark: cut between two blocks, it would read as a shorter one.
+
+    How many rows there should be is written nowhere: `dataset_info.json` counts those of the
+    dataset from which they were chosen.
+    """
+    with named(path), path.open("rb") as stream:
+        stream.seek(-min(len(_END), path.stat().st_size), io.SEEK_END)
+        if stream.read() != _END:
+            raise DataError(f"{path} is cut off: its end is missing. Copy or save it again.")
+
+
+def _check_end(at: int, path: Path) -> None:
+    size = path.stat().st_size
+    if at != size:
+        raise DataError(
+            f"{path} is damaged: it ends at byte {at}; expected {size}. Copy or save it again."
+        )
 
 
 def is_arrow_folder(path: Path) -> bool:

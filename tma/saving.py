@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.errors import DataError, TmaError, wrong
-from tma.names import unpacked_suffix
+from tma.names import expanded, unpacked_suffix
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
             are stored. A row may be left out, or come twice.
         path: `.jsonl` (also `.jsonl.gz`, `.jsonl.zst`), `.parquet`, or a name without suffix: a
             folder that `datasets.load_from_disk` reads. A file is replaced, whole or not at all; a
-            folder must not exist yet.
+            folder must not exist yet. `~` is the home folder, as in `tma.load`.
 
     Raises:
         DataError: the order names rows that are not there, or the path cannot be written.
@@ -52,16 +52,17 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
 
     if not isinstance(dataset, datasets.Dataset):
         raise wrong("dataset", type(dataset).__name__, "a datasets.Dataset")
-    if not isinstance(path, str | Path):
-        raise wrong("path", path, "a text or a Path")
+    if not isinstance(path, str | Path) or path == "":
+        raise wrong("path", path, "a text or a Path that names a file or a folder")
+    target = expanded(str(path))
     rows = _checked(order, len(dataset))
     if dataset._indices is not None:
         own = dataset._indices.column(0).to_numpy().astype(np.int64)
         rows = own if rows is None else own[rows]
     # The lock would else stay in the user's folder.
-    lock = cache_dir() / "locks" / f"{digest(str(Path(path).absolute()))[:20]}.lock"
-    with _named(path), locked(Path(path), lock=lock):
-        _write(dataset, rows, Path(path))
+    lock = cache_dir() / "locks" / f"{digest(str(target.absolute()))[:20]}.lock"
+    with _named(target), locked(target, lock=lock):
+        _write(dataset, rows, target)
 
 
 def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> None:
@@ -79,7 +80,7 @@ def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> No
 
 
 @contextmanager
-def _named(path: Path | str) -> Iterator[None]:
+def _named(path: Path) -> Iterator[None]:
     """Turn every error of writing into one that names the path."""
     try:
         yield
@@ -194,11 +195,13 @@ def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch
             yield from ahead.popleft().result().to_batches()
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
+
+
 def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
-    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
     for piece in pieces:
         try:
-            lines = [encode(_opened(row)) for row in piece.to_pylist()]
+            lines = [_encode(_opened(row)) for row in piece.to_pylist()]
         except ValueError as error:
             raise DataError(
                 f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
@@ -209,12 +212,15 @@ def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
 def _opened(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with its meta as an object, so that a line can be read by eye.
 
-    In datasets of others meta may be any text, which stays as it is.
+    In datasets of others meta may be any text: one that is not to the letter as we write it stays
+    as it is, since the object would say less (a key that stands there twice) or could not be
+    written.
     """
     meta = row.get("meta")
     if isinstance(meta, str) and meta.startswith("{"):
-        with suppress(ValueError):
-            return row | {"meta": json.loads(meta)}
+        with suppress(ValueError, RecursionError):
+            opened = json.loads(meta)
+            return row | {"meta": opened} if _encode(opened) == meta else row
     return row
 
 

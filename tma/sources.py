@@ -115,7 +115,8 @@ def find(name: str, asked: Wanted) -> Source:
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, asked)
-    if data_suffix(path) is not None or path.exists():
+    # An empty name would stand for the folder in which we are.
+    if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
             return _known("niv2", path, asked)
         check_place(path)
@@ -275,20 +276,27 @@ def _role(task: object) -> tuple[str, str, str] | None:
 
 
 def _p3(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Give every row the split that T0 gave its task; rows of other tasks are left out."""
+    """Give every row the split that T0 gave its task; rows of other tasks are left out, counted."""
     for batch in batches:
         found = [_p3_row(row, batch.at(k)) for k, row in enumerate(batch.rows)]
-        numbered = zip(found, batch.places, strict=True)
-        for part, group in groupby(numbered, key=lambda entry: entry[0][0]):
-            chosen = list(group)
-            rows, places = [row for (_, row), _ in chosen], [place for _, place in chosen]
-            yield replace(batch, part=part, rows=rows, places=places)
+        kept = [(*own, at) for own, at in zip(found, batch.places, strict=True) if own is not None]
+        left_out = batch.left_out + len(found) - len(kept)
+        for part, group in groupby(kept, key=lambda entry: entry[0]):
+            _, rows, places = zip(*group, strict=True)
+            yield replace(batch, part=part, rows=rows, places=places, left_out=left_out)
+            left_out = 0
+        if left_out:
+            yield replace(batch, rows=(), places=(), left_out=left_out)
 
 
-def _p3_row(row: Mapping[str, Any], where: str) -> tuple[str | None, Mapping[str, Any]]:
+def _p3_row(row: Mapping[str, Any], where: str) -> tuple[str, Mapping[str, Any]] | None:
+    """Return a row's split, and the row with what T0 says of its task; None outside T0."""
     if "task" not in row:
         raise DataError(f"{where} has no task; it has {', '.join(row)}.")
-    split, dataset, cluster = _role(row["task"]) or (None, None, None)
+    role = _role(row["task"])
+    if role is None:
+        return None
+    split, dataset, cluster = role
     return split, {"dataset": dataset, "cluster": cluster, **row}
 
 

@@ -71,11 +71,12 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
 
     Raises:
         DataError: there is too little to hold anything out, no source dataset to split by, or the
-            source's own split has tasks on both sides.
+            source's own split has tasks on both sides, or is not there.
     """
     if plan.by == ALL:
         out = np.full(len(labels.part), TRAIN, dtype=np.int8)
     elif is_own(labels, plan):
+        _check_own(labels)
         out = labels.part.copy()
         _check_apart(out, labels)
     else:
@@ -91,6 +92,15 @@ def is_own(labels: Labels, plan: Plan) -> bool:
     """Return whether the source's own split stands."""
     tests = labels.has_test or bool((labels.part == TEST).any())
     return plan.by == OWN or (plan.by is None and tests)
+
+
+def _check_own(labels: Labels) -> None:
+    """Refuse rows of which none says its split, where the source's own is wanted."""
+    if len(labels.part) and not labels.part.any() and not labels.has_test:
+        raise DataError(
+            "no row says whether it is for training or test. Give a folder with files named train "
+            "and test, or hold out with by='task' or by='instance', or take all with split='all'."
+        )
 
 
 def _check_apart(out: NDArray[np.int8], labels: Labels) -> None:
@@ -121,7 +131,11 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
     units[alone] = known + own
     if known + count < 2:
         kind = f"{by}s" if known else "different instances"
-        raise DataError(f"cannot hold out test data: {known + count} {kind}; expected at least 2.")
+        linked = by == "source" and len(labels.sources) > known
+        hint = " Source datasets that share a task count as one." if linked else ""
+        raise DataError(
+            f"cannot hold out test data: {known + count} {kind}; expected at least 2.{hint}"
+        )
     return units, known + count
 
 
