@@ -1,6 +1,7 @@
 """How long fine-tuning and its measuring take: ours, the original code's way, and TRL.
 
-Real instances (the P3 file, if its path is given, else the suite `pocket`), SmolLM2-135M, the same
+Real instances (those of `--data`, else of the P3 file in ../shared/data/p3 if there is one, else of
+the suite `pocket`), SmolLM2-135M, the same
 precision, the same micro-batch budget of 4 × 1,024 tokens, 16 instances a step, one run of each
 system in one process, in turn.
 
@@ -42,7 +43,9 @@ from tma.packing import packs
 from tma.train import train
 
 MODEL, WIDTH, ROWS, STEP = "smollm2-135m-instruct", 1024, 4, 16
-BUDGET = ROWS * WIDTH
+COUNT, QUICK = 200, 16
+"""Instances, and those of `--quick`."""
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,16 @@ class Timing:
     peak_mb: float
 
 
-def instances(path: str | None, count: int) -> Dataset:
-    """Return the first instances, in an order that mixes the tasks."""
-    data = tma.load(path or "pocket", split="train").shuffle(seed=0)
-    return data.select(range(count))
+def real_data(root: Path = ROOT) -> str:
+    """Return the P3 file that lies beside the repository, else the name of the built-in suite."""
+    found = sorted((root.parent / "shared" / "data" / "p3").glob("*.parquet"))
+    return str(found[0]) if found else "pocket"
+
+
+def instances(name: str, count: int) -> Dataset:
+    """Return the first instances, at most so many, in an order that mixes the tasks."""
+    data = tma.load(name, split="train").shuffle(seed=0)
+    return data.select(range(min(count, len(data))))
 
 
 class Work:
@@ -70,10 +79,12 @@ class Work:
     def __init__(self, data: Dataset) -> None:
         self.data = data
         self.model, self.tokenizer = models.load(MODEL)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model.to(self.device)
         self.start = {k: v.clone() for k, v in self.model.state_dict().items()}
         self.rows = encode(data, self.tokenizer, WIDTH)
         self.tokens = sum(row.response_tokens for row in self.rows)
-        self.precision = resolve_precision("auto", next(self.model.parameters()).device)
+        self.precision = resolve_precision("auto", self.device)
         self.loss = self.seconds = math.nan
 
     def reset(self) -> None:
@@ -85,15 +96,15 @@ class Work:
 
 def ours_trains(work: Work) -> None:
     config = RunConfig(
-        MODEL, "pocket", "random", None, batch_size=STEP, micro_tokens=BUDGET, eval_every=10**6,
-        learning_rate=1e-5, precision=work.precision,
+        MODEL, "pocket", "random", None, batch_size=STEP, max_tokens=WIDTH,
+        micro_tokens=ROWS * WIDTH, eval_every=10**6, learning_rate=1e-5, precision=work.precision,
     )  # fmt: skip
     work.loss = train(work.model, work.rows, work.rows[:1], config).steps[0]["loss"]
 
 
 def ours_measures(work: Work) -> None:
-    packed = packs(work.model)
-    found = response_losses(work.model, work.rows, BUDGET, work.precision, packed=packed)
+    packed = packs(work.model, work.device)
+    found = response_losses(work.model, work.rows, ROWS * WIDTH, work.precision, packed=packed)
     work.loss = float(found.sum() / work.tokens)
 
 
@@ -105,6 +116,7 @@ def padded_losses(work: Work, rows: Sequence[Encoded]) -> torch.Tensor:
         ids = torch.tensor(row.tokens)
         tokens[at, : len(ids)], mask[at, : len(ids)] = ids, 1
         labels[at, row.response_start : len(ids)] = ids[row.response_start :]
+    tokens, mask, labels = (part.to(work.device) for part in (tokens, mask, labels))
     logits = work.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
     return cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), reduction="sum"
@@ -230,12 +242,13 @@ def print_line(line: Timing) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="32 instances instead of 200")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK} instances, not {COUNT}")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
-    parser.add_argument("--data", help="a dataset file; default: the suite pocket")
+    parser.add_argument("--data", help="a dataset; default: see above")
     arguments = parser.parse_args()
-    work = Work(instances(arguments.data, 32 if arguments.quick else 200))
-    print(f"{len(work.rows)} instances, {work.tokens} response tokens, {work.precision}")
+    name = arguments.data or real_data()
+    work = Work(instances(name, QUICK if arguments.quick else COUNT))
+    print(f"{len(work.rows)} instances of {name}, {work.tokens} response tokens, {work.precision}")
     print(
         f"{'case':<12}{'system':<8}{'seconds':>9}{'response tok/s':>14}{'ratio':>8}"
         f"{'loss':>9}{'peak MB':>9}"

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tma import store
 from tma.config import RunConfig
+from tma.receipt import Arranged, Receipt, ids_digest
 from tma.runs import Run
 
 Losses = Mapping[tuple[str | None, str], Sequence[float]]
@@ -47,7 +49,9 @@ def stored(
     store.write_json(
         folder / "manifest.json", {"config": config.to_json(), "instances": 64, "steps": steps[-1]}
     )
-    store.write_json(folder / "order.json", {"ids": list(consumed)})
+    ids = tuple(consumed)
+    receipt = Receipt(config.method, "", "", "", 0, len(ids), ids_digest(ids))
+    Arranged(np.arange(len(ids)), ids, receipt).save(folder / "order.json")
     losses_table = rows(losses, steps, "loss_sum")
     losses_table.assign(loss_sum=2 * losses_table["loss_sum"], tokens=2).to_parquet(
         folder / "losses.parquet"

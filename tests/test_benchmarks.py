@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tma
-from benchmarks import arrangement
+from benchmarks import arrangement, training
 from benchmarks import data as data_benchmark
 
 
@@ -65,3 +65,41 @@ def test_loading_and_writing_are_measured_in_processes_of_their_own(
     assert lines[3]["ratio_to_stored"] == 1
     assert all(line["peak_mb"] > 10 for line in lines)
     assert "random jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("cache")
+def test_all_systems_train_and_measure_the_same(
+    tiny_model: Path,
+    dataset_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"MODEL": str(tiny_model), "WIDTH": 64, "ROWS": 2, "STEP": 4}.items():
+        monkeypatch.setattr(training, name, value)
+    path = tmp_path / "table.json"
+    given = ["--quick", "--json", str(path), "--data", str(dataset_file)]
+    monkeypatch.setattr(sys, "argv", ["training.py", *given])
+    training.main()
+    lines = json.loads(path.read_text("ascii"))
+    assert [(line["case"], line["system"]) for line in lines] == [
+        (case, system) for case in ("training", "evaluation") for system in ("tma", "padded", "trl")
+    ]
+    for case in (lines[:3], lines[3:]):
+        ours, padded, trl = (line["loss"] for line in case)
+        assert ours == pytest.approx(padded, abs=0.02)
+        assert ours == pytest.approx(trl, abs=0.2)  # its evaluation is a mean over batches
+    assert "16 instances of " in capsys.readouterr().out
+
+
+def test_the_training_benchmark_takes_what_is_there(
+    cache: Path, dataset_file: Path, tmp_path: Path
+) -> None:
+    assert cache.is_dir()
+    assert training.real_data(tmp_path / "repository") == "pocket"
+    folder = tmp_path / "shared" / "data" / "p3"
+    folder.mkdir(parents=True)
+    (folder / "a.parquet").touch()
+    assert training.real_data(tmp_path / "repository") == str(folder / "a.parquet")
+    few = training.instances(str(dataset_file), 10_000)
+    assert len(few) == len(tma.load(str(dataset_file), split="train")) < 48

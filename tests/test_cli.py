@@ -34,6 +34,9 @@ def test_a_run_is_trained_and_listed(
         (["--order", "random", "--set", "generate_at=3"], "generate_at=3 cannot be used"),
         (["--order", "random", "--set", "compile=False"], "compile='False' cannot be used"),
         (["--order", "random", "--state-minutes", "-1"], "state_minutes=-1.0"),
+        (["--order", "random", "--set", "dataset="], "dataset='' cannot be used"),
+        (["--order", "random", "--model", "lama"], "did you mean llama?"),
+        (["--order", "random", "--set", "steps=2", "--set", "limit=5"], "steps=2 and limit=5"),
     ],
 )
 def test_wrong_arguments_end_with_one_message(

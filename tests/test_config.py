@@ -27,6 +27,22 @@ def test_wrong_steps_are_named_as_steps(steps: object) -> None:
         RunConfig.at("pocket", order="random", steps=steps)
 
 
+def test_steps_and_a_limit_clash() -> None:
+    with pytest.raises(ParameterError, match=r"steps=2 and limit=5 .* give one of the two"):
+        RunConfig.at("pocket", order="random", steps=2, limit=5)
+    assert RunConfig.at("pocket", order="random", limit=5).limit == 5
+
+
+def test_a_wrong_model_is_told_the_presets() -> None:
+    with pytest.raises(ParameterError, match=r"model='lama' .* llama, gemma, qwen, smollm2.*mean"):
+        RunConfig.at("pocket", order="random", model="lama")
+
+
+def test_steps_to_look_at_have_one_sequence() -> None:
+    config = RunConfig.at("pocket", order="random", eval_at=[4, 1, 4], generate_at=(3, 0, 3))
+    assert (config.eval_at, config.generate_at) == ((1, 4), (0, 3))
+
+
 def test_the_paper_scale_has_the_papers_settings() -> None:
     config = RunConfig.at("paper", order="tma_nft", dataset="declare-lab/flan-mini")
     assert config.model == "meta-llama/Llama-2-7b-hf"
@@ -106,6 +122,8 @@ def test_settings_travel_as_json() -> None:
         ({"generate_at": 3}, r"generate_at=3 .* a list of steps, such as \[0, 10\]"),
         ({"reward_model": 3}, "reward_model=3 .* None, a hub id .* folder"),
         ({"reward_model": "no/such/folder"}, "reward_model='no/such/folder' "),
+        ({"reward_model": "a/b"}, r"reward_model='a/b' .* generate_at=\(\)\. Name steps"),
+        ({"dataset": ""}, "dataset='' cannot be used; expected one of: niv2"),
     ],
 )
 def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def test_another_encoder_does_not_read_the_cache_of_the_first() -> None:
     tma.embed(["bca"], first)
     tma.embed(["bca"], second)
     assert second.calls == 1
+
+
+def test_the_file_is_the_one_that_numpy_writes(own_cache: Path) -> None:
+    rows = tma.embed(["abc", "b"], Letters())
+    [file] = (own_cache / "embeddings").glob("*.npy")
+    expected = io.BytesIO()
+    np.save(expected, rows)
+    assert file.read_bytes() == expected.getvalue()
 
 
 def test_a_text_that_gives_no_direction_is_named() -> None:

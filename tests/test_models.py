@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import tma
 from tma import assets, models
@@ -89,3 +92,57 @@ def test_the_gemma_preset_trains(cache: Path, dataset_file: Path) -> None:
     )
     means = tma.run(config).losses.groupby("step")["loss"].mean()
     assert means.iloc[-1] < means.iloc[0]
+
+
+def rewritten(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Write other weights into a folder; None: without them."""
+    file = folder / "model.safetensors"
+    weights = {k: v for k, v in (load_file(file) | changes).items() if v is not None}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, rf"lacks 1 of its weights: {LAYER}\. Give a complete checkpoint"),
+        (torch.zeros(3, 3), rf"weights: {LAYER} \(\[3, 3\], not \[64, 32\]\)"),
+    ],
+    ids=["missing", "of another shape"],
+)
+def test_weights_are_never_random_numbers(
+    tiny_model: Path, tmp_path: Path, given: torch.Tensor | None, words: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    rewritten(folder, **{LAYER: given})
+    with pytest.raises(ParameterError, match=rf"model='.*' .*{words}"):
+        models.load(str(folder))
+
+
+def test_many_missing_weights_are_counted(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    names = [name for name in load_file(folder / "model.safetensors") if "layers.1" in name]
+    rewritten(folder, **dict.fromkeys(names))
+    with pytest.raises(ParameterError, match=r"lacks 9 of its weights: (\S+, ){2}\S+ and 6 more"):
+        models.load(str(folder))
+
+
+def test_a_head_that_shares_the_weights_of_the_embeddings_is_not_missing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    rewritten(folder, **{"lm_head.weight": None})
+    model, _ = models.load(str(folder))
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_weights_that_are_cut_off_are_one_message(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ParameterError, match=r"model=.* could not be loaded: .*deserializing"):
+        models.load(str(folder))

@@ -120,6 +120,14 @@ def test_a_model_that_would_compute_something_else_is_not_packed(model: torch.nn
     assert not packs(model)
 
 
+def test_the_kernel_of_the_cpu_is_not_for_a_gpu() -> None:
+    model = llama()
+    assert packs(model, torch.device("cpu"))
+    assert not packs(model, torch.device("cuda"))
+    model.config._attn_implementation = "flash_attention_2"  # has borders of its own
+    assert packs(model, torch.device("cuda"))
+
+
 def test_the_attention_of_a_model_is_given_back(rows: list[Encoded]) -> None:
     model = llama()
     before = model.config._attn_implementation

@@ -74,6 +74,18 @@ def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:
     assert (made.folder / "manifest.json").stat().st_mtime_ns == changed
 
 
+def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(config.dataset).read_text().splitlines()]
+    path = tmp_path / "named.jsonl"
+    named = [{"q": r["prompt"], "a": r["response"], "kind": r["task"]} for r in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in named))
+    columns = {"prompt": "q", "response": "a", "task": "kind"}
+    config = replace(config, dataset=str(path), columns=columns)
+    again = replace(config, columns=dict(reversed(columns.items())))
+    made = tma.run_all({"one": [config], "two": [again, replace(config, seed=1)]}, processes=1)
+    assert made["one"][0].folder == made["two"][0].folder != made["two"][1].folder
+
+
 def test_the_first_error_stops_all_and_names_its_step(config: RunConfig) -> None:
     wrong = replace(config, seed=21, learning_rate=1e30)
     with pytest.raises(TrainingError, match=r"step \d: .* is (nan|inf)"):

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,8 +17,9 @@ import tma
 from tests.conftest import tiny_run
 from tma import Method, data, runs
 from tma.config import RunConfig
-from tma.errors import DataError, ParameterError
+from tma.errors import DataError, OrderError, ParameterError
 from tma.state import States
+from tma.store import file_digest
 
 FINISHED = {
     "config.json",
@@ -100,6 +104,141 @@ def test_a_run_with_a_cut_manifest_or_without_a_table_is_made_again(config: RunC
             (first.folder / damage).unlink()
         assert [e.status for e in runs.runs() if e.key == first.folder.name] == ["damaged"]
         assert tma.run(config).losses.equals(losses)
+
+
+@pytest.mark.parametrize("name", ["losses.parquet", "order.json", "config.json", "no sums"])
+def test_a_run_with_an_altered_file_is_made_again(config: RunConfig, name: str) -> None:
+    first = tma.run(config)
+    losses, order, manifest = first.losses, first.order, first.manifest
+    assert set(manifest["sums"]) == FINISHED - {"config.json", "manifest.json"}
+    assert manifest["sums"]["order.json"] == file_digest(first.folder / "order.json")
+    if name == "losses.parquet":
+        losses.assign(loss_sum=0.0).drop(columns="loss").to_parquet(first.folder / name)
+    elif name == "no sums":
+        kept = {key: value for key, value in manifest.items() if key != "sums"}
+        (first.folder / "manifest.json").write_text(json.dumps(kept))
+    else:
+        text = (first.folder / name).read_text()
+        (first.folder / name).write_text(text.replace('"tma_nft"', '"tma_rt"').replace("[", "[ "))
+    assert [e.status for e in runs.runs() if e.key == first.folder.name] == ["damaged"]
+    assert runs.stored(config) is None
+    again = tma.run(config)
+    assert again.losses.equals(losses)
+    assert again.order == order
+
+
+def test_an_order_that_was_not_kept_is_refused(config: RunConfig) -> None:
+    run = tma.run(config)
+    file = run.folder / "order.json"
+    file.write_text(json.dumps({"ids": run.order[::-1]}))
+    with pytest.raises(OrderError, match="order was not kept"):
+        _ = run.order
+
+
+def test_an_order_is_read_when_model_and_data_are_gone(config: RunConfig, tmp_path: Path) -> None:
+    model = shutil.copytree(config.model, tmp_path / "model")
+    run = tma.run(replace(config, model=str(model), epochs=2))
+    shutil.rmtree(model)
+    order = tma.Run(run.folder).order
+    assert order == order[: len(order) // 2] * 2
+
+
+def test_other_references_are_another_run_where_answers_are_scored(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    def made(references: list[str], **changes: Any) -> tma.Run:
+        rows = [{"prompt": f"Say {k}", "response": ["x", *references]} for k in range(8)]
+        path = tmp_path / "a.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = {"order": "random", "dataset": str(path), "limit": 4, "max_new_tokens": 2}
+        return tma.run(replace(config, **(given | changes)))
+
+    first = made(["y"], generate_at=(0,))
+    other = made(["y", first.answers["answer"][0]], generate_at=(0,))
+    assert first.manifest["inputs"]["test"] == other.manifest["inputs"]["test"]
+    assert first.folder != other.folder
+    assert (first.answers["exact_match"][0], other.answers["exact_match"][0]) == (0, 1)
+    assert made(["y"]).folder == made(["z"]).folder  # nothing is scored
+
+
+def test_too_few_instances_are_told(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    config = replace(config, order="random", limit=1000, seed=23)
+    with caplog.at_level(logging.WARNING):
+        run = tma.run(config)
+    assert f"limit=1000, but there are {len(run.order)} instances to train on" in caplog.text
+
+
+def test_an_instance_too_long_for_the_model_is_refused_before_training(
+    config: RunConfig, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 49152}
+    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = replace(config, model=str(tmp_path), order="random", max_tokens=1024)
+    config = replace(config, micro_tokens=1024)
+    assert tma.run(config).manifest["steps"] == 3  # all texts are short
+    long = tmp_path / "long.jsonl"
+    rows = [{"prompt": "word " * 40 * (k == 3), "response": f"yes {k}"} for k in range(1, 20)]
+    long.write_text(
+        "".join(json.dumps(row | {"prompt": row["prompt"] or "Say"}) + "\n" for row in rows)
+    )
+    monkeypatch.setattr("tma.making.fine_tune", None)  # not reached
+    with pytest.raises(
+        ParameterError, match=r"max_tokens=1024 .* of \d\d tokens .* has 32 positions\. Lower"
+    ):
+        tma.run(replace(config, dataset=str(long), limit=None))
+    with pytest.raises(
+        ParameterError, match=r"max_new_tokens=30 after a prompt of \d+ tokens needs .* has 32"
+    ):
+        tma.run(replace(config, generate_at=(0,), max_new_tokens=30))
+
+
+def test_a_run_made_again_for_its_model_has_no_manifest_while_it_is_stored(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    config = replace(config, seed=24)
+    folder = tma.run(config).folder
+    losses = tma.Run(folder).losses
+    write, written = pd.DataFrame.to_parquet, list[str]()
+
+    def stopped(self: pd.DataFrame, path: Path, **options: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(self, path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pd.DataFrame, "to_parquet", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tma.run(config, save_model=True)
+    assert written == ["losses.parquet"]
+    assert not (folder / "manifest.json").exists()
+    assert tma.run(config).losses.equals(losses)
+
+
+def test_states_of_an_interrupted_remake_are_kept(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, seed=25)
+    folder = tma.run(config).folder
+    save = States.save
+
+    def stopped(self: States, *given: Any) -> None:
+        save(self, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(States, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tma.run(config, save_model=True, state_steps=1)
+    assert tma.run(config).folder == folder  # finished, though its model is not there
+    assert [p.name for p in folder.glob("state-*")] == ["state-00000001"]
+    tma.run(config, save_model=True)
+    assert list(folder.glob("state-*")) == []
 
 
 def test_the_same_files_are_the_same_run_from_everywhere(

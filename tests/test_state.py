@@ -249,6 +249,69 @@ def test_a_full_disk_ends_with_a_message_and_the_state_before_it(config: RunConf
     finish_equals(config, tables)
 
 
+FULL_EVERYWHERE = """
+import json, resource, sys
+from dataclasses import replace
+import tma, tma.making
+from tma.config import RunConfig
+from tma.errors import StateError
+from tma.making import Making
+
+def sized(most):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+def said(call):
+    try:
+        call()
+    except Exception as error:
+        sized(-1)
+        print(type(error).__name__, error, flush=True)
+
+class Encoder:
+    name = "all ones"
+    def encode(self, texts):
+        sized(200)
+        import numpy as np
+        return np.ones((len(texts), 384), dtype=np.float32)
+
+def full(method):
+    def then(self, *given):
+        sized(0)
+        method(self, *given)
+        sized(-1)
+    return then
+
+config = RunConfig.from_json(json.loads(sys.argv[1]))
+sized(50)
+said(lambda: tma.load(config.dataset, split="train"))
+said(lambda: tma.embed(["a", "b"], Encoder()))
+begin = Making._begin
+Making._begin = full(begin)
+said(lambda: tma.run(config))
+Making._begin = begin
+Making._fail = full(Making._fail)
+said(lambda: tma.run(replace(config, learning_rate=1e30), state_steps=1))
+"""
+
+
+def test_a_full_disk_is_one_message_wherever_it_is_met(
+    config: RunConfig, cache: Path, tmp_path: Path
+) -> None:
+    for shared in ("assets", "models"):
+        (tmp_path / shared).symlink_to(cache / shared)
+    command = [sys.executable, "-c", FULL_EVERYWHERE, json.dumps(config.to_json())]
+    here = os.environ | {"TMA_CACHE": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=here)
+    assert done.returncode == 0, done.stderr[-2000:]
+    data, embedding, settings, failed = done.stdout.splitlines()
+    for line, place in ((data, "datasets"), (embedding, "embeddings"), (settings, "runs")):
+        assert line.startswith(f"StateError {tmp_path}/{place}/")
+        assert "Free space there, or name another folder (for the cache: TMA_CACHE)." in line
+    assert failed.startswith("TrainingError step ")
+    assert "the run is not marked failed: " in done.stderr
+    assert not list(tmp_path.glob("*/.new-*"))
+
+
 KILLED_WHILE_SAVING = """
 import os, signal
 import safetensors.torch

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tma import store
+from tma.errors import StateError
 
 
 def test_digest_separates_its_parts() -> None:
@@ -78,3 +81,50 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next(tmp_path: Path) -> Non
     assert time.monotonic() - start < 10
     assert list(tmp_path.glob(".new-*")) == []
     assert [p.name for p in target.iterdir()] == ["whole"]
+
+
+def test_a_lock_that_nobody_made_is_not_held(tmp_path: Path) -> None:
+    assert not store.is_locked(tmp_path / "none" / "made")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "odd.lock").symlink_to(tmp_path / "gone" / "lock")
+    assert not store.is_locked(tmp_path / "odd")
+    with store.locked(tmp_path / "made"):
+        assert store.is_locked(tmp_path / "made")
+    assert not store.is_locked(tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (errno.ENOSPC, "No space left on device"),
+        (errno.EFBIG, "File too large"),
+        (errno.EDQUOT, "Disk quota exceeded"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EACCES, "Permission denied"),
+    ],
+)
+def test_a_disk_that_takes_nothing_is_one_message(tmp_path: Path, code: int, reason: str) -> None:
+    target = tmp_path / "made"
+    for new in (store.new_file, store.new_folder):
+        with (
+            pytest.raises(StateError, match=rf"{target} could not .*: {reason}\. Free space"),
+            new(target) as draft,
+        ):
+            raise OSError(code, os.strerror(code), str(draft))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_is_not_taken_for_what_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), store.new_file(tmp_path / "made"):
+        raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/input")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_lock_in_a_closed_folder_is_one_message(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with (
+        pytest.raises(StateError, match=r"made\.lock could not .*: Permission denied\."),
+        store.locked(tmp_path / "made"),
+    ):
+        pass
+    tmp_path.chmod(0o700)

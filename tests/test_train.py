@@ -16,7 +16,7 @@ import torch
 import tma
 from tma import models
 from tma.config import RunConfig
-from tma.encode import Encoded, encode
+from tma.encode import Encoded, encode, micro_batches
 from tma.errors import OrderError, ParameterError, TrainingError
 from tma.evaluate import resolve_precision, response_losses
 from tma.train import check_order, learning_rate, train
@@ -70,11 +70,25 @@ def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, s
         optimizer.zero_grad()
 
 
+@pytest.mark.parametrize(
+    ("attention", "batches"),
+    [(("auto", 128), 2), (("sdpa", 64), 3)],
+    ids=["packed", "padded"],
+)
 def test_three_steps_equal_those_of_a_plain_padded_loop(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+    tiny_model: Path,
+    encoded: list[Encoded],
+    config: RunConfig,
+    attention: tuple[str, int],
+    batches: int,
 ) -> None:
     # AdamW magnifies rounding where a gradient is nearly zero, and the more the higher the rate.
-    rows, config = encoded[:24], replace(config, learning_rate=1e-4)
+    mixed = zip(encoded[:12], encoded[20:32], strict=True)  # of 14 to 23 tokens
+    rows = [row for pair in mixed for row in pair]
+    config = replace(config, learning_rate=1e-4)
+    kernel, budget = attention
+    config = replace(config, attention=kernel, micro_tokens=budget)
+    assert len(micro_batches(rows[:8], budget, packed=kernel == "auto")) == batches
     ours, plain = (models.load(str(tiny_model))[0] for _ in range(2))
     train(ours, rows, encoded[24:26], config)
     plain_loop(plain, rows, config, steps=3)

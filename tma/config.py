@@ -134,6 +134,7 @@ class RunConfig:
         check_dataset(self.dataset)
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
+        # Equal runs get equal settings, by which they are named.
         for name in ("generate_at", "eval_at"):
             object.__setattr__(self, name, checked_steps(name, getattr(self, name)))
         object.__setattr__(self, "per_task", checked_caps(self.per_task))
@@ -153,7 +154,15 @@ class RunConfig:
             if not isinstance(getattr(self, name), bool):
                 raise wrong(name, getattr(self, name), "true or false")
         if self.reward_model is not None:
-            check_model(self.reward_model, (), "reward_model")
+            self._check_reward()
+
+    def _check_reward(self) -> None:
+        check_model(self.reward_model, (), "reward_model")
+        if not self.generate_at:
+            raise ParameterError(
+                f"reward_model={self.reward_model!r} has no answers to score with generate_at=(). "
+                "Name steps in generate_at, such as [0, 10], or leave out reward_model."
+            )
 
     @classmethod
     def at(
@@ -167,9 +176,18 @@ class RunConfig:
             model: preset, hub id, or folder.
             seed: seed of every random choice.
             changes: any other field; `steps` stands for `limit = steps * batch_size`.
+
+        Raises:
+            ParameterError: a value cannot be used, or `steps` and `limit` are both given.
         """
         check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
+        check_model(model, (*base.models, *BUILT_IN))
+        if "steps" in changes and "limit" in changes:
+            raise ParameterError(
+                f"steps={changes['steps']!r} and limit={changes['limit']!r} both say how many "
+                "instances are trained on; give one of the two."
+            )
         batch_size = changes.get("batch_size", base.batch_size)
         check_count("batch_size", batch_size, 1)
         steps = changes.pop("steps", base.steps)
@@ -238,12 +256,12 @@ def check_positive(name: str, value: object, *, zero: bool) -> None:
 
 
 def checked_steps(name: str, value: object) -> tuple[int, ...]:
-    """Return step numbers as a tuple; refuse anything else."""
+    """Return step numbers in their sequence, each once; refuse anything else."""
     if not isinstance(value, list | tuple):
         raise wrong(name, value, "a list of steps, such as [0, 10]")
     for step in value:
         check_count(name, step, 0)
-    return tuple(value)
+    return tuple(sorted(set(value)))
 
 
 def checked_columns(value: object) -> dict[str, str] | None:

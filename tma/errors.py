@@ -41,7 +41,7 @@ class TrainingError(TmaError, RuntimeError):
 
 
 class StateError(TmaError, OSError):
-    """The state or the results of a run could not be written; the last state is whole."""
+    """A state, results or the cache could not be written; what was there before is whole."""
 
 
 def wrong(name: str, value: object, expected: str) -> ParameterError:

@@ -23,8 +23,8 @@ from tma.errors import OrderError, StateError, TrainingError
 from tma.generate import answers, scored
 from tma.metrics import RewardModel
 from tma.receipt import Arranged, arrange_dataset
-from tma.runs import complete, hardware, last_loss
-from tma.state import DISK_ERRORS, History, States
+from tma.runs import complete, hardware, last_loss, sums
+from tma.state import History, States
 from tma.store import new_file, new_folder, write_json
 from tma.train import check_answered, check_order
 from tma.train import train as fine_tune
@@ -35,6 +35,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is loaded to make a run."""
+
+    model: Any
+    """The model; training changes it in place."""
+    tokenizer: Any
+    """Its tokenizer."""
+    ordered: Sequence[Encoded]
+    """Training instances in the order wanted."""
+    test: Sequence[Encoded]
+    """Test instances."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +73,7 @@ class Making:
 
         Raises:
             OrderError, TrainingError: training went wrong; the run is marked failed.
-            ParameterError: `generate_at` or the reward model cannot be used.
+            ParameterError: `generate_at`, a model or the length of an instance cannot be used.
             StateError: a state or the results could not be written.
         """
         writes = PartialState().is_main_process
@@ -67,12 +81,14 @@ class Making:
         arranged = arrange_dataset(self.train, self.test, method)
         # What can be wrong is loaded or checked before anything is written or trained.
         check_answered(self.config, len(arranged.ids))
-        answered = self.config.reward_model is not None and self.config.generate_at
-        judge = RewardModel(str(self.config.reward_model)) if answered else None
+        named = self.config.reward_model
+        judge = None if named is None else RewardModel(named)
+        work = self._loaded(arranged)
         if writes:
+            self._warn_of_few(len(arranged.ids))
             self._begin()
         try:
-            history, model, tokenizer = self._trained(arranged, judge)
+            history = self._trained(arranged, work, judge)
         except (OrderError, TrainingError) as error:
             if writes:
                 self._fail(error)
@@ -82,7 +98,7 @@ class Making:
                 log.warning("stopped; the same call goes on from %s", self.states.newest())
             raise
         if writes:
-            self._store(history, arranged, (model, tokenizer) if save_model else None)
+            self._store(history, arranged, work if save_model else None)
 
     def _begin(self) -> None:
         """Leave beside the run what it is, and nothing of an earlier end.
@@ -101,26 +117,42 @@ class Making:
     def _fail(self, error: Exception) -> None:
         history = self.states.history
         found = {"error": str(error), "step": len(history.steps), "loss": last_loss(history.losses)}
-        write_json(self.folder / "failed.json", found)
-        self.states.remove()
+        try:
+            self.states.remove()  # first: it makes room for the note
+            write_json(self.folder / "failed.json", found)
+        except OSError as problem:  # which is not why the run failed
+            log.warning("the run is not marked failed: %s", problem)
 
-    def _trained(self, arranged: Arranged, judge: RewardModel | None) -> tuple[History, Any, Any]:
-        """Return what training measured, the trained model, and its tokenizer."""
+    def _warn_of_few(self, instances: int) -> None:
+        wanted = self.config.limit
+        if wanted is not None and instances < wanted:
+            log.warning("limit=%d, but there are %d instances to train on", wanted, instances)
+
+    def _loaded(self, arranged: Arranged) -> _Work:
+        """Return the model before training, and what it is trained on and tested with."""
         config = self.config
         model, tokenizer = models.load(config.model, config.attention)
-        ordered = self.train.select(arranged.rows)
+        ordered, test = (
+            encode.encode(data, tokenizer, config.max_tokens)
+            for data in (self.train.select(arranged.rows), self.test)
+        )
+        models.check_positions(model, config, ordered, test)
+        return _Work(model, tokenizer, ordered, test)
+
+    def _trained(self, arranged: Arranged, work: _Work, judge: RewardModel | None) -> History:
+        """Train the model; return what was measured."""
         with torch.random.fork_rng():
-            torch.manual_seed(config.seed)  # dropout, where a model has it
+            torch.manual_seed(self.config.seed)  # dropout, where a model has it
             history = fine_tune(
-                model,
-                encode.encode(ordered, tokenizer, config.max_tokens),
-                encode.encode(self.test, tokenizer, config.max_tokens),
-                config,
+                work.model,
+                work.ordered,
+                work.test,
+                self.config,
                 states=self.states,
-                answer=lambda model, rows: self._answers(model, tokenizer, judge, rows),
+                answer=lambda model, rows: self._answers(model, work.tokenizer, judge, rows),
             )
-        check_order(history.consumed, arranged.ids * config.epochs)
-        return history, model, tokenizer
+        check_order(history.consumed, arranged.ids * self.config.epochs)
+        return history
 
     def _answers(
         self, model: Any, tokenizer: Any, judge: RewardModel | None, rows: Sequence[Encoded]
@@ -143,18 +175,20 @@ class Making:
         found = judge.scores(list(own["prompt"]), made)
         return [entry | {"reward": float(r)} for entry, r in zip(entries, found, strict=True)]
 
-    def _store(self, history: History, arranged: Arranged, kept: tuple[Any, Any] | None) -> None:
+    def _store(self, history: History, arranged: Arranged, kept: _Work | None) -> None:
         """Write model and results, the manifest last; then no state is needed any more."""
         try:
             if kept is not None:
-                self._store_model(*kept)
+                self._store_model(kept)
+            # Its tables are about to be replaced one by one.
+            (self.folder / "manifest.json").unlink(missing_ok=True)
             self._store_tables(history)
             arranged.save(self.folder / "order.json")
             self._finish(history, arranged)
-        except DISK_ERRORS as error:
+        except OSError as error:
             raise StateError(
-                f"the results could not be written to {self.folder}: {error}. Free space there and "
-                f"run again: training goes on from {self.states.newest()}."
+                f"the results could not be written to {self.folder}: {error.__cause__ or error}. "
+                f"Free space there and run again: training goes on from {self.states.newest()}."
             ) from error
         self.states.remove()
 
@@ -169,11 +203,11 @@ class Making:
                 with new_file(self.folder / f"{name}.parquet") as draft:
                     pd.DataFrame(entries).to_parquet(draft, index=False)
 
-    def _store_model(self, model: Any, tokenizer: Any) -> None:
+    def _store_model(self, work: _Work) -> None:
         shutil.rmtree(self.folder / "model", ignore_errors=True)
         with new_folder(self.folder / "model") as draft:
-            model.save_pretrained(draft)
-            tokenizer.save_pretrained(draft)
+            work.model.save_pretrained(draft)
+            work.tokenizer.save_pretrained(draft)
 
     def _finish(self, history: History, arranged: Arranged) -> None:
         manifest = {
@@ -186,5 +220,6 @@ class Making:
             "instances": len(history.consumed),
             "steps": len(history.steps),
             "seconds": round(self.states.seconds, 1),
+            "sums": sums(self.folder, bool(self.config.generate_at)),
         }
         write_json(self.folder / "manifest.json", manifest)

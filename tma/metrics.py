@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import ParameterError, first_line, wrong
+from tma.errors import ParameterError, wrong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,10 +43,15 @@ def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
         ParameterError: `references` is one text, or empty.
     """
     _check_references(references)
+    scores = _scorer().score_multi(references, answer)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+@cache
+def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    scores = RougeScorer(["rouge1", "rougeL"], use_stemmer=True).score_multi(references, answer)
-    return {name: float(score.fmeasure) for name, score in scores.items()}
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
 class RewardModel:
@@ -56,7 +62,7 @@ class RewardModel:
             `openbmb/UltraRM-13b`, which needs converting to that form first).
 
     Raises:
-        ParameterError: the model cannot be loaded, or has more than one output.
+        ParameterError: the model cannot be loaded, lacks weights, or has more than one output.
     """
 
     def __init__(self, name: str) -> None:
@@ -95,19 +101,19 @@ class RewardModel:
 
 def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    given: dict[str, Any] = {"trust_remote_code": False}
-    try:
-        # The answer stands at the end of the text, where nothing must be cut.
-        tokenizer = AutoTokenizer.from_pretrained(name, truncation_side="left", **given)
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, use_safetensors=True, dtype="auto", **given
-        )
-    except (OSError, ValueError) as error:
-        raise ParameterError(
-            f"reward_model={name!r} could not be loaded: {first_line(error)}"
-        ) from error
+    from tma.models import whole
+
+    # The answer stands at the end of the text, where nothing must be cut.
+    model, tokenizer = whole(
+        "reward_model",
+        name,
+        name,
+        AutoModelForSequenceClassification,
+        reading={"truncation_side": "left"},
+        computing={"dtype": "auto"},
+    )
     if model.config.num_labels != 1:
         raise ParameterError(
             f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the score."

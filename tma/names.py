@@ -68,7 +68,8 @@ def check_dataset(value: object) -> None:
     """Refuse what is no known dataset, hub id, file or folder."""
     # A longer name than the file system allows is no file.
     with suppress(OSError):
-        if isinstance(value, str) and (value in DATASETS or _is_data(value)):
+        # An empty text would be the folder in which the program runs.
+        if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
             return
     expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
     raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")

@@ -49,16 +49,21 @@ def borders(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
     }
 
 
-def packs(model: Any) -> bool:
+def packs(model: Any, device: torch.device | None = None) -> bool:
     """Return whether a model computes packed instances as it computes each alone.
 
     It is tried on two short instances in float32: architectures whose attention keeps a state, or
     does more to its scores than scaling and masking them, give other numbers or refuse.
+
+    Args:
+        model: a causal language model.
+        device: where it will compute; None: where it is. The kernel below is for the CPU.
     """
     if _own_kernel(model):
         return True
-    device = next(model.parameters()).device
-    if device.type != "cpu" or not model._can_set_attn_implementation():
+    here = next(model.parameters()).device
+    device = device or here
+    if {here.type, device.type} != {"cpu"} or not model._can_set_attn_implementation():
         return False
     training, vocabulary = model.training, model.get_input_embeddings().num_embeddings
     first, second = (torch.arange(k, k + 5)[None] % vocabulary for k in (1, 3))
@@ -142,21 +147,30 @@ def attend(
     for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True):
         tokens = q.shape[2]
         if q.dtype == torch.bfloat16 and tokens <= MATMUL_LENGTH and not dropout:
-            parts.append(
-                _by_matmul(
-                    q.squeeze(0), k.squeeze(0), v.squeeze(0), causal[:tokens, :tokens], scale
-                )[None]
-            )
+            own = causal[:tokens, :tokens]
+            parts.append(_by_matmul(q.squeeze(0), k.squeeze(0), v.squeeze(0), own, scale)[None])
         else:
-            windowed = sliding_window is not None and sliding_window < tokens
-            mask = _hidden(tokens, sliding_window, q) if windowed else None
-            shared = q.shape[1] != k.shape[1]
-            parts.append(
-                scaled_dot_product_attention(
-                    q, k, v, mask, dropout, is_causal=not windowed, scale=scale, enable_gqa=shared
-                )
-            )
+            parts.append(_fused(q, k, v, window=sliding_window, dropout=dropout, scale=scale))
     return torch.cat(parts, 2).transpose(1, 2), None
+
+
+def _fused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    window: int | None,
+    dropout: float,
+    scale: float,
+) -> torch.Tensor:
+    """Return (1, heads, tokens, width) of one instance by the fused kernel of torch."""
+    tokens = query.shape[2]
+    windowed = window is not None and window < tokens
+    mask = _hidden(tokens, window, query) if windowed else None
+    shared = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(
+        query, key, value, mask, dropout, is_causal=not windowed, scale=scale, enable_gqa=shared
+    )
 
 
 def _hidden(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,9 @@ from contextlib import contextmanager
 
 from tma.config import RunConfig
 from tma.errors import TrainingError, check_count
+from tma.progress import progress
 from tma.runs import Run, run, stored
+from tma.store import canonical_json
 
 
 def run_all(
@@ -38,8 +40,9 @@ def run_all(
     """
     if processes is not None:
         check_count("processes", processes, 1)
-    wanted = list(dict.fromkeys(config for made in configs.values() for config in made))
-    missing = [config for config in wanted if stored(config) is None]
+    # By their text: `columns` makes settings that cannot be hashed.
+    wanted = {canonical_json(c.to_json()): c for made in configs.values() for c in made}
+    missing = [config for config in wanted.values() if stored(config) is None]
     processes = min(processes or _usual(), len(missing))
     if processes > 1:
         _make(missing, processes)
@@ -48,13 +51,13 @@ def run_all(
 
 def _make(configs: Sequence[RunConfig], processes: int) -> None:
     import torch
-    from tqdm import tqdm
 
     threads = max(1, torch.get_num_threads() // processes)
     with _workers(processes, threads) as pool:
         futures: list[Future[None]] = [pool.submit(_made, config) for config in configs]
+        bar = progress(as_completed(futures), desc="runs", total=len(futures), unit="run")
         try:
-            for done in tqdm(as_completed(futures), "runs", len(futures), unit="run"):
+            for done in bar:
                 done.result()
         except BrokenProcessPool as error:
             raise TrainingError(

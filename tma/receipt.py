@@ -101,6 +101,19 @@ def read_receipt(path: Path | str) -> Receipt:
         DataError: a file is missing or is not what `Arranged.save` wrote.
         OrderError: the ids are not those of the receipt.
     """
+    return _read(path)[1]
+
+
+def read_ids(path: Path | str) -> list[str]:
+    """Return the ids of the order stored at `path`, after checking them against its receipt.
+
+    Raises:
+        DataError, OrderError: as `read_receipt`.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Path | str) -> tuple[list[str], Receipt]:
     try:
         stored = Path(path).read_text("utf-8"), receipt_path(path).read_text("utf-8")
         ids = json.loads(stored[0])["ids"]
@@ -110,7 +123,7 @@ def read_receipt(path: Path | str) -> Receipt:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} and its receipt cannot be read: {error}") from error
     receipt.check(ids)
-    return receipt
+    return ids, receipt
 
 
 def ids_digest(ids: Sequence[str]) -> str:

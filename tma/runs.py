@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import gc
 import json
-import logging
 import platform
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,21 +22,17 @@ from tma import data
 from tma.config import RunConfig, check_positive
 from tma.embed import MiniLM
 from tma.errors import DataError, ParameterError, check_count
-from tma.receipt import Receipt, read_receipt
-from tma.store import cache_dir, canonical_json, digest, is_locked, locked
+from tma.receipt import Receipt, read_ids, read_receipt
+from tma.store import cache_dir, canonical_json, digest, file_digest, is_locked, locked
+from tma.turns import alone, processes, said
 
 if TYPE_CHECKING:
     import pandas as pd
-    from accelerate import PartialState
     from datasets import Dataset
 
 
-log = logging.getLogger(__name__)
-
 FORMAT = 7
 """Raised when the same settings would give other numbers than before."""
-_TURN = 5.0
-"""Seconds that processes wait for the lock before they hear from each other."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +91,15 @@ class Run:
 
     @property
     def order(self) -> list[str]:
-        """Ids of the training instances in the order in which they were consumed."""
-        found: list[str] = json.loads((self.folder / "order.json").read_text("utf-8"))["ids"]
-        return found * self.config.epochs
+        """Ids of the training instances in the order in which they were consumed.
+
+        Raises:
+            DataError: the order or its receipt cannot be read.
+            OrderError: the stored ids are not those of the receipt.
+        """
+        # Not by `config`, which looks for model and data: they may be gone.
+        epochs: int = self.manifest["config"]["epochs"]
+        return read_ids(self.folder / "order.json") * epochs
 
     @property
     def receipt(self) -> Receipt:
@@ -130,29 +131,21 @@ def run(
         AssetError, DataError, ParameterError: an input cannot be had, or a setting not be used.
         OrderError, TrainingError: training went wrong; the run is marked failed, and made again
             from the start when it is asked for again.
-        StateError: the disk took no state or no results; the last state is whole, and the next call
-            goes on from it.
+        StateError: the disk took no state, no results, or nothing for the cache; the last state is
+            whole, and the next call goes on from it.
     """
     if state_steps is not None:
         check_count("state_steps", state_steps, 1)
     if state_minutes is not None:
         check_positive("state_minutes", state_minutes, zero=True)
-    processes, named = _processes(), _named(config)
+    named = _named(config)
     folder = named.folder
-    if not _said(_finished(folder, save_model)):
-        with _alone(folder, processes):
-            if not _said(_finished(folder, save_model)):
-                from tma.making import Making
-                from tma.state import States
-
-                states = States(folder, state_minutes, state_steps)
-                made = Making(folder, named.config, named.inputs, named.train, named.test, states)
-                made.make(save_model=save_model)
-                # The model and its optimizer hold each other in cycles; the next run of the same
-                # process must not have to wait for their memory.
-                gc.collect()
-            processes.wait_for_everyone()
-    if processes.is_main_process:
+    if not said(_finished(folder, save_model)):
+        with alone(folder):
+            if not said(_finished(folder, save_model)):
+                _make(named, state_minutes, state_steps, save_model)
+            processes().wait_for_everyone()
+    if processes().is_main_process:
         _tidy(folder)
     return Run(folder)
 
@@ -168,14 +161,27 @@ def stored(config: RunConfig) -> Run | None:
 
 
 def complete(folder: Path) -> bool:
-    """Return whether a run's manifest can be read and all of its tables are there."""
+    """Return whether a run's manifest can be read, and tables and settings are those it is of."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-        answers = ["answers.parquet"] if manifest["config"]["generate_at"] else []
+        manifest, config = (
+            json.loads((folder / name).read_text("utf-8"))
+            for name in ("manifest.json", "config.json")
+        )
+        whole: bool = manifest["sums"] == sums(folder, bool(config["generate_at"]))
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json", *answers]
-    return all((folder / name).is_file() for name in names)
+    return whole and manifest["config"] == config
+
+
+def sums(folder: Path, answered: bool) -> dict[str, str]:
+    """Return the SHA-256 of a run's tables and of its order, by the names of the files.
+
+    Raises:
+        OSError: one of them is not there.
+    """
+    names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json"]
+    names += ["answers.parquet"] if answered else []
+    return {name: file_digest(folder / name) for name in names}
 
 
 def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
@@ -210,55 +216,38 @@ def _named(config: RunConfig) -> _Named:
     return _Named(config, _inputs(config, train, test), train, test)
 
 
+def _make(
+    named: _Named, state_minutes: float | None, state_steps: int | None, save_model: bool
+) -> None:
+    from tma.making import Making
+    from tma.state import States
+
+    states = States(named.folder, state_minutes, state_steps)
+    made = Making(named.folder, named.config, named.inputs, named.train, named.test, states)
+    made.make(save_model=save_model)
+    # The model and its optimizer hold each other in cycles; the next run of the same process must
+    # not have to wait for their memory.
+    gc.collect()
+
+
 def _finished(folder: Path, save_model: bool) -> bool:
     """Return whether a run is complete, with its model if that is wanted."""
     return complete(folder) and (not save_model or (folder / "model").is_dir())
 
 
-def _said(value: bool) -> bool:
-    """Return what the main process says, in every process: they must do the same."""
-    from accelerate.utils import broadcast_object_list
-
-    heard = [value]
-    broadcast_object_list(heard)
-    return heard[0]
-
-
-@contextmanager
-def _alone(folder: Path, processes: PartialState) -> Iterator[None]:
-    """Hold the lock of a run in the main process; the others wait for it in short turns.
-
-    One long wait would end them with the timeout of their process group.
-    """
-    with ExitStack() as held:
-        seconds, got = 0.0, False
-        while not got:
-            if processes.is_main_process:
-                with suppress(Timeout):
-                    held.enter_context(locked(folder, seconds))
-                    got = True
-            got = _said(got)
-            if not got and not seconds and processes.is_main_process:
-                log.warning("waiting for another process that makes the run %s", folder.name)
-            seconds = _TURN
-        yield
-
-
 def _tidy(folder: Path) -> None:
-    """Remove the states that a run left when it was killed after its manifest was written."""
+    """Remove the states that a run left when it was killed after its manifest was written.
+
+    Younger ones are of a run that is made again for its model, and goes on from them.
+    """
     if not any(folder.glob("state-*")):
         return
     from tma.state import States
 
     with suppress(Timeout), locked(folder, 0):
-        States(folder).remove()
-
-
-def _processes() -> PartialState:
-    import torch
-    from accelerate import PartialState
-
-    return PartialState(cpu=not torch.cuda.is_available())
+        states, ended = States(folder), (folder / "manifest.json").stat().st_mtime_ns
+        if all(state.stat().st_mtime_ns < ended for state in states.found()):
+            states.remove()
 
 
 def _resolved(config: RunConfig) -> RunConfig:
@@ -266,7 +255,7 @@ def _resolved(config: RunConfig) -> RunConfig:
     from tma.evaluate import resolve_precision
 
     config = config.with_whole_paths()
-    return replace(config, precision=resolve_precision(config.precision, _processes().device))
+    return replace(config, precision=resolve_precision(config.precision, processes().device))
 
 
 def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
@@ -278,6 +267,8 @@ def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
         "model": fingerprint(config.model),
         "encoder": MiniLM().name,
     }
+    if config.generate_at:  # ids do not hold what else is right, which the scores depend on
+        found["references"] = digest(canonical_json(data.references(test)))
     if config.reward_model is not None:
         found["reward_model"] = fingerprint(config.reward_model)
     return found
@@ -322,10 +313,11 @@ def _progress(folder: Path) -> tuple[str, int | None, float | None, str | None]:
     from tma.state import States
 
     if (folder / "manifest.json").is_file():
+        if not complete(folder):
+            return "damaged", None, None, None
         run = Run(folder)
         losses = run.losses.to_dict("records")
-        status = "finished" if complete(folder) else "damaged"
-        return status, run.manifest["steps"], last_loss(losses), None  # type: ignore[arg-type]
+        return "finished", run.manifest["steps"], last_loss(losses), None  # type: ignore[arg-type]
     if (folder / "failed.json").is_file():
         found = json.loads((folder / "failed.json").read_text("utf-8"))
         return "failed", found.get("step"), found.get("loss"), found["error"]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tma.errors import DataError, TmaError, wrong
+from tma.errors import DataError, StateError, TmaError, wrong
 from tma.names import expanded, unpacked_suffix
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
@@ -84,11 +84,17 @@ def _named(path: Path) -> Iterator[None]:
     """Turn every error of writing into one that names the path."""
     try:
         yield
+    except StateError as error:
+        raise _unwritten(path, error.__cause__ or error) from error
     except TmaError:
         raise
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"path={str(path)!r} could not be written: {reason}.") from error
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path | str, error: BaseException) -> DataError:
+    reason = getattr(error, "strerror", None) or error
+    return DataError(f"path={str(path)!r} could not be written: {reason}.")
 
 
 def _checked(order: ArrayLike | None, count: int) -> NDArray[np.int64] | None:

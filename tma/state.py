@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -36,8 +35,6 @@ KEPT = 2
 """States that are kept: the last one, and the one before it."""
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "history.json")
 """Files of a state, beside `sums.json` with the SHA-256 of each."""
-DISK_ERRORS = (OSError, SafetensorError)
-"""What a disk that is full or broken raises."""
 _OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -91,10 +88,12 @@ class States:
         step, history.seconds = len(history.steps), self.seconds
         try:
             self._write(step, weights, moments, random, history)
-        except DISK_ERRORS as error:
+        except OSError as error:
+            # Of an error that the store has put into words, what lies below it.
             raise StateError(
-                f"the state of step {step} could not be written to {self.folder}: {error}. Free "
-                f"space there and run again: training goes on from {self.newest()}."
+                f"the state of step {step} could not be written to {self.folder}: "
+                f"{error.__cause__ or error}. Free space there and run again: training goes on "
+                f"from {self.newest()}."
             ) from error
         for old in self.found()[KEPT:]:
             shutil.rmtree(old)

@@ -7,17 +7,24 @@ same destination removes under the lock.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from tma.errors import StateError, first_line
+
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def cache_dir() -> Path:
@@ -71,24 +78,61 @@ def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterato
 
     Raises:
         Timeout: the lock was not free in time.
+        StateError: the lock cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     file = lock or Path(f"{path}.lock")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(file, timeout=seconds):
+    with ExitStack() as held:
+        with _written(file):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(file, timeout=seconds))
         for stale in path.parent.glob(f"{_draft(path)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds the lock of a destination now."""
-    lock = FileLock(f"{path}.lock")
+    """Return whether some process holds the lock of a destination now.
+
+    Without a file of the lock, or where none can be written, no process does.
+    """
+    file = Path(f"{path}.lock")
+    if not file.is_file():
+        return False
     try:
-        with lock.acquire(timeout=0):
+        with FileLock(file, timeout=0):
             return False
     except Timeout:
         return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """Turn what a disk that takes nothing raises into one message."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if not _is_refusal(error, path):
+            raise
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise StateError(
+            f"{path} could not be written: {reason}. Free space there, or name another folder "
+            "(for the cache: TMA_CACHE)."
+        ) from error
+
+
+def _is_refusal(error: OSError | SafetensorError, path: Path) -> bool:
+    """Return whether an error says that the disk of a path is full or may not be written."""
+    if isinstance(error, SafetensorError):
+        return True
+    if error.filename is not None:
+        # What is written is made of other files; those that cannot be read are not meant.
+        named = Path(os.fsdecode(error.filename))
+        if not (named.is_relative_to(path.parent) or path.is_relative_to(named)):
+            return False
+    return error.errno in (*_FULL, *_CLOSED)
 
 
 def _draft(path: Path) -> str:
@@ -101,33 +145,46 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends without an error.
 
     The caller holds `locked(path)`; after an error nothing is left behind.
+
+    Raises:
+        StateError: the disk is full, or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=_draft(path), dir=path.parent))
-    try:
-        yield draft
-        for file in draft.rglob("*"):
-            if file.is_file():
-                _flush(file)
-        draft.chmod(0o755)
-        draft.rename(path)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with _written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=_draft(path), dir=path.parent))
+        try:
+            yield draft
+            for file in draft.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            draft.chmod(0o755)
+            draft.rename(path)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write; it becomes `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=_draft(path), dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        yield draft
-        _flush(draft)
-        draft.replace(path)
+    """Yield the name of a file to write; it becomes `path` when the block ends without an error.
+
+    Raises:
+        StateError: the disk is full, or the place cannot be written.
+    """
+    with _written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_draft(path), dir=path.parent) as folder:
+            draft = Path(folder) / path.name
+            yield draft
+            _flush(draft)
+            draft.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically."""
+    """Write a value as readable JSON, atomically.
+
+    Raises:
+        StateError: the disk is full, or the place cannot be written.
+    """
     with new_file(path) as draft:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")

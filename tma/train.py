@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather_object
-from tqdm import tqdm
 
 from tma.config import RunConfig
 from tma.encode import Encoded, micro_batches
@@ -31,7 +30,9 @@ from tma.evaluate import (
     summed_losses,
 )
 from tma.heap import freed_memory_kept
+from tma.models import check_positions
 from tma.packing import packs
+from tma.progress import progress
 from tma.state import History, States
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def train(
             step and the instances.
         StateError: a state could not be written.
         ParameterError: there is nothing to train on or to test with, `generate_at` is not a step,
-            or the model is not split as accelerate was told.
+            an instance is too long for the model, or the model is not split as accelerate was told.
     """
     if not ordered or not test:
         raise ParameterError(
@@ -76,6 +77,7 @@ def train(
         )
     steps = list(_steps(ordered, config))
     check_answered(config, len(ordered))
+    check_positions(model, config, ordered, test)
     with freed_memory_kept():
         loop = _Loop(model, config, states, answer)
         done = len(loop.history.steps)
@@ -142,7 +144,7 @@ class _Loop:
         self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         _prepare(model, config)
-        self.packed = config.packs and packs(model)
+        self.packed = config.packs and packs(model, self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
         if states is not None:
@@ -166,10 +168,10 @@ class _Loop:
             self.measure(0, test)
         asked = (*config.eval_at, *config.generate_at, last)
         evaluated = {*range(0, last, config.eval_every), *asked}
-        given: dict[str, Any] = {"desc": config.order, "unit": "step", "mininterval": 5}
+        given: dict[str, Any] = {"desc": config.order, "unit": "step"}
         if not self.accelerator.is_main_process:  # else TQDM_DISABLE decides
             given["disable"] = True
-        bar = tqdm(steps[done:], initial=done, total=last, **given)
+        bar = progress(steps[done:], 5, initial=done, total=last, **given)
         for step, rows in enumerate(bar, done + 1):
             loss = self.step(step, rows, learning_rate(config, step - 1, last))
             if step in evaluated:
@@ -246,11 +248,13 @@ class _Loop:
         self.history.losses += entries
         self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
         if self.answer is not None and step in self.config.generate_at:
-            answers = self.answer(self.accelerator.unwrap_model(self.model), own)
-            made = [{"step": step} | entry for entry in answers]
-            entries = _undealt(gather_object([made]))
-            _check_finite(step, "reward", "reward", entries)
-            self.history.answers += entries
+            self._answer(step, own, self.answer)
+
+    def _answer(self, step: int, own: Sequence[Encoded], answer: Answer) -> None:
+        made = [{"step": step} | e for e in answer(self.accelerator.unwrap_model(self.model), own)]
+        entries = _undealt(gather_object([made]))
+        _check_finite(step, "reward", "reward", entries)
+        self.history.answers += entries
 
     def save(self, *, last: bool) -> None:
         """Save the state if it is time; the main process decides for all."""
