@@ -16,7 +16,6 @@ from contextlib import contextmanager
 
 from tma.config import RunConfig
 from tma.errors import TrainingError, check_count
-from tma.progress import progress
 from tma.runs import Run, run, stored
 from tma.store import canonical_json
 
@@ -51,6 +50,8 @@ def run_all(
 
 def _make(configs: Sequence[RunConfig], processes: int) -> None:
     import torch
+
+    from tma.progress import progress  # not sooner: `_begin` of a worker comes before tqdm
 
     threads = max(1, torch.get_num_threads() // processes)
     with _workers(processes, threads) as pool:
