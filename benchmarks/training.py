@@ -147,7 +147,7 @@ def padded_trains(work: Work) -> None:
 def padded_measures(work: Work) -> None:
     total = 0.0
     work.model.eval()
-    with torch.inference_mode(), arithmetic(work.model, work.precision):
+    with torch.no_grad(), arithmetic(work.model, work.precision):
         for at in range(0, len(work.rows), ROWS):
             total += float(padded_losses(work, work.rows[at : at + ROWS]))
     work.loss = total / work.tokens

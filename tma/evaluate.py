@@ -113,7 +113,8 @@ def response_losses(
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
-    with torch.inference_mode(), arithmetic(model, precision, packed=packed):
+    # Not in inference_mode: there autocast casts the weights anew in every micro-batch.
+    with torch.no_grad(), arithmetic(model, precision, packed=packed):
         for batch in micro_batches(encoded, micro_tokens, packed=packed):
             out[list(batch.members)] = summed_losses(model, batch).cpu().numpy()
     return out

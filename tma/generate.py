@@ -38,7 +38,8 @@ def answers(
     out = [""] * len(encoded)
     settings = _greedy(tokenizer, max_new_tokens)
     model.train(False)
-    with torch.inference_mode(), arithmetic(model, precision), _only(model, settings):
+    # Not in inference_mode: there autocast casts the weights anew for every token.
+    with torch.no_grad(), arithmetic(model, precision), _only(model, settings):
         for members in _batches(encoded, micro_tokens, max_new_tokens):
             prompts = [encoded[i].tokens[: encoded[i].response_start] for i in members]
             tokens, mask = _left_padded(prompts, int(settings.pad_token_id))
