@@ -19,6 +19,7 @@ GIVEN = {
     "steps": None,
     "output_dir": "out",
 }
+LARGE = {**GIVEN, "scale": "study", "dataset": "p3"}
 
 
 def test_the_scale_fills_what_is_not_given() -> None:
@@ -73,7 +74,7 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
         assert {(config.pool_by, config.per_task) for config in made} == {("task", (4, None))}
     pooled = study.pooled("tma_nft")
     assert [(config.pool, config.pool_by) for config in pooled] == [(920, "row")] * 3
-    large = tma.study_settings({**GIVEN, "scale": "study", "dataset": "p3"}).sampled("cluster")[0]
+    large = tma.study_settings(LARGE).sampled("cluster")[0]
     assert (large.pool, large.pool_by, large.per_task) == (3200, "row", (None, 5))
 
 
@@ -103,8 +104,7 @@ def test_chapter_one_is_longer_and_its_random_runs_answer_the_prompts() -> None:
 
 
 def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
-    given = {**GIVEN, "scale": "study", "dataset": "p3"}
-    first, other = (tma.study_settings(given, early=early) for early in (True, False))
+    first, other = (tma.study_settings(LARGE, early=early) for early in (True, False))
     assert first.sampled("random") == other.sampled("random")
     assert other.sampled("random")[0].generate_at == other.checkpoints
 
@@ -121,7 +121,7 @@ def test_thresholds_leave_out_the_nearest_shares() -> None:
     # Training row k lies k/2 degrees from the one test row: a hundredth of 101 rows is the first.
     angles = np.radians(np.arange(101) / 2)
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    found = tma.study_settings(GIVEN).thresholds(X, np.array([[1, 0]], dtype=np.float32))
+    found = tma.study_settings(LARGE).thresholds(X, np.array([[1, 0]], dtype=np.float32))
     shares = [round(math.cos(math.radians(0.5)), 3), round(math.cos(math.radians(2.5)), 3)]
     # 36 rows are as similar as 0.95 (18.2°), but more than half as similar as 0.9 (25.8°).
     assert found == [*shares, 0.95]
@@ -131,7 +131,7 @@ def test_near_duplicates_are_thresholds_where_there_are_some() -> None:
     # Two of 101 rows lie within 18.2° (0.95) of the test row, two more within 36.9° (0.8).
     angles = np.radians([0, 15, 30, 36, *range(60, 157)])
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    found = tma.study_settings(GIVEN).thresholds(X, np.array([[1, 0]], dtype=np.float32))
+    found = tma.study_settings(LARGE).thresholds(X, np.array([[1, 0]], dtype=np.float32))
     # A hundredth of 101 rows is the first one at 15°, a twentieth the sixth at 61°.
     fifteen, sixty_one = (round(math.cos(math.radians(angle)), 3) for angle in (15, 61))
     assert found == [fifteen, 0.95, 0.9, 0.8, sixty_one]

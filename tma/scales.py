@@ -88,7 +88,8 @@ SCALES: dict[str, Scale] = {
         pool=920,
         task_size=4,
         test_limit=18,
-        max_new_tokens=32,
+        max_new_tokens=20,
+        left_out=(0.05,),
     ),
     "study": Scale(
         "under an hour on one GPU",
