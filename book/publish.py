@@ -54,9 +54,11 @@ def check_same_run(out: Path, name: str) -> None:
     """Refuse results that were written after their notebook: another run left them there.
 
     Raises:
-        SystemExit: the verdicts are newer than the notebook.
+        SystemExit: the verdicts are missing, or newer than the notebook.
     """
     notebook, verdicts = out / f"{name}.ipynb", out / name / "claims.json"
+    if not verdicts.is_file():
+        sys.exit(f"{name}: {verdicts} is missing; run `make notebooks` first")
     if verdicts.stat().st_mtime > notebook.stat().st_mtime:
         sys.exit(
             f"{name}: {verdicts} is newer than {notebook}: a later run, with other parameters "

@@ -151,7 +151,7 @@ def test_near_duplicates_are_left_out_of_the_pool_that_the_seed_draws() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_one_seed_draws_one_pool_whatever_arranges_it(name: str) -> None:
-    drawn = set(arranged("random", seed=5, limit=4))
+    drawn = set(arranged("random", seed=5, pool=4))
     assert set(arranged(name, seed=5, pool=4)) == drawn
     assert set(arranged("random", seed=6, pool=4)) != drawn
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tma
-from benchmarks import arrangement, training
+from benchmarks import arrangement, coverage, training
 from benchmarks import data as data_benchmark
 
 
@@ -103,3 +103,17 @@ def test_the_training_benchmark_takes_what_is_there(
     assert training.real_data(tmp_path / "repository") == str(folder / "a.parquet")
     few = training.instances(str(dataset_file), 10_000)
     assert len(few) == len(tma.load(str(dataset_file), split="train")) < 48
+
+
+def test_the_coverage_of_intervals_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(coverage, "SIZES", ((1.0, 0.0, 1.0),))
+    path = tmp_path / "table.json"
+    monkeypatch.setattr(sys, "argv", ["coverage.py", "--quick", "--json", str(path)])
+    coverage.main()
+    lines = json.loads(path.read_text("ascii"))
+    assert [(line["seeds"], line["samples"]) for line in lines] == [(1, 200), (3, 200), (5, 200)]
+    # Where only tasks matter, 95 % are 95 %; 200 samples tell it to three in a hundred.
+    assert all(0.9 < line["coverage"] < 1 for line in lines)
+    assert "coverage" in capsys.readouterr().out

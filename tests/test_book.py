@@ -342,6 +342,10 @@ def test_a_notebook_with_a_stored_error_is_not_published(
 def test_results_of_a_later_run_are_not_published(script: dict[str, Any], tmp_path: Path) -> None:
     root = checkout(tmp_path)
     notebook, verdicts = root / "out" / "03_a.ipynb", root / "out" / "03_a" / "claims.json"
+    verdicts.rename(root / "kept")
+    with pytest.raises(SystemExit, match=r"03_a: .*claims.json is missing"):
+        script["publish"](root)
+    (root / "kept").rename(verdicts)
     later = notebook.stat().st_mtime + 1
     os.utime(verdicts, (later, later))
     with pytest.raises(SystemExit, match=r"03_a: .*claims.json is newer than .*03_a.ipynb"):

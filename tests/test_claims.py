@@ -75,6 +75,13 @@ def test_the_interval_that_decides_is_shown() -> None:
     assert decides("contrary", "wide") == ("not supported", "contrary")
     assert decides("clear", "nothing", "contrary") == ("not supported", "contrary")
     assert decides("clear", "nothing") == ("inconclusive", "nothing")
+    # One of two lies on the other side by a tenth of its width: not clear for one of two.
+    names["slightly"] = interval(0.01, 0.11)
+    assert decides("slightly") == ("not supported", "slightly")
+    assert decides("clear", "slightly") == ("inconclusive", "slightly")
+    # No difference at all, as of two equal runs.
+    names["none"] = interval(0.0, 0.0)
+    assert decides("clear", "none") == ("inconclusive", "none")
 
 
 def test_a_claim_of_any_difference_needs_one() -> None:
@@ -83,6 +90,7 @@ def test_a_claim_of_any_difference_needs_one() -> None:
     assert judge_any({"a": around, "b": above}).label == "b"
     assert judge_any({"a": below}) == claims.Judged("supported", below, "a")
     assert judge_any({"a": around, "b": around}).verdict == "inconclusive"
+    assert judge_any({"a": interval(0, 0), "b": above}).verdict == "supported"
     with pytest.raises(ParameterError, match="one interval at least"):
         judge_any({})
 
@@ -103,6 +111,17 @@ def test_judging_needs_a_side_and_an_interval() -> None:
         judge_all({"gap": (GAP, "lower")})
     with pytest.raises(ParameterError, match="one interval at least"):
         judge_all({})
+
+
+def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
+    found = claims.steady("01", {"rouge1": interval(0.1, 0.3), "rougeL": interval(0.05, 0.3)})
+    assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
+    assert found.measure.startswith("rougeL: backward share of its movement")
+    still = claims.steady("01", {})
+    assert (still.verdict, still.measure) == (
+        "not tested at this scale",
+        "no metric but the loss moves",
+    )
 
 
 def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:

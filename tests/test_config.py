@@ -111,6 +111,8 @@ def test_settings_travel_as_json() -> None:
         ({"batch_size": 0}, "batch_size=0 .* at least 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan .* a positive number"),
         ({"weight_decay": -1.0}, "weight_decay=-1.0 .* at least 0"),
+        ({"pool": True}, "pool=True"),
+        ({"seed": True}, "seed=True"),
         ({"precision": "fp16"}, "precision='fp16' .* auto, bf16, fp32"),
         ({"micro_tokens": 100}, "micro_tokens=100 is less than max_tokens=256"),
         ({"limit": 0}, "limit=0 .* at least 1"),

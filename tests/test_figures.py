@@ -117,7 +117,9 @@ def test_intervals_stand_under_their_names_from_the_top() -> None:
         "tma_nft": Interval(-1, -2, -0.5, 4, 1),
         "no near-duplicates": Interval(0, -1, 1, 4, 1),
     }
-    axes = figures.intervals_figure(contrasts).axes[0]
+    axes = figures.intervals_figure(contrasts, band=(-0.25, 0.5)).axes[0]
+    [band] = axes.patches
+    assert (band.get_x(), band.get_width()) == (-0.25, 0.75)
     names = [label.get_text() for label in axes.get_yticklabels()]
     assert names == ["NFT, nearest first", "no near-duplicates"]
     assert axes.yaxis_inverted()

@@ -51,6 +51,18 @@ def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
         statistics.spread(statistics.curves({"tma_rt": both}), "tma_nft")
 
 
+def test_how_far_seeds_lie_from_their_mean(tmp_path: Path) -> None:
+    both = [
+        stored(tmp_path / "one", "tma_rt", NEAR),
+        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
+    ]
+    # Final losses 1.5 and 2, areas 2.625 and 3.25.
+    assert statistics.seed_range(both) == (-0.25, 0.25)
+    assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
+    with pytest.raises(ParameterError, match="measure='steps'"):
+        statistics.seed_range(both, "steps")
+
+
 def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
     row = statistics.summary(runs).loc["tma_nft"]
     assert (row["first"], row["final"], row["fall_percent"]) == (4, 1.5, 62.5)

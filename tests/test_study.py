@@ -74,14 +74,18 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
         assert {(config.pool_by, config.per_task) for config in made} == {("task", (4, None))}
     pooled = study.pooled("tma_nft")
     assert [(config.pool, config.pool_by) for config in pooled] == [(920, "row")] * 3
+    # Chapter 1 compares no orders.
+    assert tma.study_settings(GIVEN, early=True).sampled("random")[0].pool_by == "row"
     large = tma.study_settings(LARGE).sampled("cluster")[0]
     assert (large.pool, large.pool_by, large.per_task) == (3200, "row", (None, 5))
 
 
 def test_an_order_that_no_seed_changes_is_run_once() -> None:
     paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini", "seeds": 2})
-    assert [len(paper.sampled(order)) for order in ("nearest", "random")] == [1, 2]
-    assert paper.sampled("nearest")[0].pool is None
+    assert [len(paper.pooled(order)) for order in ("tma_min", "random")] == [1, 2]
+    assert paper.pooled("tma_min")[0].pool is None
+    # Orders of a sample have to train on the same instances, at every scale.
+    assert [config.pool for config in paper.sampled("nearest")] == [28_800] * 2
 
 
 def test_losses_are_taken_at_doubling_steps_and_answers_every_quarter_too() -> None:
@@ -110,11 +114,22 @@ def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
 
 
 def test_blocks_are_as_many_as_the_data_surely_fills() -> None:
-    study = tma.study_settings(GIVEN)  # N = 32, so that a block takes 64 instances
-    assert study.blocks(18, 920) == ["tma_rounds[0:4]", "tma_rounds[4:8]", "tma_rounds[8:12]"]
-    assert study.blocks(18, 144) == ["tma_rounds[0:4]", "tma_rounds[4:8]"]
-    with pytest.raises(ParameterError, match="143 training instances; expected 144 at least"):
-        study.blocks(18, 143)
+    study = tma.study_settings(GIVEN)  # N = 32, which four rounds of 18 hold even if half full
+    blocks = ["tma_rounds[0:4]", "tma_rounds[4:8]", "tma_rounds[8:12]"]
+    assert study.blocks(18, 920) == (32, blocks)
+    assert study.blocks(18, 144) == (32, blocks[:2])
+    # Three rounds, half full, hold 27.
+    assert study.blocks(18, 143) == (27, ["tma_rounds[0:3]", "tma_rounds[3:6]"])
+    with pytest.raises(ParameterError, match="35 training instances; expected 36 at least"):
+        study.blocks(18, 35)
+
+
+def test_blocks_of_the_papers_size_fit_its_data() -> None:
+    paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini"})
+    size, blocks = paper.blocks(1125, 28_751)
+    assert (size, blocks) == (6750, ["tma_rounds[0:12]", "tma_rounds[12:24]"])
+    [config] = paper.pooled(blocks[1], limit=size)[:1]
+    assert (config.limit, config.exact_limit) == (6750, True)
 
 
 def test_thresholds_leave_out_the_nearest_shares() -> None:

@@ -143,8 +143,12 @@ def _pool(rows: Rows) -> Order:
     """Return the ascending numbers of the rows that the seed draws."""
     if rows.method.pool is None:
         return rows.numbers
-    by_row = rows.method.pool_by == "row"
-    shuffled = rows.random.permutation(rows.numbers) if by_row else _joined(_shuffled_tasks(rows))
+    # A stream of its own: the draw must not come back in the shuffling.
+    random = np.random.default_rng([rows.method.seed, 1])
+    if rows.method.pool_by == "row":
+        shuffled = random.permutation(rows.numbers)
+    else:
+        shuffled = _joined(_shuffled_tasks(rows, random))
     return np.sort(shuffled[: rows.method.pool])
 
 
@@ -175,18 +179,17 @@ def _random(rows: Rows) -> Order:
 
 @order("cluster")
 def _cluster(rows: Rows) -> Order:
-    return _joined(_shuffled_tasks(rows))[: rows.limit]
+    return _joined(_shuffled_tasks(rows, rows.random))[: rows.limit]
 
 
 @order("round_robin")
 def _round_robin(rows: Rows) -> Order:
-    groups = _shuffled_tasks(rows)
+    groups = _shuffled_tasks(rows, rows.random)
     turn = np.concatenate([np.arange(len(group)) for group in groups])
     return _joined(groups)[np.argsort(turn, kind="stable")][: rows.limit]
 
 
-def _shuffled_tasks(rows: Rows) -> list[Order]:
-    random = rows.random
+def _shuffled_tasks(rows: Rows, random: np.random.Generator) -> list[Order]:
     groups = _by_task(rows)
     return [random.permutation(groups[at]) for at in random.permutation(len(groups))]
 

@@ -83,24 +83,16 @@ def association(
     drawn = pd.factorize(np.array(run_seeds if run_seeds is not None else range(len(runs))))[0]
     check_length("run_seeds", drawn.tolist(), "drops and similarity", len(runs))
     estimate, resamples = _bootstrap(runs, index, drawn, seed)
-    permuted = (
-        _permuted(runs, index, seed, within=within_tasks)
-        if np.isfinite(estimate)
-        else np.array([np.nan])
-    )
-    baseline_low, baseline_high = bounds(permuted)
-    extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
     low, high = bounds(resamples)
-    return Association(
-        estimate=estimate,
-        low=low,
-        high=high,
-        n=len(index),
-        seeds=int(drawn.max()) + 1,
-        baseline_low=baseline_low,
-        baseline_high=baseline_high,
-        p=(1 + extreme) / (1 + PERMUTATIONS) if np.isfinite(estimate) else 1.0,
-    )
+    size = {"n": len(index), "seeds": int(drawn.max()) + 1}
+    if not np.isfinite(estimate):
+        nothing = {"baseline_low": -np.inf, "baseline_high": np.inf, "p": 1.0}
+        return Association(estimate=estimate, low=low, high=high, **size, **nothing)
+    permuted = _permuted(runs, index, seed, within=within_tasks)
+    ends = dict(zip(("baseline_low", "baseline_high"), bounds(permuted), strict=True))
+    extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
+    p = (1 + extreme) / (1 + PERMUTATIONS)
+    return Association(estimate=estimate, low=low, high=high, **size, **ends, p=p)
 
 
 def step_match(

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tma.bootstrap import Interval
 
 CLAIMS = {
-    "C1": "Zero-shot generalization happens very early in instruction tuning: most of the gain on "
-    "unseen tasks comes in the first steps.",
+    "C1": "Zero-shot generalization happens very early in instruction tuning: nearly all of the "
+    "gain on unseen tasks comes in the first steps.",
     "C2": "Loss is the stable measure of it; ROUGE, exact match and reward jump from one "
     "evaluation to the next.",
     "C3": "The order of the training data changes it: the loss of a test task drops when similar "
@@ -96,7 +96,8 @@ class Judged:
     verdict: str
     """One of `VERDICTS`."""
     interval: Interval
-    """The interval that decides: in the verdict's sense, all the others are as clear or clearer."""
+    """The one that decides: of `judge_all` the least in favour of the claim, of `judge_any` the
+    clearest."""
     label: str
     """Its name among the intervals."""
 
@@ -108,27 +109,31 @@ def judge_all(parts: Mapping[str, tuple[Interval, str]]) -> Judged:
         parts: name → interval, and the side of zero that is claimed of it: negative or positive.
 
     Returns:
-        "supported" where all lie on their claimed side, "not supported" where one lies wholly on
-        the other side, else "inconclusive"; with the interval that reaches farthest to the other
-        side, in widths of its own.
+        "supported" where all lie on their claimed side; "not supported" where one lies wholly on
+        the other side, even if widened for being one of several (`Interval.among`); else
+        "inconclusive". With the interval that reaches farthest to the other side, in widths of its
+        own.
 
     Raises:
         ParameterError: there is no interval, or another word than negative or positive.
     """
     if not parts:
         raise wrong("parts", dict(parts), "one interval at least")
-    turned = {}
-    for name, (interval, claimed) in parts.items():
-        check_choice("claimed", claimed, CLAIMED)
-        ends = (interval.low, interval.high)
-        turned[name] = ends if claimed == "positive" else (-ends[1], -ends[0])
+    turned = {name: _turned(*part) for name, part in parts.items()}
+    wide = [_turned(interval.among(len(parts)), side) for interval, side in parts.values()]
     if all(low > 0 for low, _ in turned.values()):
         verdict = "supported"
     else:
-        opposite = any(high < 0 for _, high in turned.values())
-        verdict = "not supported" if opposite else "inconclusive"
+        verdict = "not supported" if any(high < 0 for _, high in wide) else "inconclusive"
     decides = min(turned, key=lambda name: _clearness(*turned[name]))
     return Judged(verdict, parts[decides][0], decides)
+
+
+def _turned(interval: Interval, claimed: str) -> tuple[float, float]:
+    """Return the ends of an interval, mirrored where the claim is that it is negative."""
+    check_choice("claimed", claimed, CLAIMED)
+    ends = (interval.low, interval.high)
+    return ends if claimed == "positive" else (-ends[1], -ends[0])
 
 
 def judge_any(parts: Mapping[str, Interval]) -> Judged:
@@ -149,7 +154,7 @@ def judge_any(parts: Mapping[str, Interval]) -> Judged:
         n: max(_clearness(i.low, i.high), _clearness(-i.high, -i.low)) for n, i in wide.items()
     }
     decides = max(clear, key=lambda name: clear[name])
-    verdict = "supported" if wide[decides].clear else "inconclusive"
+    verdict = "supported" if any(found.clear for found in wide.values()) else "inconclusive"
     return Judged(verdict, wide[decides], decides)
 
 
@@ -158,7 +163,9 @@ def _clearness(low: float, high: float) -> float:
     width = high - low
     if not math.isfinite(width):
         return -0.5  # it says nothing
-    return low / width if width > 0 else math.copysign(math.inf, low)
+    if width > 0:
+        return low / width
+    return math.copysign(math.inf, low) if low else -0.5  # zero and nothing else: no difference
 
 
 def tested(claim: str, notebook: str, measure: str, judged: Judged) -> Verdict:
@@ -180,7 +187,7 @@ def tested(claim: str, notebook: str, measure: str, judged: Judged) -> Verdict:
 
 
 def early(notebook: str, shares: Mapping[float, Interval], steps: int) -> Verdict:
-    """Return the verdict on C1, put as: half of the loss's fall comes in a twentieth of the steps.
+    """Return the verdict on C1, tested as: more than half of the fall in a twentieth of the steps.
 
     Args:
         notebook: name of the notebook.
@@ -191,6 +198,19 @@ def early(notebook: str, shares: Mapping[float, Interval], steps: int) -> Verdic
         return untested("C1", notebook, f"5 % of {steps} steps are less than one step")
     judged = judge_all({"after 5 % of the steps": (shares[0.05].minus(0.5), "positive")})
     return tested("C1", notebook, "share of the fall of the loss, minus 1/2", judged)
+
+
+def steady(notebook: str, rougher: Mapping[str, Interval]) -> Verdict:
+    """Return the verdict on C2: every metric that moves does so less steadily than the loss.
+
+    Args:
+        notebook: name of the notebook.
+        rougher: metric → its roughness minus that of the loss, from `scores.roughness`.
+    """
+    if not rougher:
+        return untested("C2", notebook, "no metric but the loss moves")
+    judged = judge_all({metric: (gap, "positive") for metric, gap in rougher.items()})
+    return tested("C2", notebook, "backward share of its movement, minus that of the loss", judged)
 
 
 def untested(claim: str, notebook: str, why: str) -> Verdict:

@@ -158,7 +158,7 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
 def intervals_figure(
     contrasts: Mapping[str, Interval],
     quantity: str = "loss difference (nats a token)",
-    seeds: pd.DataFrame | None = None,
+    band: tuple[float, float] | None = None,
 ) -> Figure:
     """Return dots with 95 % bars, one row a contrast, beside a line at zero.
 
@@ -166,14 +166,13 @@ def intervals_figure(
         contrasts: name → interval, drawn from the top down; a dot is full where the interval
             excludes zero, else hollow.
         quantity: what the intervals are of, with its unit; stands at the axis.
-        seeds: from `statistics.spread`: how far the seeds of the random order end from their mean,
-            a grey band.
+        band: from `statistics.seed_range`: how far single seeds of the random order lie from their
+            mean; drawn in grey.
     """
     with drawing(1, 1, 7, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
-        if seeds is not None:
-            low, high = (float((seeds[end] - seeds["mean"]).iloc[-1]) for end in ("low", "high"))
-            axes.axvspan(low, high, color=GREY, alpha=0.25, lw=0)
+        if band is not None:
+            axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
         axes.axvline(0, **styles(["tma_rt"])["tma_rt"].line)
         for row, found in enumerate(contrasts.values()):
             axes.plot([found.low, found.high], [row, row], color=PALETTE["tma_nft"], linewidth=2)

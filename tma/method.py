@@ -93,8 +93,9 @@ class Method:
 
     def __post_init__(self) -> None:
         for name in ("limit", "seed", "pool"):  # numpy's whole numbers are as good
-            if hasattr(getattr(self, name), "__index__") and not isinstance(self.limit, bool):
-                object.__setattr__(self, name, operator.index(getattr(self, name)))
+            value = getattr(self, name)
+            if hasattr(value, "__index__") and not isinstance(value, bool):
+                object.__setattr__(self, name, operator.index(value))
         self._check_uses({*ORDERS[order_name(self.name)]})
         check_choice("measure", self.measure, ("wsd", *MEASURES))
         check_choice("collision", self.collision, COLLISIONS)

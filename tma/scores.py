@@ -55,7 +55,8 @@ def roughness(
             more so the fewer instances move it; intervals lean upward, of a difference too.
 
     Returns:
-        Metric → mean over seeds of the share of each seed's own curve.
+        Metric → mean over seeds of the share of each seed's own curve. Against another, metrics
+        that do not move at all in some seed are left out: to stand at its floor is no steadiness.
 
     Raises:
         ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
@@ -77,7 +78,8 @@ def roughness(
     if against is None:
         return {name: found.interval(shares[:, k]) for k, name in enumerate(names)}
     base = shares[:, names.index(against)]
-    others = ((k, name) for k, name in enumerate(names) if name != against)
+    moving = (total[0] > 0).all(axis=-1)
+    others = ((k, name) for k, name in enumerate(names) if name != against and moving[k])
     return {name: found.interval(shares[:, k] - base) for k, name in others}
 
 

@@ -72,6 +72,23 @@ def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
     return steps.agg(mean="mean", low="min", high="max").reset_index()
 
 
+def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, float]:
+    """Return how far the seeds of one order lie below and above their mean, nats a token.
+
+    Args:
+        runs: runs of the order, one a seed.
+        measure: final or area, as of `contrast`.
+
+    Raises:
+        ParameterError: an unknown measure.
+    """
+    check_choice("measure", measure, READINGS)
+    found = _compared([runs], 0)
+    each = found.curves[0, 0]  # (seeds, steps)
+    read = each[:, -1] if measure == "final" else _area(each, found.steps)
+    return float(read.min() - read.mean()), float(read.max() - read.mean())
+
+
 def summary(runs: Runs) -> pd.DataFrame:
     """Return one row an order, averaged over seeds.
 

@@ -85,11 +85,10 @@ class StudyConfig:
 
         Where such a sample would hold next to nothing of each task, it is one of whole tasks, cut
         to `task_size` instances each: else cluster order would be no other than random order, and
-        whole tasks no other than single instances.
+        whole tasks no other than single instances. Chapter 1 compares no orders: it needs none.
         """
-        asked: dict[str, Any] = {"eval_every": self.base.sampled_every}
-        asked |= {"pool": self.limit} if self.base.pool else {}
-        if self.base.task_size is not None:
+        asked: dict[str, Any] = {"eval_every": self.base.sampled_every, "pool": self.limit}
+        if self.base.task_size is not None and not self.answers:
             tested = (self.base.per_task or (None, None))[1]
             asked |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
         if order == "random" and self.answers:
@@ -106,8 +105,11 @@ class StudyConfig:
             asked["exact_limit"] = True
         return self._configs(order, asked | changes)
 
-    def blocks(self, tests: int, instances: int) -> list[str]:
-        """Return the names of consecutive blocks of rounds, each large enough for N instances.
+    def blocks(self, tests: int, instances: int) -> tuple[int, list[str]]:
+        """Return how many instances are taken of each block of rounds, and the blocks' names.
+
+        They follow each other from the first round on. N instances are taken of each, or as many as
+        two blocks surely hold where that is less.
 
         Args:
             tests: test instances. Where many want the same training instance, a round holds but
@@ -118,17 +120,18 @@ class StudyConfig:
         Raises:
             ParameterError: there are too few training instances for two blocks.
         """
-        width = -(-2 * self.limit // tests)
-        number = min(
-            self.base.blocks, min(instances, self.base.pool or instances) // (width * tests)
-        )
-        if number < 2:
-            needed = f"{instances} training instances; expected {2 * width * tests} at least"
+        there = min(instances, self.base.pool or instances)
+        widest = there // (2 * tests)
+        if not widest:
             raise ParameterError(
-                f"dataset={self.dataset!r} has {needed} for two blocks of rounds. Lower steps, or "
-                "give more data."
+                f"dataset={self.dataset!r} has {instances} training instances; expected "
+                f"{2 * tests} at least for two blocks of rounds. Give more data, or fewer test "
+                "instances."
             )
-        return [f"tma_rounds[{k * width}:{(k + 1) * width}]" for k in range(number)]
+        size = min(self.limit, widest * tests // 2)
+        width = -(-2 * size // tests)
+        number = min(self.base.blocks, there // (width * tests))
+        return size, [f"tma_rounds[{k * width}:{(k + 1) * width}]" for k in range(number)]
 
     def thresholds(self, X: Floats, Y: Floats) -> list[float]:
         """Return the similarities from which training instances are left out, falling.
@@ -159,7 +162,7 @@ class StudyConfig:
     def checkpoints(self) -> tuple[int, ...]:
         """Steps at which the test prompts are answered: doubling ones, and every quarter.
 
-        How steadily a metric moves shows between steps that lie equally far apart.
+        How steadily a metric moves has to show after the first steps too.
         """
         even = (round(self.steps * k / 4) for k in range(5))
         return tuple(sorted({*self.doubling, *even}))
@@ -168,7 +171,7 @@ class StudyConfig:
         settings: dict[str, Any] = {
             "model": self.model,
             "dataset": self.dataset,
-            "steps": self.steps,
+            "limit": self.limit,
             "eval_at": self.doubling,
         }
         made = [
