@@ -84,15 +84,21 @@ def association(
     check_length("run_seeds", drawn.tolist(), "drops and similarity", len(runs))
     estimate, resamples = _bootstrap(runs, index, drawn, seed)
     low, high = bounds(resamples)
-    size = {"n": len(index), "seeds": int(drawn.max()) + 1}
-    if not np.isfinite(estimate):
-        nothing = {"baseline_low": -np.inf, "baseline_high": np.inf, "p": 1.0}
-        return Association(estimate=estimate, low=low, high=high, **size, **nothing)
-    permuted = _permuted(runs, index, seed, within=within_tasks)
-    ends = dict(zip(("baseline_low", "baseline_high"), bounds(permuted), strict=True))
-    extreme = int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())
-    p = (1 + extreme) / (1 + PERMUTATIONS)
-    return Association(estimate=estimate, low=low, high=high, **size, **ends, p=p)
+    baseline_low, baseline_high, p = -np.inf, np.inf, 1.0
+    if np.isfinite(estimate):
+        permuted = _permuted(runs, index, seed, within=within_tasks)
+        baseline_low, baseline_high = bounds(permuted)
+        p = (1 + int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())) / (1 + PERMUTATIONS)
+    return Association(
+        estimate=estimate,
+        low=low,
+        high=high,
+        n=len(index),
+        seeds=int(drawn.max()) + 1,
+        baseline_low=baseline_low,
+        baseline_high=baseline_high,
+        p=p,
+    )
 
 
 def step_match(
