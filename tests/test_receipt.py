@@ -44,6 +44,32 @@ def test_a_receipt_names_what_made_the_order(arranged: tma.Arranged, dataset_fil
     assert list(arranged.ids) == train.select(arranged.rows)["id"]
 
 
+class Refusing:
+    """An encoder that must not be asked."""
+
+    name = "refusing/1"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        raise AssertionError(f"asked to embed {len(texts)} texts")
+
+
+@pytest.mark.parametrize("name", ["random", "round_robin", "cluster"])
+def test_an_order_that_goes_by_no_similarity_embeds_nothing(
+    dataset_file: Path, cache: Path, name: str
+) -> None:
+    assert cache.is_dir()
+    train, test = (tma.load(str(dataset_file), split=s) for s in ("train", "test"))
+    plain = tma.arrange_dataset(train, test, Method(name, seed=3, pool=9), encoder=Lengths())
+    same = tma.arrange_dataset(train, test, Method(name, seed=3, pool=9), encoder=Refusing())
+    assert same.ids == plain.ids
+    X, Y = (tma.embed(part, Lengths()) for part in (train, test))
+    made = tma.arrange(name, X, Y, tasks=train["task"], seed=3, pool=9)
+    assert plain.rows.tolist() == made.tolist()
+    strict = Method(name, exclude_near_duplicates=0.99)
+    with pytest.raises(AssertionError, match="asked to embed"):
+        tma.arrange_dataset(train, test, strict, encoder=Refusing())
+
+
 def test_anybody_can_compute_the_digest() -> None:
     expected = hashlib.sha256('["a","ü"]'.encode()).hexdigest()
     assert ids_digest(["a", "ü"]) == expected

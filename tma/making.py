@@ -85,7 +85,7 @@ class Making:
         judge = None if named is None else RewardModel(named)
         work = self._loaded(arranged)
         if writes:
-            self._warn_of_few(len(arranged.ids))
+            self._warn_of_few()
             self._begin()
         try:
             history = self._trained(arranged, work, judge)
@@ -123,10 +123,15 @@ class Making:
         except OSError as problem:  # which is not why the run failed
             log.warning("the run is not marked failed: %s", problem)
 
-    def _warn_of_few(self, instances: int) -> None:
-        wanted = self.config.limit
-        if wanted is not None and instances < wanted:
-            log.warning("limit=%d, but there are %d instances to train on", wanted, instances)
+    def _warn_of_few(self) -> None:
+        """Say where the data does not hold as many instances as wanted.
+
+        The two halves of an order may share some, which is no want of data.
+        """
+        wanted, there = self.config.limit, len(self.train)
+        there = min(there, self.config.pool or there)
+        if wanted is not None and there < wanted:
+            log.warning("limit=%d, but there are %d instances to train on", wanted, there)
 
     def _loaded(self, arranged: Arranged) -> _Work:
         """Return the model before training, and what it is trained on and tested with."""

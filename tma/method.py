@@ -136,6 +136,12 @@ class Method:
             raise wrong("weight", self.weight, f"None with measure={self.measure!r}: w is of WSD")
 
     @property
+    def embeds(self) -> bool:
+        """Whether the order depends on embeddings."""
+        without = ("random", "round_robin", "cluster")
+        return self.name not in without or self.exclude_near_duplicates is not None
+
+    @property
     def rounds(self) -> tuple[int, int | None]:
         """First round wanted and the one behind the last; (0, None): all."""
         found = _ROUNDS.fullmatch(self.name)

@@ -15,6 +15,8 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
 from tma.config import RunConfig
+from tma.data import fingerprint, load_both
+from tma.embed import embed
 from tma.errors import TrainingError, check_count
 from tma.runs import Run, run, stored
 from tma.store import canonical_json
@@ -44,8 +46,21 @@ def run_all(
     missing = [config for config in wanted.values() if stored(config) is None]
     processes = min(processes or _usual(), len(missing))
     if processes > 1:
+        _embed(missing)
         _make(missing, processes)
     return {name: [run(config) for config in made] for name, made in configs.items()}
+
+
+def _embed(configs: Sequence[RunConfig]) -> None:
+    """Embed what the runs ask for: here it has all threads, there one would wait for another."""
+    seen = set[tuple[str, str]]()
+    for config in configs:
+        parts = load_both(config)
+        key = (fingerprint(parts[0]), fingerprint(parts[1]))
+        if config.method.embeds and key not in seen:
+            seen.add(key)
+            for part in parts:
+                embed(part)
 
 
 def _make(configs: Sequence[RunConfig], processes: int) -> None:
