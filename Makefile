@@ -47,7 +47,7 @@ out/%.ipynb: notebooks/%.ipynb $(SOURCES) $(READY)
 	$(call execute,)
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -23,14 +23,17 @@ import argparse
 import gc
 import json
 import math
+import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 
@@ -193,9 +196,21 @@ def trainer(work: Work, folder: str) -> Any:
     )  # fmt: skip
 
 
+@contextmanager
+def trl(work: Work) -> Iterator[Any]:
+    """Yield TRL's trainer; leave nothing of its precision to what accelerate does next."""
+    before = dict(os.environ)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield trainer(work, folder)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
+
+
 def trl_trains(work: Work) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        made = trainer(work, folder)
+    with trl(work) as made:
         started = time.perf_counter()
         made.train()
         work.seconds = time.perf_counter() - started  # its preparing is not counted
@@ -203,8 +218,7 @@ def trl_trains(work: Work) -> None:
 
 
 def trl_measures(work: Work) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        made = trainer(work, folder)
+    with trl(work) as made:
         started = time.perf_counter()
         work.loss = made.evaluate()["eval_loss"]
         work.seconds = time.perf_counter() - started

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+LONG = ("test_notebook.py", "test_book.py", "test_state.py", "test_processes.py")
+"""Files that take longest: where files are shared out between processes, they begin."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def weights() -> Path:
     """Folder of the real SmolLM2 weights, converted in the user's own cache."""

@@ -293,3 +293,23 @@ def test_bf16_stays_near_fp32(tiny_model: Path, encoded: list[Encoded]) -> None:
 def test_auto_precision_is_settled_before_training() -> None:
     assert resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
     assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
+
+
+USED = """
+import sys
+from accelerate import Accelerator
+import tma
+from tma.config import RunConfig
+from tma.errors import ParameterError
+Accelerator(mixed_precision="bf16", cpu=True)
+try:
+    tma.run(RunConfig.from_json(__import__("json").loads(sys.argv[1])))
+except ParameterError as error:
+    print(error)
+"""
+
+
+def test_accelerate_that_was_set_up_otherwise_is_one_message(twelve_steps: RunConfig) -> None:
+    given = json.dumps(replace(twelve_steps, seed=77).to_json())
+    shown = subprocess.check_output([sys.executable, "-c", USED, given], text=True)
+    assert "another program of this process has set up accelerate otherwise" in shown

@@ -277,12 +277,18 @@ class _Loop:
 
 def _accelerator() -> Accelerator:
     """Return what spreads the work; what decides numbers is in the settings of a run alone."""
-    found = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
+    try:
+        found = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:
+        raise ParameterError(
+            "another program of this process has set up accelerate otherwise (mixed precision, or "
+            "the device); make the run in a process of its own."
+        ) from error
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and found.distributed_type != DistributedType.FSDP:
         raise ParameterError(
