@@ -52,7 +52,6 @@ def states(folder: Path) -> list[Path]:
 
 def interrupted(config: RunConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Path:
     """Stop a run after its step `at`; return its folder."""
-    others = {e.key for e in runs.runs() if e.status == "interrupted"}  # of other tests
     saved: list[int] = []
     save = States.save
 
@@ -66,7 +65,9 @@ def interrupted(config: RunConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> 
     with pytest.raises(KeyboardInterrupt):
         tma.run(config, state_steps=1)
     monkeypatch.setattr(States, "save", save)
-    (entry,) = [e for e in runs.runs() if e.status == "interrupted" and e.key not in others]
+    stored = json.loads(json.dumps(config.with_whole_paths().to_json()))
+    stopped = [e for e in runs.runs() if e.status == "interrupted"]  # of other tests too
+    (entry,) = [e for e in stopped if e.config == stored]
     return Path(os.environ["TMA_CACHE"]) / "runs" / entry.key
 
 
