@@ -112,8 +112,8 @@ class Browser:
         scheme = {"name": "prefers-color-scheme", "value": view.scheme}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=address)
-        while not any(e["method"] == "Page.loadEventFired" for e in self.events):
+        loader = self.call("Page.navigate", url=address)["loaderId"]
+        while not self._loaded(loader):
             self._receive()
         self.evaluate(SETTLED)
         page = "document.documentElement"
@@ -125,6 +125,14 @@ class Browser:
             dark=self.evaluate(f"{page}.dataset.theme") == "dark",
             picture=base64.b64decode(shot["data"]),
         )
+
+    def _loaded(self, loader: str) -> bool:
+        """Return whether this page, and not the one before it, has fired its load event."""
+        for place, event in enumerate(self.events):
+            frame = event["params"].get("frame", {})
+            if event["method"] == "Page.frameNavigated" and frame["loaderId"] == loader:
+                return any(e["method"] == "Page.loadEventFired" for e in self.events[place:])
+        return False
 
     def _told(self, method: str, what: Any) -> list[str]:
         return [str(what(e["params"])) for e in self.events if e["method"] == method]

@@ -254,7 +254,7 @@ def test_a_chart_takes_the_place_of_its_picture_and_answers(
         assert tab.evaluate("getComputedStyle(document.querySelector('figure img')).display") == (
             "none"
         )
-        label = tab.evaluate("document.querySelector('.tma-chart-box svg').ariaLabel")
+        label = tab.evaluate("document.querySelector('[role=graphics-document]').ariaLabel")
         assert str(label).startswith("Mean test loss over training steps")
         tab.evaluate(
             "(() => { const s = document.querySelector('.vega-bind select'); s.value = 'b';"
