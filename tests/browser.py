@@ -37,7 +37,14 @@ SETTLED = """(async () => {
   for (let i = 0; i < 100 && count("script.tma-chart") > count(".tma-chart-box svg"); i++)
     await new Promise((done) => setTimeout(done, 100));
   await document.fonts.ready;
+  if (count(".tma-chart-box")) await new Promise((done) => setTimeout(done, 300));
 })()"""
+# Of the page over its window, or of a chart over its box.
+OVERFLOW = """Math.max(
+  document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  ...[...document.querySelectorAll(".tma-chart-box svg")].map(
+    (chart) => Math.ceil(chart.getBoundingClientRect().right
+      - chart.closest(".tma-chart-box").getBoundingClientRect().right)))"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Seen:
     requests: list[str]
     complaints: list[str]
     overflow: int
-    """Pixels by which the page is wider than its window."""
+    """Pixels by which the page is wider than its window, or a chart than its box."""
     dark: bool
     picture: bytes
     """The whole page as PNG."""
@@ -121,7 +128,7 @@ class Browser:
         return Seen(
             requests=self._told("Network.requestWillBeSent", lambda e: e["request"]["url"]),
             complaints=self._complaints(),
-            overflow=self.evaluate(f"{page}.scrollWidth - {page}.clientWidth"),
+            overflow=self.evaluate(OVERFLOW),
             dark=self.evaluate(f"{page}.dataset.theme") == "dark",
             picture=base64.b64decode(shot["data"]),
         )

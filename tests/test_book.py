@@ -75,8 +75,9 @@ def shown(page: Path) -> str:
 
 
 def pages(site: Path) -> list[Path]:
-    """The pages a reader can open; under `_static` lie the theme's own templates."""
-    return [page for page in site.rglob("*.html") if "_static" not in page.parts]
+    """The pages a reader stays on; under `_static` lie the theme's own templates."""
+    found = [page for page in site.rglob("*.html") if "_static" not in page.parts]
+    return [page for page in found if page != site / "index.html"]  # it only leads to the first
 
 
 def test_every_page_of_the_contents_is_built(site: Path) -> None:
@@ -87,6 +88,13 @@ def test_every_page_of_the_contents_is_built(site: Path) -> None:
     assert {path.stem for path in sources} <= set(named)
     for page in named:
         assert (site / f"{page}.html").is_file()
+
+
+def test_the_address_of_the_site_leads_to_the_first_page(site: Path) -> None:
+    text = (site / "index.html").read_text(encoding="utf-8")
+    [first] = re.findall(r'http-equiv="Refresh" content="0; url=([^"]+)"', text)
+    [root] = re.findall(r"root: (\S+)", (ROOT / "book" / "_toc.yml").read_text())
+    assert first == f"{root}.html"
 
 
 def test_every_link_inside_the_site_leads_somewhere(site: Path) -> None:
