@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import tma
-from tma import runs
+from tma import parallel, runs
 from tma.config import RunConfig
 from tma.errors import ParameterError, TrainingError
 
@@ -62,6 +62,22 @@ def test_runs_of_two_processes_are_those_of_one(
         assert alone.folder != one.folder
         assert alone.order == one.order
         pd.testing.assert_frame_equal(alone.losses, one.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "threads", "expected"),
+    [
+        (4, 2, 2, [1, 1, 1, 1]),
+        (3, 2, 2, [1, 1, 2]),
+        (5, 3, 12, [4, 4, 4, 6, 6]),
+        (3, 2, 1, [1, 1, 1]),
+        (5, 4, 2, [1, 1, 1, 1, 2]),
+    ],
+)
+def test_the_last_runs_have_all_threads(
+    number: int, processes: int, threads: int, expected: list[int]
+) -> None:
+    assert parallel._threads(number, processes, threads) == expected
 
 
 def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:

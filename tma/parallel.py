@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import repeat
 
 from tma.config import RunConfig
 from tma.data import fingerprint, load_both
@@ -68,9 +69,9 @@ def _make(configs: Sequence[RunConfig], processes: int) -> None:
 
     from tma.progress import progress  # not sooner: `_begin` of a worker comes before tqdm
 
-    threads = max(1, torch.get_num_threads() // processes)
-    with _workers(processes, threads) as pool:
-        futures: list[Future[None]] = [pool.submit(_made, config) for config in configs]
+    threads = _threads(len(configs), processes, torch.get_num_threads())
+    with _workers(processes) as pool:
+        futures: list[Future[None]] = list(map(pool.submit, repeat(_made), configs, threads))
         bar = progress(as_completed(futures), desc="runs", total=len(futures), unit="run")
         try:
             for done in bar:
@@ -82,13 +83,20 @@ def _make(configs: Sequence[RunConfig], processes: int) -> None:
             ) from error
 
 
+def _threads(number: int, processes: int, threads: int) -> list[int]:
+    """Return the threads of each run; the last ones take those of processes without a run."""
+    last = number % processes
+    even = [max(1, threads // processes)] * (number - last)
+    return even + [max(1, threads // max(1, last))] * last
+
+
 @contextmanager
-def _workers(processes: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Start processes; end them at once, whatever they do, when the caller is stopped."""
     # A fork of a process that has threads, as every user of torch has, may hang.
     context = multiprocessing.get_context("spawn")
     before = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(threads,))
+    pool = ProcessPoolExecutor(processes, context, initializer=_begin)
     try:
         yield pool
     except BaseException:
@@ -100,8 +108,8 @@ def _workers(processes: int, threads: int) -> Iterator[ProcessPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(threads: int) -> None:
-    """Prepare a process: its share of the threads, no bars, and an end with its parent."""
+def _begin() -> None:
+    """Prepare a process: no bars, and an end with its parent."""
     # Read when tqdm's classes are made: the bars of several processes would overwrite each other.
     os.environ["TQDM_DISABLE"] = "1"
     parent = multiprocessing.parent_process()
@@ -112,12 +120,12 @@ def _begin(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _made(config: RunConfig, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _made(config: RunConfig) -> None:
     run(config)
 
 
