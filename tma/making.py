@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from accelerate import PartialState
 
-from tma import encode, models
+from tma import encode, models, untrained
 from tma.config import RunConfig
 from tma.data import references
 from tma.encode import Encoded
@@ -146,6 +146,7 @@ class Making:
 
     def _trained(self, arranged: Arranged, work: _Work, judge: RewardModel | None) -> History:
         """Train the model; return what was measured."""
+        shared = untrained.place(self.config, self.inputs["model"], work.test)
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # dropout, where a model has it
             history = fine_tune(
@@ -154,9 +155,11 @@ class Making:
                 work.test,
                 self.config,
                 states=self.states,
+                untrained=untrained.read(shared),
                 answer=lambda model, rows: self._answers(model, work.tokenizer, judge, rows),
             )
         check_order(history.consumed, arranged.ids * self.config.epochs)
+        untrained.keep(shared, history.losses)
         return history
 
     def _answers(

@@ -48,6 +48,7 @@ def train(
     config: RunConfig,
     *,
     states: States | None = None,
+    untrained: Sequence[dict[str, Any]] = (),
     answer: Answer | None = None,
 ) -> History:
     """Fine-tune a model, in place, on instances in their order, and follow its test loss.
@@ -60,6 +61,7 @@ def train(
             `eval_at` and `generate_at`, and at the end.
         config: settings; the fields from `batch_size` on are used.
         states: where the state is kept; training goes on from the last one. None: nowhere.
+        untrained: the entries of step 0 where its losses are known; else they are taken.
         answer: given the model and test instances, their answers' entries; called at the steps
             `generate_at`.
 
@@ -82,7 +84,7 @@ def train(
         loop = _Loop(model, config, states, answer)
         done = len(loop.history.steps)
         check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
-        loop.go_through(steps, test)
+        loop.go_through(steps, test, untrained)
         loop.accelerator.free_memory()
     return loop.history
 
@@ -161,11 +163,16 @@ class _Loop:
         """Return what falls to this process: every so-manieth instance."""
         return rows[self.rank :: self.accelerator.num_processes]
 
-    def go_through(self, steps: Sequence[Sequence[Encoded]], test: Sequence[Encoded]) -> None:
+    def go_through(
+        self,
+        steps: Sequence[Sequence[Encoded]],
+        test: Sequence[Encoded],
+        untrained: Sequence[dict[str, Any]],
+    ) -> None:
         """Make the steps that are not made yet, and measure where that is wanted."""
         done, last, config = len(self.history.steps), len(steps), self.config
         if not self.history.losses:
-            self.measure(0, test)
+            self.measure(0, test, untrained)
         asked = (*config.eval_at, *config.generate_at, last)
         evaluated = {*range(0, last, config.eval_every), *asked}
         given: dict[str, Any] = {"desc": config.order, "unit": "step"}
@@ -226,9 +233,20 @@ class _Loop:
         seen = sorted(seen, key=lambda name: places.get(name, len(own))) if own else []
         return total, _undealt(gather_object([seen]))
 
-    def measure(self, step: int, test: Sequence[Encoded]) -> None:
+    def measure(
+        self, step: int, test: Sequence[Encoded], known: Sequence[dict[str, Any]] = ()
+    ) -> None:
         """Take the loss of every test instance, and its answer where that is wanted."""
         own = self._own(test)
+        entries = list(known) or self._losses(step, own, test)
+        self.history.losses += entries
+        self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
+        if self.answer is not None and step in self.config.generate_at:
+            self._answer(step, own, self.answer)
+
+    def _losses(
+        self, step: int, own: Sequence[Encoded], test: Sequence[Encoded]
+    ) -> list[dict[str, Any]]:
         # Several processes exchange buffers or weights in a forward pass: one without an instance
         # takes part with another's.
         sums = response_losses(
@@ -245,10 +263,7 @@ class _Loop:
         ]
         entries = _undealt(gather_object([made]))
         _check_finite(step, "test loss", "loss_sum", entries)
-        self.history.losses += entries
-        self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
-        if self.answer is not None and step in self.config.generate_at:
-            self._answer(step, own, self.answer)
+        return entries
 
     def _answer(self, step: int, own: Sequence[Encoded], answer: Answer) -> None:
         made = [{"step": step} | e for e in answer(self.accelerator.unwrap_model(self.model), own)]
