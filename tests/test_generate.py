@@ -130,8 +130,15 @@ def test_a_run_without_answers_says_so(cache: Path, tiny_model: Path, dataset_fi
     config = tiny_run(tiny_model, dataset_file, order="random", steps=2, batch_size=8)
     with pytest.raises(ParameterError, match=r"generate_at=\(\) of run .* asks for no answers"):
         _ = tma.run(config).answers
-    with pytest.raises(ParameterError, match=r"generate_at=\(3,\) .* steps from 0 to 2"):
-        tma.run(replace(config, generate_at=(3,)))
+
+
+def test_a_step_past_the_last_stands_for_the_last(
+    cache: Path, tiny_model: Path, dataset_file: Path
+) -> None:
+    # As where a file has fewer instances than were wanted.
+    config = replace(answering(tiny_model, dataset_file), generate_at=(1, 3, 4))
+    answered = tma.run(config).answers["step"]
+    assert answered.tolist() == [1] * 8 + [2] * 8
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,25 @@ def test_an_exact_limit_cuts_the_last_round() -> None:
     assert listed(tma.test_centric_rounds(X, Y, 3, exact_limit=True)) == [[0, 4], [1]]
 
 
+def test_what_a_cut_round_takes_does_not_depend_on_how_it_is_sorted() -> None:
+    # The nearest pair of the round {0, 1} is row 1 (89° and 90°); a cut keeps row 0.
+    train, test = circle([0, 89]), circle([5, 90])
+    for within in ("row", "similarity"):
+        assert listed(tma.test_centric_rounds(train, test, 1, within=within, exact_limit=True)) == [
+            [0]
+        ]
+
+
+@given(embeddings(), st.integers(1, 12), st.booleans())
+def test_sorted_rounds_hold_the_rows_of_unsorted_ones(
+    pair: Pair, limit: int, farthest: bool
+) -> None:
+    given = {"limit": min(limit, len(pair[0])), "farthest": farthest, "exact_limit": True}
+    plain = tma.test_centric_rounds(*pair, **given)
+    by_similarity = tma.test_centric_rounds(*pair, **given, within="similarity")
+    assert [sorted(found.tolist()) for found in by_similarity] == listed(plain)
+
+
 @pytest.mark.parametrize("limit", [0, 7, 1000])
 def test_limits_at_the_ends(limit: int) -> None:
     taken = [row for found in tma.test_centric_rounds(X, Y, limit) for row in found]

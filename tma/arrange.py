@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tma.errors import check_length, check_texts, wrong
 from tma.method import Method, order_name
-from tma.rounds import Order, Rows, Texts, first_places, rounds
+from tma.rounds import Order, Rows, Texts, cut, first_places, rounds
 
 if TYPE_CHECKING:
     from tma.rows import UnitRows
@@ -263,7 +263,7 @@ def _some_rounds(rows: Rows) -> list[Order]:
     for found in islice(rounds(rows, enough), first, stop):
         if wanted <= 0:
             break
-        chosen.append(found[:wanted] if rows.method.exact_limit else found)
+        chosen.append(cut(found, wanted) if rows.method.exact_limit else found)
         wanted -= len(found)
     return chosen
 

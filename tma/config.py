@@ -123,7 +123,8 @@ class RunConfig:
     compile: bool = False
     """Compile the model below its output head (torch.compile)."""
     generate_at: tuple[int, ...] = ()
-    """Steps at which the test prompts are answered; 0 is before training."""
+    """Steps at which the test prompts are answered; 0 is before training, and one past the last
+    stands for the last."""
     max_new_tokens: int = 128
     """Tokens of an answer at most."""
     reward_model: str | None = None

@@ -26,7 +26,7 @@ from tma.receipt import Arranged, arrange_dataset
 from tma.runs import complete, hardware, last_loss, sums
 from tma.state import History, States
 from tma.store import new_file, new_folder, write_json
-from tma.train import check_answered, check_order
+from tma.train import check_order
 from tma.train import train as fine_tune
 
 if TYPE_CHECKING:
@@ -73,14 +73,13 @@ class Making:
 
         Raises:
             OrderError, TrainingError: training went wrong; the run is marked failed.
-            ParameterError: `generate_at`, a model or the length of an instance cannot be used.
+            ParameterError: a model or the length of an instance cannot be used.
             StateError: a state or the results could not be written.
         """
         writes = PartialState().is_main_process
         method = self.config.method
         arranged = arrange_dataset(self.train, self.test, method)
         # What can be wrong is loaded or checked before anything is written or trained.
-        check_answered(self.config, len(arranged.ids))
         named = self.config.reward_model
         judge = None if named is None else RewardModel(named)
         work = self._loaded(arranged)

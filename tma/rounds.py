@@ -158,8 +158,17 @@ def rounds(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]
         found = np.unique(picked[picked >= 0])
         if rows.method.within == "similarity":
             found = _by_similarity(rows, picked, farthest=farthest)
-        yield found[: limit - taken] if rows.method.exact_limit else found
+        yield cut(found, limit - taken) if rows.method.exact_limit else found
         taken += len(found)
+
+
+def cut(found: Order, count: int) -> Order:
+    """Return the `count` lowest rows of a round, in its own sequence.
+
+    What is taken does not depend on how a round is sorted: else orders that differ in that would
+    differ in their instances too.
+    """
+    return found[np.isin(found, np.sort(found)[:count])]
 
 
 def _by_similarity(rows: Rows, picked: Order, *, farthest: bool) -> Order:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-FORMAT = 7
+FORMAT = 8
 """Raised when the same settings would give other numbers than before."""
 
 

@@ -22,7 +22,7 @@ from accelerate.utils import DistributedType, GradientAccumulationPlugin, gather
 
 from tma.config import RunConfig
 from tma.encode import Encoded, micro_batches
-from tma.errors import OrderError, ParameterError, TrainingError, wrong
+from tma.errors import OrderError, ParameterError, TrainingError
 from tma.evaluate import (
     arithmetic,
     resolve_precision,
@@ -63,22 +63,21 @@ def train(
         states: where the state is kept; training goes on from the last one. None: nowhere.
         untrained: the entries of step 0 where its losses are known; else they are taken.
         answer: given the model and test instances, their answers' entries; called at the steps
-            `generate_at`.
+            `generate_at`, of which one past the last stands for the last.
 
     Raises:
         OrderError: the loop consumed other instances than the order says.
         TrainingError: a loss, a gradient or a reward is NaN or infinite; the message names the
             step and the instances.
         StateError: a state could not be written.
-        ParameterError: there is nothing to train on or to test with, `generate_at` is not a step,
-            an instance is too long for the model, or the model is not split as accelerate was told.
+        ParameterError: there is nothing to train on or to test with, an instance is too long for
+            the model, or the model is not split as accelerate was told.
     """
     if not ordered or not test:
         raise ParameterError(
             f"{len(ordered)} training and {len(test)} test instances; expected one of each at least"
         )
     steps = list(_steps(ordered, config))
-    check_answered(config, len(ordered))
     check_positions(model, config, ordered, test)
     with freed_memory_kept():
         loop = _Loop(model, config, states, answer)
@@ -115,17 +114,6 @@ def check_order(consumed: Sequence[str], ordered: Sequence[str]) -> None:
             raise OrderError(f"place {place}: consumed {got}, the order says {wanted}")
 
 
-def check_answered(config: RunConfig, instances: int) -> None:
-    """Refuse steps to answer at that training on so many instances does not have.
-
-    Raises:
-        ParameterError: `generate_at` names a step after the last one.
-    """
-    last = config.epochs * math.ceil(instances / config.batch_size)
-    if max(config.generate_at, default=0) > last:
-        raise wrong("generate_at", config.generate_at, f"steps from 0 to {last}, the last one")
-
-
 def _steps(ordered: Sequence[Encoded], config: RunConfig) -> Iterator[Sequence[Encoded]]:
     for _ in range(config.epochs):
         for start in range(0, len(ordered), config.batch_size):
@@ -149,6 +137,7 @@ class _Loop:
         self.packed = config.packs and packs(model, self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
+        self.answered = set[int]()
         if states is not None:
             self.history = states.restore(self.accelerator, self.model, self.optimizer)
         self.test_loss = math.nan
@@ -171,9 +160,10 @@ class _Loop:
     ) -> None:
         """Make the steps that are not made yet, and measure where that is wanted."""
         done, last, config = len(self.history.steps), len(steps), self.config
+        self.answered = {min(step, last) for step in config.generate_at}
         if not self.history.losses:
             self.measure(0, test, untrained)
-        asked = (*config.eval_at, *config.generate_at, last)
+        asked = (*config.eval_at, *self.answered, last)
         evaluated = {*range(0, last, config.eval_every), *asked}
         given: dict[str, Any] = {"desc": config.order, "unit": "step"}
         if not self.accelerator.is_main_process:  # else TQDM_DISABLE decides
@@ -241,7 +231,7 @@ class _Loop:
         entries = list(known) or self._losses(step, own, test)
         self.history.losses += entries
         self.test_loss = sum(e["loss_sum"] / e["tokens"] for e in entries) / len(entries)
-        if self.answer is not None and step in self.config.generate_at:
+        if self.answer is not None and step in self.answered:
             self._answer(step, own, self.answer)
 
     def _losses(
