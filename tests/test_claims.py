@@ -113,30 +113,6 @@ def test_judging_needs_a_side_and_an_interval() -> None:
         judge_all({})
 
 
-def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
-    found = claims.steady("01", {"rouge1": interval(0.1, 0.3), "rougeL": interval(0.05, 0.3)})
-    assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
-    assert found.measure.startswith("rougeL: backward share of its movement")
-    still = claims.steady("01", {})
-    assert (still.verdict, still.measure) == (
-        "not tested at this scale",
-        "no metric but the loss moves",
-    )
-
-
-def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
-    shares = {0.05: Interval(0.7, 0.6, 0.8, 18, 3), 0.1: Interval(0.8, 0.7, 0.9, 18, 3)}
-    found = claims.early("01", shares, 20)
-    assert (found.estimate, found.low, found.verdict) == (
-        pytest.approx(0.2),
-        pytest.approx(0.1),
-        "supported",
-    )
-    late = claims.early("01", shares, 19)
-    assert (late.verdict, late.estimate) == ("not tested at this scale", None)
-    assert late.measure == "5 % of 19 steps are less than one step"
-
-
 def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
     judged = judge_all({"NFT minus RT": (GAP, "negative")})
     first = claims.tested("C6", "04_tma", "final loss, nats a token", judged)
@@ -171,6 +147,13 @@ def test_a_number_that_is_none_is_left_out() -> None:
     endless = Interval(0.5, -math.inf, math.nan, 4, 1)
     found = claims.tested("C1", "01", "share", claims.Judged("inconclusive", endless, "a"))
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
+
+
+def test_a_claim_without_a_value_was_not_tested() -> None:
+    nothing = Interval(math.nan, -math.inf, math.inf, 4, 1)
+    found = claims.tested("C3", "02", "correlation", claims.Judged("inconclusive", nothing, "a"))
+    assert (found.verdict, found.estimate) == ("not tested at this scale", None)
+    assert found.measure == "a: correlation: no value"
 
 
 def test_unknown_claims_and_verdicts_are_refused() -> None:

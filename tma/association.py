@@ -38,6 +38,21 @@ class Association(Interval):
     """Share of permutations, the sample itself among them, with a correlation at least as far from
     zero."""
 
+    @property
+    def over_chance(self) -> Interval:
+        """By how much it exceeds the permuted correlations: it minus the middle 95 % of them.
+
+        The interval lies above zero where the correlation is larger than chance gives it.
+        """
+        middle = (self.baseline_low + self.baseline_high) / 2
+        ends = (self.estimate - self.baseline_high, self.estimate - self.baseline_low)
+        return Interval(self.estimate - middle, *ends, self.n, self.seeds)
+
+    @property
+    def parts(self) -> dict[str, Interval]:
+        """What a claim that it is not chance needs: its own interval, and `over_chance`."""
+        return {"itself": self, "minus permuted": self.over_chance}
+
 
 def association(
     drops: Sequence[pd.DataFrame],
@@ -193,9 +208,16 @@ def _task_falls(run: Run, table: pd.DataFrame, measure: str) -> tuple[pd.DataFra
 
 
 def table(found: Mapping[str, Association]) -> pd.DataFrame:
-    """Return named associations as rows for display: interval, n, seeds, baseline, p."""
+    """Return named associations as rows for display: interval, n, seeds, baseline, p.
+
+    One without a value, such as within test tasks of one instance each, has no row.
+    """
     columns = ("estimate", "low", "high", "n", "seeds", "baseline_low", "baseline_high", "p")
-    rows = {name: [getattr(one, column) for column in columns] for name, one in found.items()}
+    rows = {
+        name: [getattr(one, column) for column in columns]
+        for name, one in found.items()
+        if np.isfinite(one.estimate)
+    }
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.method import Method
-from tma.names import BUILT_IN, DATA_SUFFIXES, DATASETS, EMPTY, UNITS, check_dataset, check_model
+from tma.names import BUILT_IN, DATASETS, EMPTY, UNITS, check_dataset, check_model
 from tma.scales import SCALES, Scale
 
 CHOICES = {
@@ -191,12 +191,12 @@ class RunConfig:
             )
         batch_size = changes.get("batch_size", base.batch_size)
         check_count("batch_size", batch_size, 1)
-        steps = changes.pop("steps", base.steps)
+        steps, dataset = changes.pop("steps", base.steps), changes.pop("dataset", None)
         check_count("steps", steps, 1)
         own = {f.name for f in fields(cls)} - {"dataset", "pool"}
         shared = own & {f.name for f in fields(Scale)}
         settings: dict[str, Any] = {
-            "dataset": own_dataset(scale, changes.pop("dataset", None)),
+            "dataset": base.dataset if dataset is None else dataset,
             "limit": steps * batch_size,
             **{f: getattr(base, f) for f in shared},
         }
@@ -235,17 +235,6 @@ class RunConfig:
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
         """Return settings from what `to_json` gave."""
         return cls(**value)
-
-
-def own_dataset(scale: str, dataset: str | None) -> str:
-    """Return the dataset asked for, or the scale's own."""
-    chosen = SCALES[scale].dataset if dataset is None else dataset
-    if chosen is None:
-        raise ParameterError(
-            f"dataset=None: scale '{scale}' has no data of its own yet. Give a hub id or a "
-            f"{'/'.join(DATA_SUFFIXES)} file, or one of: {', '.join(DATASETS)}."
-        )
-    return chosen
 
 
 def check_positive(name: str, value: object, *, zero: bool) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tma.bootstrap import Interval
+from tma.claims import Verdict, table, write
 from tma.config import RunConfig
 from tma.data import texts
 from tma.runs import Run, hardware
@@ -19,15 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> str:
-    """Return in words what is run, on which data and on what hardware; Markdown."""
+def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
+    """Return in words what is run, on which data and on what hardware; Markdown, for display."""
+    from IPython import display
+
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
-    return (
+    markdown: Any = display.Markdown
+    return markdown(
         f"Scale **{study.scale}** ({SCALES[study.scale].purpose}). Model **{config.model}**, all "
         f"parameters trained, {config.batch_size} instances a step, {study.steps} steps wanted. "
         f"Data **{config.dataset}**: {len(train):,} training and {len(test):,} test instances, "
-        f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds of the "
-        f"shuffled orders: {study.seeds}. Hardware: {hardware()}."
+        f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds (of "
+        f"what is drawn and of what is shuffled): {study.seeds}. Hardware: {hardware()}."
     )
 
 
@@ -40,13 +46,13 @@ def _tasks(train: Dataset, test: Dataset) -> str:
     return f"training tasks: {len(trained)}; test tasks: {len(tested)}, {seen}"
 
 
-def provenance(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return settings, fingerprints and versions of runs as rows of name and value.
+def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """Return settings, fingerprints and versions of runs by order, as rows of name and value.
 
     Where the runs differ, all their values are given.
     """
     found: dict[str, list[str]] = {}
-    for run in runs:
+    for run in chain.from_iterable(runs.values()):
         manifest = dict(run.manifest)
         for group in ("config", "inputs", "versions"):
             named = manifest.pop(group).items()
@@ -57,33 +63,55 @@ def provenance(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame({"value": values})
 
 
-def save_figure(study: StudyConfig, name: str, figure: Figure) -> None:
-    """Write a figure into the output folder, as .svg and .png."""
+def saved(study: StudyConfig, name: str, figure: Figure) -> Figure:
+    """Write a figure into the output folder, as .svg and .png, and return it."""
     for suffix in ("svg", "png"):
         with new_file(study.out / f"{name}.{suffix}") as draft:
             # A fixed date and id seed keep equal results equal byte for byte.
             fixed = {"Date": None} if suffix == "svg" else None
             figure.savefig(draft, dpi=150, metadata=fixed)
+    return figure
 
 
-def save_table(study: StudyConfig, name: str, table: pd.DataFrame) -> None:
-    """Write a table into the output folder, as .csv and, for reading, .txt."""
+def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Write a table into the output folder, as .csv and, for reading, .txt; return it rounded."""
     with new_file(study.out / f"{name}.csv") as draft:
-        table.to_csv(draft)
+        rows.to_csv(draft)
     with new_file(study.out / f"{name}.txt") as draft:
-        draft.write_text(table.to_string(float_format="%.3f") + "\n", encoding="utf-8")
+        draft.write_text(rows.to_string(float_format="%.3f") + "\n", encoding="utf-8")
+    return rows.round(3)
 
 
-def glue(**values: str | float) -> None:
+def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """Write a chapter's verdicts into the output folder's claims.json; return them as rows."""
+    write(study.out / "claims.json", verdicts)
+    return table(verdicts).round(3)
+
+
+def glue(**values: str | float | Interval | Verdict) -> None:
     """Give numbers to the book under their names, so that none is typed into its text.
 
     The book's text shows them with the glue role of MyST-NB, whose record format this is; nothing
     of the book's tools is needed to run a notebook.
+
+    Args:
+        values: name → number or text; of an interval its estimate, and its ends as name_low and
+            name_high; of a verdict its word.
     """
     from IPython.core import display_functions
 
     publish: Any = display_functions.publish_display_data
-    for name, value in values.items():
+    for name, value in _plain(values).items():
         kind = "application/papermill.record/text/plain"
         mark = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
         publish({kind: repr(value)}, metadata=mark)
+
+
+def _plain(values: Mapping[str, str | float | Interval | Verdict]) -> dict[str, str | float]:
+    found = dict[str, str | float]()
+    for name, value in values.items():
+        if isinstance(value, Interval):
+            found |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+        else:
+            found[name] = value.verdict if isinstance(value, Verdict) else value
+    return found

@@ -15,8 +15,8 @@ class Scale:
     """For whom it is."""
     models: Mapping[str, str]
     """Preset name to built-in weights or hub id."""
-    dataset: str | None
-    """Name of the dataset; None where the caller must give one."""
+    dataset: str
+    """Name of the dataset."""
     steps: int
     """Training steps wanted."""
     early_steps: int
@@ -48,8 +48,12 @@ class Scale:
     task_size: int | None = None
     """Instances of a task in the samples of chapters 1 to 3, which are then of whole tasks; None:
     samples of single instances are large enough to hold many of each task."""
+    pooled_per_task: tuple[int | None, int | None] | None = None
+    """The same caps where an order selects from a pool (chapter 4); None: `per_task`."""
     blocks: int = 3
     """Blocks of rounds that are compared at most."""
+    block_rounds: int = 5
+    """Rounds of a block."""
     near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
     """Cosine similarities to a test instance from which training instances are left out."""
     left_out: tuple[float, ...] = (0.01, 0.05)
@@ -89,12 +93,13 @@ SCALES: dict[str, Scale] = {
         task_size=4,
         test_limit=18,
         max_new_tokens=20,
+        block_rounds=2,
         left_out=(0.05,),
     ),
     "study": Scale(
         "under an hour on one GPU",
         _SMALL,
-        dataset=None,
+        dataset="p3",
         steps=200,
         early_steps=200,
         learning_rate=2e-5,
@@ -106,12 +111,15 @@ SCALES: dict[str, Scale] = {
     "paper": Scale(
         "the paper's settings",
         _LARGE,
-        dataset=None,
+        dataset="flan-mini",
         steps=1800,
         early_steps=1800,
         learning_rate=1e-6,
         pool=None,
         test_limit=1200,
+        # Flan-mini's own cap leaves no more instances than an order takes: nothing to select from.
+        pooled_per_task=(None, 5),
+        blocks=6,
         precision="bf16",
         **_PAPER,
     ),

@@ -13,16 +13,20 @@ import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.config import RunConfig, own_dataset
+from tma.config import RunConfig
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
 from tma.names import check_dataset, check_model
 from tma.scales import SCALES, Scale
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
 
 Floats = NDArray[np.float32]
 
@@ -101,37 +105,73 @@ class StudyConfig:
         The last round of TMA is cut, so that every order has as many instances.
         """
         asked: dict[str, Any] = {"pool": self.base.pool}
+        if self.base.pooled_per_task is not None:
+            asked["per_task"] = self.base.pooled_per_task
         if order.startswith("tma_"):
             asked["exact_limit"] = True
         return self._configs(order, asked | changes)
 
-    def blocks(self, tests: int, instances: int) -> tuple[int, list[str]]:
+    def blocks(self, X: Floats, Y: Floats) -> tuple[int, list[str]]:
         """Return how many instances are taken of each block of rounds, and the blocks' names.
 
-        They follow each other from the first round on. N instances are taken of each, or as many as
-        two blocks surely hold where that is less.
+        They follow each other from the first round on, each of the scale's `block_rounds`, or of
+        fewer where there are not two as wide. As many instances are taken of each as every one of
+        them holds in every seed's pool, and N at most.
 
         Args:
-            tests: test instances. Where many want the same training instance, a round holds but
-                half as many: blocks are as wide as that needs.
-            instances: training instances; the blocks are as many as they surely fill, and at most
-                those of the scale.
+            X: (n, d) unit embeddings of the training instances.
+            Y: (m, d) unit embeddings of the test instances.
 
         Raises:
-            ParameterError: there are too few training instances for two blocks.
+            ParameterError: there are too few training instances for two rounds.
         """
-        there = min(instances, self.base.pool or instances)
-        widest = there // (2 * tests)
-        if not widest:
+        most = self.base.blocks * self.base.block_rounds
+        held = [self._round_sizes(X, Y, seed, most) for seed in range(self.seeds)]
+        there = min(map(len, held))
+        width = min(self.base.block_rounds, there // 2)
+        if not width:
             raise ParameterError(
-                f"dataset={self.dataset!r} has {instances} training instances; expected "
-                f"{2 * tests} at least for two blocks of rounds. Give more data, or fewer test "
-                "instances."
+                f"dataset={self.dataset!r} has {len(X)} training instances, which {len(Y)} test "
+                "instances take in one round; expected two rounds at least for two blocks of "
+                "rounds. Give more data, or fewer test instances."
             )
-        size = min(self.limit, widest * tests // 2)
-        width = -(-2 * size // tests)
-        number = min(self.base.blocks, there // (width * tests))
-        return size, [f"tma_rounds[{k * width}:{(k + 1) * width}]" for k in range(number)]
+        starts = range(0, min(there // width, self.base.blocks) * width, width)
+        size = min(sum(sizes[at : at + width]) for sizes in held for at in starts)
+        return min(size, self.limit), [f"tma_rounds[{at}:{at + width}]" for at in starts]
+
+    def _round_sizes(self, X: Floats, Y: Floats, seed: int, most: int) -> list[int]:
+        """Return how many instances each of the first rounds takes out of a seed's pool."""
+        from tma.arrange import arrange
+        from tma.rounds import test_centric_rounds
+
+        pool = np.sort(arrange("random", X, Y, pool=self.base.pool, seed=seed))
+        # A round holds one instance a test instance at most: so many are not reached before.
+        found = test_centric_rounds(X[pool], Y, min(most * len(Y), len(pool)))
+        return [len(one) for one in found[:most]]
+
+    def kinds(self, train: Dataset) -> dict[str, str]:
+        """Return how data is split, in words, and how the names of such runs end.
+
+        Data with tasks is compared with labels, by which the split goes, and without; data that has
+        none only without.
+        """
+        if any(train["task"]):
+            return {"with labels": "", "without labels": ", unlabelled"}
+        return {"without labels": ""}
+
+    def check_tasks(self, train: Dataset) -> None:
+        """Refuse data without tasks, for a chapter that compares orders of tasks.
+
+        Raises:
+            ParameterError: an instance has no task.
+        """
+        without = sum(not task for task in train["task"])
+        if without:
+            raise ParameterError(
+                f"dataset={self.dataset!r} has {without} training instances without a task; this "
+                "chapter compares orders of tasks. Give data with a column of tasks; chapters 1 "
+                "and 4 need none."
+            )
 
     def thresholds(self, X: Floats, Y: Floats) -> list[float]:
         """Return the similarities from which training instances are left out, falling.
@@ -151,6 +191,27 @@ class StudyConfig:
         reached = {t for t in self.base.near_duplicates if 0 < (nearest >= t).mean() <= 0.5}
         shares = np.quantile(nearest, [1 - share for share in self.base.left_out])
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
+
+    def reached(self, X: Floats, Y: Floats) -> pd.Series:
+        """Return how many training instances are as similar to a test instance as a threshold.
+
+        Args:
+            X: (n, d) unit embeddings of the training instances.
+            Y: (m, d) unit embeddings of the test instances.
+
+        Returns:
+            Counts by threshold, rising: those at which an instance is nearly a copy, and
+            `thresholds`.
+        """
+        import pandas as pd
+
+        from tma.similarity import row_distances
+
+        nearest = -row_distances(X, Y, "cosine_min")
+        every = sorted({*self.base.near_duplicates, *self.thresholds(X, Y)})
+        counts = [int((nearest >= threshold).sum()) for threshold in every]
+        index = pd.Index(every, name="similarity to a test instance")
+        return pd.Series(counts, index, name="training instances")
 
     @property
     def doubling(self) -> tuple[int, ...]:
@@ -185,7 +246,9 @@ PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
 """Names of the parameters of every notebook."""
 
 
-def study_settings(namespace: Mapping[str, Any], *, early: bool = False) -> StudyConfig:
+def study_settings(
+    namespace: Mapping[str, Any], *, early: bool = False, least_steps: int = 1
+) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
     Args:
@@ -193,6 +256,7 @@ def study_settings(namespace: Mapping[str, Any], *, early: bool = False) -> Stud
             notebook does not know; here such a name is refused.
         early: whether it is chapter 1, which takes `early_steps` steps of a scale, asks for
             answers, and has a parameter more, `reward_model`.
+        least_steps: steps below which the chapter has nothing to compare.
 
     Raises:
         ParameterError: a name or a value cannot be used.
@@ -204,10 +268,11 @@ def study_settings(namespace: Mapping[str, Any], *, early: bool = False) -> Stud
     values: dict[str, Any] = {name: namespace.get(name) for name in known}
     scale = values["scale"]
     check_choice("scale", scale, tuple(SCALES))
-    values["dataset"] = own_dataset(scale, values["dataset"])
-    for name, of_scale in (("steps", "early_steps" if early else "steps"), ("seeds", "seeds")):
+    own = {"steps": "early_steps" if early else "steps", "seeds": "seeds", "dataset": "dataset"}
+    for name, of_scale in own.items():
         if values[name] is None:
             values[name] = getattr(SCALES[scale], of_scale)
+    check_count("steps", values["steps"], least_steps)
     # Where chapter 1 is no longer than the others, all share its runs.
     shared = SCALES[scale].early_steps == SCALES[scale].steps
     return StudyConfig(**values, answers=early or shared)
