@@ -81,11 +81,28 @@ def test_distances_of_a_task_are_of_all_that_was_seen_so_far(run: Run) -> None:
     shown = found.pivot(index=["measure", "task"], columns="step", values="distance")
     np.testing.assert_allclose(shown.loc["cosine_avg"], [[-0.3, -1.6 / 3], [-0.9, -1.8 / 3]])
     np.testing.assert_allclose(shown.loc["cosine_min"], [[-0.6, -1], [-1, -1]])
-    # Task s is "a b", which half of the first two texts are, and then two of three.
-    kl = shown.loc[("bigram_kl", "s")]
-    assert kl[2] < kl[1]
+    # Task s is "a b", which half of the first two texts are, and then two of three; t is "c d".
+    p, q = np.array([[1.5, 0.5], [0.5, 1.5]]) / 2, np.array([[0.5, 0.5], [0.625, 0.375]])
+    expected = [[(of * np.log(of / at)).sum() for at in q] for of in p]
+    np.testing.assert_allclose(shown.loc["bigram_kl"], expected)
     with pytest.raises(ParameterError, match="texts=None cannot be used with the measure bigram"):
         seen.distance_curves(run, X, Y, TRAIN, TEST, measures=("bigram_kl",))
+
+
+class Counted(str):
+    """A text that counts how often its words are taken."""
+
+    taken = 0
+
+    def lower(self) -> str:
+        self.taken += 1
+        return super().lower()
+
+
+def test_texts_are_counted_once_for_all_tasks(run: Run) -> None:
+    train, test = [Counted("a b"), Counted("c d"), Counted("a b")], [Counted("a b"), Counted("c d")]
+    seen.distance_curves(run, X, Y, TRAIN, TEST, measures=("bigram_kl",), texts=(train, test))
+    assert [text.taken for text in [*train, *test]] == [1, 1, 1, 1, 1]
 
 
 def test_drops_that_follow_similarity_correlate_fully() -> None:

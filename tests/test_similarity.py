@@ -15,13 +15,14 @@ from tests.conftest import circle, embeddings
 from tma import reference
 from tma.errors import ParameterError
 from tma.method import MEASURES
-from tma.similarity import row_distances, task_distances
+from tma.similarity import row_distances, several_prefix_distances, task_distances
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.npz"))
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 TRAIN = ["The cat sat.", "the cat ran", "a dog", "one"]
 TEST = ["the CAT sat on a mat", "a dog ran"]
+TEXT = st.text("ab c.", max_size=12)
 
 
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
@@ -102,8 +103,8 @@ def test_bigram_divergence_equals_the_reference() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.text("ab c.", max_size=12), min_size=1, max_size=6),
-    st.lists(st.text("ab c.", max_size=12), min_size=1, max_size=3),
+    st.lists(TEXT, min_size=1, max_size=6),
+    st.lists(TEXT, min_size=1, max_size=3),
 )
 def test_bigram_divergence_of_any_texts_equals_the_reference(
     train: list[str], test: list[str]
@@ -116,6 +117,49 @@ def test_bigram_divergence_of_any_texts_equals_the_reference(
     expected = [reference.bigram_divergence(train[:k], test, train) for k in steps]
     found = tma.prefix_distances(train, test, steps, "bigram_kl")
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_test_sets_do_not_share_bigrams() -> None:
+    # "b c" is of the first test set alone, "d e" and "e f" are of the second.
+    found = several_prefix_distances(["a b", "a b"], [["a b c"], ["d e f"]], [1, 2], "bigram_kl")
+    first = [0.5 * math.log(0.5 / share) for share in (1.5 / 2, 0.5 / 2, 2.5 / 3, 0.5 / 3)]
+    p, q = (0.5 / 3.5, 1.5 / 3.5, 1.5 / 3.5), ((0.6, 0.2, 0.2), (2.5 / 3.5, 0.5 / 3.5, 0.5 / 3.5))
+    second = [sum(a * math.log(a / b) for a, b in zip(p, of, strict=True)) for of in q]
+    expected = [[first[0] + first[1], first[2] + first[3]], second]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(TEXT, min_size=1, max_size=6),
+    st.lists(st.lists(TEXT, min_size=1, max_size=3), min_size=1, max_size=4),
+    st.data(),
+)
+def test_many_test_sets_at_once_equal_one_at_a_time(
+    train: list[str], tests: list[list[str]], data: st.DataObject
+) -> None:
+    train = [*train, "a b"]
+    steps = data.draw(st.lists(st.integers(1, len(train)), max_size=5))
+    found = several_prefix_distances(train, tests, steps, "bigram_kl")
+    assert found.shape == (len(tests), len(steps))
+    for of_test, test in zip(found, tests, strict=True):
+        one = tma.prefix_distances(train, test, steps, "bigram_kl")
+        assert of_test.tolist() == one.tolist()
+        expected = [reference.bigram_divergence(train[:k], test, train) for k in steps]
+        np.testing.assert_allclose(of_test, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("measure", MEASURES[:-1])
+def test_many_embedded_test_sets_equal_one_at_a_time(measure: str) -> None:
+    train, tests = circle([0, 50, 200]), [circle([10]), circle([20, 120, 70])]
+    found = several_prefix_distances(train, tests, [2, 3], measure)
+    one = [tma.prefix_distances(train, test, [2, 3], measure) for test in tests]
+    assert found.tolist() == np.array(one).tolist()
+
+
+def test_a_test_set_without_bigrams_is_refused_beside_another() -> None:
+    with pytest.raises(ValueError, match="X and Y hold no bigram"):
+        several_prefix_distances(["a"], [["a b"], ["b"]], [1], "bigram_kl")
 
 
 @pytest.mark.parametrize(

@@ -103,22 +103,23 @@ def distance_curves(
 
     Source: the paper's section on similarity distances (`tma.prefix_distances`).
     """
-    from tma.similarity import prefix_distances
+    from tma.similarity import several_prefix_distances
 
     seen = _rows("train_ids", train_ids, run.order, len(X))
     index = by_instance(run.losses).index
     steps = [step for step in sorted(run.losses["step"].unique()) if step > 0]
     stops = _consumed(run, len(seen), steps)
+    tasks = index.to_frame(index=False).groupby("task")["id"]
+    rows = {task: _rows("test_ids", test_ids, ids.tolist(), len(Y)) for task, ids in tasks}
     parts = []
     for measure in measures:
         from_train, from_test = _measured(measure, X, Y, texts)
-        before = _taken(from_train, seen)
-        for task, names in index.to_frame(index=False).groupby("task")["id"]:
-            of_task = _taken(from_test, _rows("test_ids", test_ids, names.tolist(), len(Y)))
-            found = prefix_distances(before, of_task, stops, measure)
-            parts.append(
-                pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": found})
-            )
+        tests = [_taken(from_test, of_task) for of_task in rows.values()]
+        found = several_prefix_distances(_taken(from_train, seen), tests, stops, measure)
+        parts += [
+            pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": distances})
+            for task, distances in zip(rows, found, strict=True)
+        ]
     return pd.concat(parts, ignore_index=True)
 
 

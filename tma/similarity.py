@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tma.errors import check_choice, wrong
 from tma.method import MEASURES
 from tma.neighbours import nearest_blocks
-from tma.ngrams import Bigrams
+from tma.ngrams import Bigrams, texts
 from tma.products import DECIMALS, PAIRS, UNIT, Product, best_device
 from tma.rows import BLOCK, Numbers, UnitRows, unit_pair
 
@@ -149,7 +149,7 @@ def row_distances(
     """
     check_choice("measure", measure, MEASURES)
     if measure == "bigram_kl":
-        return Bigrams(_texts(X, "X"), _texts(Y, "Y")).rows(numbers)
+        return cast(Floats, Bigrams(texts(X, "X"), [texts(Y, "Y")]).rows(numbers)[0])
     train, test = unit_pair(cast(Embeddings, X), cast(Embeddings, Y))
     parts = list(_row_parts(train, test, measure, numbers, device))
     return np.concatenate(parts)
@@ -184,15 +184,40 @@ def prefix_distances(
     Source: the paper's section on similarity distances; the direction and the smoothing of the KL
     divergence (0.5 for every bigram of X and Y) are this package's choice.
     """
+    return cast(Floats, several_prefix_distances(X, [Y], steps, measure, device=device)[0])
+
+
+def several_prefix_distances(
+    X: Embeddings | Sequence[str],
+    tests: Sequence[Embeddings | Sequence[str]],
+    steps: Sequence[int] | Numbers,
+    measure: str = "cosine_avg",
+    *,
+    device: str | None = None,
+) -> Floats:
+    """Return `prefix_distances` to each of several test sets; texts of X are counted once.
+
+    Returns:
+        (len(tests), len(steps)) float64: out[t] equals prefix_distances(X, tests[t], steps, …).
+
+    Raises:
+        ValueError: as `prefix_distances`, for any of the test sets.
+    """
     check_choice("measure", measure, MEASURES)
     at = _checked_steps(steps, len(X))
-    last = int(at.max(initial=1))
     if measure == "bigram_kl":
-        return Bigrams(_texts(X, "X"), _texts(Y, "Y")).prefixes(at)
-    train, test = unit_pair(cast(Embeddings, X), cast(Embeddings, Y))
+        return Bigrams(texts(X, "X"), [texts(Y, "Y") for Y in tests]).prefixes(at)
+    train = cast(Embeddings, X)
+    return np.array([_prefixes(train, cast(Embeddings, Y), at, measure, device) for Y in tests])
+
+
+def _prefixes(
+    X: Embeddings, Y: Embeddings, at: Numbers, measure: str, device: str | None
+) -> Floats:
+    train, test = unit_pair(X, Y)
     if measure.endswith("centroid"):
         return _centroid_prefixes(train, test, at, measure)
-    seen = np.arange(last)
+    seen = np.arange(int(at.max(initial=1)))
     rows = np.concatenate(list(_row_parts(train, test, measure, seen, device)))
     if measure.endswith("avg"):
         return np.cumsum(rows)[at - 1] / at
@@ -322,10 +347,3 @@ def _checked_steps(steps: Sequence[int] | Numbers, rows: int) -> Numbers:
     if bad.size:
         raise wrong(f"steps[{bad[0]}]", int(at[bad[0]]), f"1 to {rows}, the rows of X")
     return at.astype(np.int64)
-
-
-def _texts(given: object, name: str) -> Sequence[str]:
-    texts = [] if isinstance(given, str) else list(cast(Sequence[str], given))
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise wrong(name, type(given).__name__, "texts, at least one, with measure='bigram_kl'")
-    return texts
