@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 import tma
+from tests.conftest import circle, unit
 from tma.errors import ParameterError
 from tma.study import StudyConfig
 
@@ -39,7 +41,6 @@ def test_the_scale_fills_what_is_not_given() -> None:
         ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
         ({"scale": "Pocket"}, "did you mean pocket"),
         ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
-        ({"scale": "study"}, "dataset=None: scale 'study'"),
         ({"steps": -3}, "steps=-3 .* at least 1"),
         ({"steps": 2.5}, "steps=2.5 "),
         ({"seeds": 0}, "seeds=0 .* at least 1"),
@@ -113,23 +114,62 @@ def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
     assert other.sampled("random")[0].generate_at == other.checkpoints
 
 
-def test_blocks_are_as_many_as_the_data_surely_fills() -> None:
-    study = tma.study_settings(GIVEN)  # N = 32, which four rounds of 18 hold even if half full
-    blocks = ["tma_rounds[0:4]", "tma_rounds[4:8]", "tma_rounds[8:12]"]
-    assert study.blocks(18, 920) == (32, blocks)
-    assert study.blocks(18, 144) == (32, blocks[:2])
-    # Three rounds, half full, hold 27.
-    assert study.blocks(18, 143) == (27, ["tma_rounds[0:3]", "tma_rounds[3:6]"])
-    with pytest.raises(ParameterError, match="35 training instances; expected 36 at least"):
-        study.blocks(18, 35)
+def test_blocks_hold_as_many_instances_as_the_smallest_of_them() -> None:
+    # Both test rows have a training row of their own; then both want 20°, 30° and 40° in turn.
+    train, test = circle([359, 11, 20, 30, 40]), circle([0, 10])
+    rounds = [found.tolist() for found in tma.test_centric_rounds(train, test)]
+    assert rounds == [[0, 1], [2], [3], [4]]
+    study = tma.study_settings(GIVEN)  # N = 32, blocks of two rounds
+    assert study.blocks(train, test) == (2, ["tma_rounds[0:2]", "tma_rounds[2:4]"])
+    assert study.blocks(train[:4], test) == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(3)])
+    with pytest.raises(ParameterError, match="2 training instances, which 2 test instances take"):
+        study.blocks(train[:2], test)
 
 
-def test_blocks_of_the_papers_size_fit_its_data() -> None:
-    paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini"})
-    size, blocks = paper.blocks(1125, 28_751)
-    assert (size, blocks) == (6750, ["tma_rounds[0:12]", "tma_rounds[12:24]"])
-    [config] = paper.pooled(blocks[1], limit=size)[:1]
-    assert (config.limit, config.exact_limit) == (6750, True)
+@pytest.mark.parametrize("order", ["tma_min", "tma_rounds[0:2]"])
+def test_the_earliest_block_is_what_min_takes(order: str) -> None:
+    random = np.random.default_rng(0)
+    X, Y = (unit(random.normal(size=(n, 5))) for n in (60, 9))
+    study = tma.study_settings({**GIVEN, "steps": 3})  # N = 12
+    size, (earliest, *_) = study.blocks(X, Y)
+    assert (size, earliest) == (12, "tma_rounds[0:2]")
+    given = {"limit": size, "exact_limit": True}
+    rows = tma.arrange(order, X, Y, **given)
+    assert rows.tolist() == tma.arrange("tma_min", X, Y, **given).tolist()
+
+
+def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:
+    paper = tma.study_settings({**GIVEN, "scale": "paper"})
+    [config] = paper.pooled("tma_nft")[:1]
+    assert (config.dataset, config.pool, config.per_task) == ("flan-mini", None, (None, 5))
+    assert paper.sampled("random")[0].per_task is None  # as Flan-mini is capped
+    assert (paper.base.block_rounds, paper.base.blocks) == (5, 6)
+    assert tma.study_settings({**GIVEN, "scale": "study"}).dataset == "p3"
+
+
+def test_data_without_tasks_is_told_apart() -> None:
+    study = tma.study_settings(GIVEN)
+    row = {"id": "a", "prompt": "p", "response": "r"}
+    plain, named = (Dataset.from_list([row | {"task": task}] * 2) for task in (None, "t"))
+    assert study.kinds(named) == {"with labels": "", "without labels": ", unlabelled"}
+    assert study.kinds(plain) == {"without labels": ""}
+    study.check_tasks(named)
+    with pytest.raises(ParameterError, match="'pocket' has 2 training instances without a task"):
+        study.check_tasks(plain)
+
+
+def test_a_chapter_may_need_steps_to_compare() -> None:
+    with pytest.raises(ParameterError, match=r"steps=1 .* at least 2"):
+        tma.study_settings({**GIVEN, "steps": 1}, least_steps=2)
+
+
+def test_how_many_instances_reach_a_threshold() -> None:
+    # Of 101 rows two lie within 18.2° (0.95) of the test row, four within 36.9° (0.8). A twentieth
+    # ends with the sixth at 61°, whose cosine is a little less than 0.485.
+    angles = [0, 15, 30, 36, *range(60, 157)]
+    found = tma.study_settings(GIVEN).reached(circle(angles), circle([0]))
+    assert found.index.tolist() == [0.485, 0.8, 0.9, 0.95]
+    assert found.tolist() == [5, 4, 2, 2]
 
 
 def test_thresholds_leave_out_the_nearest_shares() -> None:
