@@ -40,15 +40,15 @@ def stored(
     steps: Sequence[int] = (0, 2, 4),
     scores: Mapping[str, Losses] | None = None,
     consumed: Sequence[str] = (),
+    instances: int = 64,
     **settings: Any,
 ) -> Run:
     """A run with known losses; `scores` are of answers at every step."""
     folder.mkdir()
     generate_at = tuple(steps) if scores else ()
     config = RunConfig.at("pocket", order=order, seed=seed, generate_at=generate_at, **settings)
-    store.write_json(
-        folder / "manifest.json", {"config": config.to_json(), "instances": 64, "steps": steps[-1]}
-    )
+    counts = {"instances": instances, "steps": steps[-1]}
+    store.write_json(folder / "manifest.json", {"config": config.to_json(), **counts})
     ids = tuple(consumed)
     receipt = Receipt(config.method, "", "", "", 0, len(ids), ids_digest(ids))
     Arranged(np.arange(len(ids)), ids, receipt).save(folder / "order.json")

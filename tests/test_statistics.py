@@ -81,6 +81,55 @@ def test_areas_are_compared_on_the_steps_that_all_evaluated(
     assert table["area"].tolist() == [2.75, 2.75]
 
 
+def longer(folder: Path, seed: int = 0, by: float = 0.0) -> Run:
+    """NEAR, and two steps further down by 1 in task a and by 0.5 in task b."""
+    more = {key: [*value, value[-1] - (1 if key[0] == "a" else 0.5)] for key, value in NEAR.items()}
+    return stored(
+        folder, "tma_rounds[4:8]", moved(more, by), seed, steps=(0, 2, 4, 6), instances=80
+    )
+
+
+def test_a_run_of_another_length_is_read_at_its_own_end(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    near, more = runs["tma_nft"], [longer(tmp_path / "more")]
+    # It ends at 0 and 1.5, the other at 1 and 2; half of the resamples hold both tasks.
+    found = statistics.contrast(more, near, "final")
+    assert (found.estimate, found.low, found.high) == (-0.75, -1, -0.5)
+    assert statistics.combination([(1, near), (-1, more)]).estimate == 0.75
+    half, whole = [(0.5, near), (-0.5, runs["tma_fft"])], [(1, near), (-1, more)]
+    assert statistics.outweighs(half, whole).estimate == -0.5
+    # Along the way both are the same curve, as far as both go.
+    assert statistics.contrast(more, near, "area").estimate == 0
+    assert statistics.contrast(more, near, "steps_to_threshold").estimate == 0
+    steps = [gap.step for gap in statistics.differences(more, near)]
+    assert steps == [0, 2, 4]
+
+
+def test_seeds_of_different_length_are_each_read_at_their_own_end(tmp_path: Path) -> None:
+    both = [stored(tmp_path / "short", "tma_rounds[4:8]", NEAR), longer(tmp_path / "long", 1, by=1)]
+    # Finals 1.5 and 0.75 + 1; areas of the first four steps 2.625 and 1 more.
+    assert statistics.seed_range(both) == (-0.125, 0.125)
+    assert statistics.seed_range(both, "area") == (-0.5, 0.5)
+    row = statistics.summary({"tma_rounds[4:8]": both}).iloc[0]
+    assert (row["instances"], row["steps"], row["area"]) == (72, 5, 3.125)
+    # From 4 and 5.
+    assert (row["first"], row["final"]) == (4.5, 1.625)
+    assert row["fall_percent"] == pytest.approx(100 * 2.875 / 4.5)
+
+
+def test_the_summary_of_orders_of_different_length(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    table = statistics.summary({**runs, "tma_rounds[4:8]": [longer(tmp_path / "more")]})
+    assert table["steps"].tolist() == [4, 4, 6]
+    assert table["instances"].tolist() == [64, 64, 80]
+    assert table["final"].tolist() == [1.5, 2, 0.75]
+    assert table["area"].tolist() == [2.625, 3.25, 2.625]
+    # Whole numbers are shown as such.
+    assert (table["steps"].dtype, table["instances"].dtype) == ("int64", "int64")
+
+
 def test_a_difference_that_is_the_same_everywhere_has_no_width(runs: dict[str, list[Run]]) -> None:
     found = statistics.differences(runs["tma_nft"], runs["tma_fft"])
     assert [(d.step, d.estimate, d.low, d.high) for d in found] == [
@@ -311,6 +360,24 @@ def test_a_resample_is_the_mean_over_the_drawn_tasks_and_seeds(
         ]
         plain = sum(weights[row, one] * values[one, rows].mean(axis=0) for one in range(seeds))
         np.testing.assert_allclose(found.means[row, 0], plain, atol=1e-12)
+        np.testing.assert_allclose(found.finals[row, 0], plain[-1], atol=1e-12)
+
+
+@settings(max_examples=10, deadline=None)
+@given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_the_finals_are_those_of_tables_of_their_last_steps_alone(
+    lengths: list[int], seed: int
+) -> None:
+    index = pd.MultiIndex.from_arrays([list("aabbc"), range(5)], names=["task", "id"])
+    random = np.random.default_rng(seed)
+    tables = [pd.DataFrame(random.normal(size=(5, length)), index) for length in lengths]
+    ends = [one.iloc[:, -1:].set_axis([0], axis="columns") for one in tables]
+    found, alone = resample([tables], seed), resample([ends], seed)
+    np.testing.assert_allclose(found.finals, alone.means[..., 0], atol=1e-12)
+    # What is read along the way is that of the shared steps.
+    shared = resample([[one[found.steps] for one in tables]], seed)
+    assert found.steps.tolist() == list(range(min(lengths)))
+    np.testing.assert_allclose(found.curves, shared.curves, atol=1e-12)
 
 
 def test_an_instance_without_a_task_is_its_own() -> None:

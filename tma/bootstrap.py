@@ -131,19 +131,30 @@ def draws(size: int, seed: int | Sequence[int]) -> Floats:
 class Resampled:
     """Mean curves of the sample and of its resamples."""
 
-    curves: Floats
-    """(1 + RESAMPLES, sides, seeds, steps), means over test instances; row 0 is the sample."""
+    values: Floats
+    """(1 + RESAMPLES, sides, seeds, columns), means over test instances; row 0 is the sample. The
+    columns are `steps` and, unless all tables end at the last of these, each table's own last."""
     weights: Floats
     """(1 + RESAMPLES, seeds), from `seed_weights`."""
     steps: NDArray[np.int64]
-    """Evaluated steps, rising."""
+    """Steps that all evaluated, rising."""
     n: int
     """Test instances."""
+
+    @property
+    def curves(self) -> Floats:
+        """Curves at `steps`, (1 + RESAMPLES, sides, seeds, steps)."""
+        return self.values[..., : len(self.steps)]
 
     @property
     def means(self) -> Floats:
         """Mean curves over the seeds drawn, (1 + RESAMPLES, sides, steps)."""
         return self.over_seeds(self.curves)
+
+    @property
+    def finals(self) -> Floats:
+        """Means over the seeds drawn of each table at its own end, (1 + RESAMPLES, sides)."""
+        return self.over_seeds(self.values)[..., -1]
 
     def over_seeds(self, values: Floats) -> Floats:
         """Return the mean over the seeds drawn of values (1 + RESAMPLES, sides, seeds, …)."""
@@ -181,13 +192,22 @@ def resample(sides: Sequence[Sequence[pd.DataFrame]], seed: int) -> Resampled:
             "the runs have no evaluated step in common; expected one at least. Give them the same "
             "eval_every or eval_at."
         )
-    sums, counts = _clusters([one[steps.sort_values()] for one in tables])
+    shared = np.sort(steps.to_numpy(np.int64))
+    sums, counts = _clusters(_with_ends(tables, shared))
     chosen = draws(len(counts), [seed, 0])
     means = chosen @ sums / (chosen @ counts)[:, None]
     seeds = len(sides[0])
-    weights = seed_weights(seeds, [seed, 1])
-    shape = (len(means), len(sides), seeds, len(steps))
-    return Resampled(means.reshape(shape), weights, np.sort(steps.to_numpy(np.int64)), len(index))
+    values = means.reshape(len(means), len(sides), seeds, -1)
+    return Resampled(values, seed_weights(seeds, [seed, 1]), shared, len(index))
+
+
+def _with_ends(tables: Sequence[pd.DataFrame], shared: NDArray[np.int64]) -> list[pd.DataFrame]:
+    """Return tables at shared steps and, where one goes on after them, each at its own last."""
+    last = [int(one.columns.max()) for one in tables]
+    # The sums of a wider table may differ in the last bit: it is made wider only where it has to.
+    if all(step == shared[-1] for step in last):
+        return [one[shared] for one in tables]
+    return [one[[*shared, step]] for one, step in zip(tables, last, strict=True)]
 
 
 def _clusters(tables: Sequence[pd.DataFrame]) -> tuple[Floats, Floats]:

@@ -84,34 +84,35 @@ def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, floa
     """
     check_choice("measure", measure, READINGS)
     found = _compared([runs], 0)
-    each = found.curves[0, 0]  # (seeds, steps)
-    read = each[:, -1] if measure == "final" else _area(each, found.steps)
+    ends, each = found.values[0, 0, :, -1], found.curves[0, 0]  # (seeds,), (seeds, steps)
+    read = ends if measure == "final" else _area(each, found.steps)
     return float(read.min() - read.mean()), float(read.max() - read.mean())
 
 
 def summary(runs: Runs) -> pd.DataFrame:
     """Return one row an order, averaged over seeds.
 
-    Columns: instances and steps trained on; first and final: mean test loss before and after;
-    fall_percent: 100·(first - final)/first; area: area under the loss curve divided by the number
-    of steps, that is the mean loss along the way. All are read at the steps that every run
-    evaluated: a coarser curve has another area.
+    Columns: instances and steps trained on; first and final: mean test loss before and after, each
+    run's own; fall_percent: 100·(first - final)/first; area: area under the loss curve divided by
+    the number of steps, that is the mean loss along the way, at the steps that every run of the
+    table evaluated: a coarser curve has another area, and a longer one too.
     """
     table = curves(runs)
     shared = set.intersection(*(set(c["step"]) for _, c in table.groupby(["order", "seed"])))
-    table = table[table["step"].isin(shared)]
     rows = []
     for order, made in runs.items():
-        each = [c.sort_values("step") for _, c in table[table["order"] == order].groupby("seed")]
+        of_order = table[table["order"] == order].sort_values("step")
+        each = [c for _, c in of_order.groupby("seed")]
+        along = [c[c["step"].isin(shared)] for c in each]
         first = float(np.mean([c["loss"].iloc[0] for c in each]))
         final = float(np.mean([c["loss"].iloc[-1] for c in each]))
-        area = float(np.mean([_area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in each]))
+        area = float(np.mean([_area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in along]))
         rows.append(
             {
                 "order": order,
                 "seeds": len(made),
-                "instances": made[0].manifest["instances"],
-                "steps": made[0].manifest["steps"],
+                "instances": _mean_count([run.manifest["instances"] for run in made]),
+                "steps": _mean_count([run.manifest["steps"] for run in made]),
                 "first": first,
                 "final": final,
                 "fall_percent": 100 * (first - final) / first,
@@ -119,6 +120,11 @@ def summary(runs: Runs) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows).set_index("order")
+
+
+def _mean_count(counts: Sequence[int]) -> float:
+    """Return the mean of counts; a whole number where all are the same, to be shown as one."""
+    return counts[0] if len(set(counts)) == 1 else float(np.mean(counts))
 
 
 def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> list[Interval]:
@@ -147,15 +153,16 @@ def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: in
     Args:
         first: runs of the one order, one a seed.
         second: runs of the other, paired as in `differences`.
-        measure: final: mean loss at the last step that both evaluated, nats a token; area: mean
+        measure: final: mean loss at each run's own last evaluated step, nats a token; area: mean
             loss along the curve (trapezoids), nats a token; steps_to_threshold: the first step,
             interpolated between evaluations, at which the mean loss is at or below the one halfway
-            between the second's first and final loss. A curve that never gets there counts as
-            its last step, so that the difference is then a bound.
+            between the second's first and last loss. A curve that never gets there counts as its
+            last step, so that the difference is then a bound.
         seed: seed of the bootstrap.
 
     Returns:
-        Negative: the first is better. Steps are those that both evaluated.
+        Negative: the first is better. A curve, unlike final, ends at the last step that both
+        evaluated.
 
     Raises:
         ParameterError: an unknown measure, or the two have no seeds, steps or test instances in
@@ -229,8 +236,8 @@ def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> I
 
     Args:
         runs: runs of one order, one a seed.
-        fraction: of the steps from the first evaluation to the last, in (0, 1]; the mean loss
-            there is interpolated between evaluations.
+        fraction: of the steps from the first evaluation to the last that all seeds share, in
+            (0, 1]; the mean loss there is interpolated between evaluations.
         seed: seed of the bootstrap.
 
     Returns:
@@ -266,7 +273,7 @@ def _compared(orders: Sequence[Sequence[Run]], seed: int) -> Resampled:
 def _read(found: Resampled, measure: str) -> Floats:
     """Return a reading of each side's mean curve, (b, sides)."""
     if measure == "final":
-        return found.means[..., -1]
+        return found.finals
     check_course(found)
     return _area(found.means, found.steps)
 
