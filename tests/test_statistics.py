@@ -278,6 +278,24 @@ def test_steps_to_the_loss_halfway_down(tmp_path: Path, runs: dict[str, list[Run
     assert early.estimate == pytest.approx(-5 / 3)
 
 
+def test_a_loss_that_does_not_fall_has_no_threshold_halfway(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    near = runs["tma_nft"]
+    for name, course in {"flat": [4, 3, 4], "rising": [4, 3, 5]}.items():
+        other = stored(tmp_path / name, "tma_rt", dict.fromkeys(NEAR, course))
+        found = statistics.contrast(near, [other], "steps_to_threshold")
+        assert math.isnan(found.estimate)
+        assert (found.low, found.high, found.clear) == (-math.inf, math.inf, False)
+    # It falls by 2 in task a and rises by 1 in task b, which a quarter of the resamples hold alone.
+    uneven = {key: [4, 3, 2 if key[0] == "a" else 5] for key in NEAR}
+    part = [stored(tmp_path / "part", "tma_rt", uneven)]
+    found = statistics.contrast(near, part, "steps_to_threshold")
+    # Halfway of 4, 3, 3.5 is 3.75, at 1/2; of 4, 2.5, 1.5 a quarter of the way down, in steps 1/3.
+    assert found.estimate == pytest.approx(1 / 3 - 1 / 2)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+
+
 def test_a_course_needs_two_steps(tmp_path: Path) -> None:
     one = [stored(tmp_path / "one", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
     assert statistics.contrast(one, one, "final").estimate == 0

@@ -157,7 +157,9 @@ def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: in
             loss along the curve (trapezoids), nats a token; steps_to_threshold: the first step,
             interpolated between evaluations, at which the mean loss is at or below the one halfway
             between the second's first and last loss. A curve that never gets there counts as its
-            last step, so that the difference is then a bound.
+            last step, so that the difference is then a bound. Where the second's mean loss does not
+            end below its first, nothing lies halfway down: the estimate is NaN, and a resample
+            counts as lying outside both ends of the interval.
         seed: seed of the bootstrap.
 
     Returns:
@@ -176,7 +178,8 @@ def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: in
     one, other = found.means[:, 0], found.means[:, 1]
     halfway = (other[:, 0] + other[:, -1]) / 2
     reached = (_first_below(curve, halfway, found.steps) for curve in (one, other))
-    return found.interval(next(reached) - next(reached))
+    gap = next(reached) - next(reached)
+    return found.interval(np.where(other[:, -1] < other[:, 0], gap, np.nan))
 
 
 def contrasts(runs: Runs, pairs: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Interval]]:
