@@ -26,8 +26,10 @@ SIZES = (
     (0.3, 0.3, 0.3),
     (0.2, 0.5, 0.2),
     (0.0, 1.0, 1.0),
+    (0.3, 0.0, 1.0),
+    (0.0, 0.0, 1.0),
 )
-"""Standard deviations of task effect, seed effect and noise."""
+"""Standard deviations of task effect, seed effect and noise; the last two: noise rules."""
 
 
 @dataclass(frozen=True)

@@ -117,3 +117,10 @@ def test_the_coverage_of_intervals_is_measured(
     # Where only tasks matter, 95 % are 95 %; 200 samples tell it to three in a hundred.
     assert all(0.9 < line["coverage"] < 1 for line in lines)
     assert "coverage" in capsys.readouterr().out
+
+
+def test_intervals_are_wide_where_noise_rules() -> None:
+    noisy = [sizes for sizes in coverage.SIZES if sizes[0] < sizes[2] and not sizes[1]]
+    assert noisy == [(0.3, 0.0, 1.0), (0.0, 0.0, 1.0)]
+    # 99 % with three seeds, where 95 % are asked for.
+    assert sum(coverage.covered(3, noisy[1], number) for number in range(100)) >= 98

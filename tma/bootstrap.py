@@ -6,9 +6,11 @@ Seeds are drawn too, independently of the tasks, if there are several (the two-w
 Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). A bootstrap of S units shows a
 variance too small by (S - 1)/S, a third with three seeds; the deviations of the drawn weights from
 equal ones are widened by the root of that. With three seeds whose choice matters more than that of
-the tasks an interval still covers less than it says (`benchmarks/coverage.py` measures how much);
-with one seed it says nothing about seeds. One draw gives whole curves, so that the final loss, the
-area or any other functional comes from the same resamples.
+the tasks an interval still covers less than it says; where neither matters beside noise it covers
+more, since noise is counted with the tasks, with the seeds and with both at once, up to √3 times as
+wide as needed (`benchmarks/coverage.py` measures how often both hold the truth). With one seed it
+says nothing about seeds. One draw gives whole curves, so that the final loss, the area or any other
+functional comes from the same resamples.
 """
 
 from __future__ import annotations
