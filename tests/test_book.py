@@ -193,6 +193,20 @@ def test_the_table_has_a_row_for_every_claim_with_its_number_and_verdict(site: P
             assert f"{verdict.estimate:+.3f}"[:4] in words
 
 
+def test_the_page_of_changes_shows_what_the_script_would_run(site: Path) -> None:
+    script = runpy.run_path(str(ROOT / "book" / "begins.py"))
+    rows = pd.read_csv(ROOT / "book" / "begins.csv", dtype=str)
+    assert rows["changed"].tolist() == [change.name for change in script["CHANGES"]]
+    words = shown(site / "begins.html")
+    assert all(cell in words for cell in rows.to_numpy().ravel())
+    # Its first line is the comparison of chapter 4.
+    [c6] = [verdict for verdict in verdicts() if verdict.claim == "C6"]
+    assert c6.estimate is not None
+    first = rows.iloc[0]["NFT − RT, along the way"], rows.iloc[0]["FFT − RT, along the way"]
+    if "with labels" in c6.measure:
+        assert any(cell.startswith(f"{c6.estimate:+.3f} (") for cell in first)
+
+
 def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
     script = runpy.run_path(str(ROOT / "book" / "_extensions" / "book_claims.py"))
     made = claims.Verdict(

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import nbformat
 import pandas as pd
 import pytest
 
-from tma import claims
+import tma
+from tma import claims, statistics
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -274,6 +276,25 @@ def test_a_notebook_that_runs_again_trains_nothing(
     results = ("03_granularity", "claims.json")
     first, second = (folder.joinpath("out", *results) for folder in (executed, tmp_path))
     assert first.read_text() == second.read_text()
+
+
+def test_one_thing_is_changed_at_a_time(
+    cache: Path, tiny_model: Path, thirty_tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(cache)  # where the folder of results would be made
+    script = runpy.run_path(str(ROOT / "book" / "begins.py"))
+    given = {"model": str(tiny_model), "dataset": str(thirty_tasks), "seeds": 1, "steps": 1}
+    changed = script["Change"]("more steps, fewer rows", {"steps": 2}, {"pool": 40})
+    [row] = script["table"]([changed], given).to_dict("records")
+    study = tma.study_settings({"scale": "pocket", "output_dir": "out", **given, "steps": 2})
+    near, random = (tma.run_all({o: study.pooled(o, pool=40)})[o] for o in ("tma_nft", "tma_rt"))
+    assert near[0].config.pool == 40
+    gap = statistics.contrast(near, random, "area")
+    assert (
+        row["NFT − RT, along the way"] == f"{gap.estimate:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
+    )
+    assert (row["changed"], row["rounds in half"]) == ("more steps, fewer rows", "1")
+    assert row["C6"] in claims.VERDICTS
 
 
 def test_help_explains_each_parameter() -> None:
