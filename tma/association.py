@@ -51,7 +51,7 @@ class Association(Interval):
     @property
     def parts(self) -> dict[str, Interval]:
         """What a claim that it is not chance needs: its own interval, and `over_chance`."""
-        return {"itself": self, "minus permuted": self.over_chance}
+        return {"as measured": self, "minus permuted": self.over_chance}
 
 
 def association(

@@ -20,6 +20,7 @@ from tma.study import StudyConfig
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
+    from pandas.io.formats.style import Styler
 
 
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
@@ -82,10 +83,11 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     return rows.round(3)
 
 
-def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Write a chapter's verdicts into the output folder's claims.json; return them as rows."""
+def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Styler:
+    """Write a chapter's verdicts into the output folder's claims.json; return them for display."""
     write(study.out / "claims.json", verdicts)
-    return table(verdicts).round(3)
+    # Whole cells, which a plain table cuts; a fixed id keeps equal results equal byte for byte.
+    return table(verdicts).style.format(precision=3, na_rep="–").set_uuid("verdicts")
 
 
 def glue(**values: str | float | Interval | Verdict) -> None:
