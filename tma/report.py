@@ -86,8 +86,10 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
 def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Styler:
     """Write a chapter's verdicts into the output folder's claims.json; return them for display."""
     write(study.out / "claims.json", verdicts)
-    # Whole cells, which a plain table cuts; a fixed id keeps equal results equal byte for byte.
-    return table(verdicts).style.format(precision=3, na_rep="–").set_uuid("verdicts")
+    # Whole cells, which a plain table cuts; a fixed id keeps equal results equal byte for byte; the
+    # class is that of a plain table, for pages that style it.
+    styled = table(verdicts).style.format(precision=3, na_rep="–").set_uuid("verdicts")
+    return styled.set_table_attributes('class="dataframe"')
 
 
 def glue(**values: str | float | Interval | Verdict) -> None:
