@@ -42,7 +42,7 @@ class Change:
 CHANGES = (
     Change("as in chapter 4: SmolLM2-135M-Instruct, pool of 920, 8 steps"),
     Change("pool of 230", settings={"pool": 230}),
-    Change("pool of all 1,840", settings={"pool": None}),
+    Change("pool of 1,600", settings={"pool": 1600}),
     Change("24 steps", {"steps": 24}),
     Change("a base model, Gemma-3-270M", {"model": "gemma"}),
 )

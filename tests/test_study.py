@@ -126,16 +126,20 @@ def test_blocks_hold_as_many_instances_as_the_smallest_of_them() -> None:
         study.blocks(train[:2], test)
 
 
-@pytest.mark.parametrize("order", ["tma_min", "tma_rounds[0:2]"])
-def test_the_earliest_block_is_what_min_takes(order: str) -> None:
+def test_the_earliest_block_is_what_min_takes_of_every_pool() -> None:
     random = np.random.default_rng(0)
-    X, Y = (unit(random.normal(size=(n, 5))) for n in (60, 9))
-    study = tma.study_settings({**GIVEN, "steps": 3})  # N = 12
+    X, Y = (unit(random.normal(size=(n, 5))) for n in (1500, 9))
+    study = tma.study_settings({**GIVEN, "steps": 3, "seeds": 3})  # N = 12, pools of 920
     size, (earliest, *_) = study.blocks(X, Y)
     assert (size, earliest) == (12, "tma_rounds[0:2]")
-    given = {"limit": size, "exact_limit": True}
-    rows = tma.arrange(order, X, Y, **given)
-    assert rows.tolist() == tma.arrange("tma_min", X, Y, **given).tolist()
+    made = [study.pooled(order, limit=size) for order in (earliest, "tma_min")]
+    for block, least in zip(*made, strict=True):
+        rows = [
+            tma.arrange(c.order, X, Y, pool=c.pool, seed=c.seed, limit=size, exact_limit=True)
+            for c in (block, least)
+        ]
+        assert rows[0].tolist() == rows[1].tolist()
+        assert block.pool == least.pool == 920
 
 
 def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:

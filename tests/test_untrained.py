@@ -13,6 +13,7 @@ import tma
 from tma import train, untrained
 from tma.config import RunConfig
 from tma.encode import Encoded
+from tma.state import States
 
 TEST = [Encoded("a", "t", (1, 5, 6, 2), 2)]
 
@@ -55,6 +56,24 @@ def test_runs_that_differ_in_what_they_train_on_share_the_first_losses(
     assert evaluations == [8, 8, 8, 8, 8]
     for one, other in zip(tables(shared), tables(alone), strict=True):
         pd.testing.assert_frame_equal(one, other, check_exact=True)
+
+
+def test_a_resumed_run_keeps_nothing_for_others(
+    config: RunConfig, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its first session may have been on another machine.
+    save = States.save
+
+    def stopped(self: States, *given: Any) -> None:
+        save(self, *given)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(States, "save", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tma.run(config, state_steps=1)
+    assert tma.run(config).losses["step"].tolist() == [0] * 8 + [2] * 8
+    assert not (own_cache / "untrained").exists()
 
 
 def test_answers_before_training_are_made_all_the_same(config: RunConfig) -> None:

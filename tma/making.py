@@ -146,6 +146,8 @@ class Making:
     def _trained(self, arranged: Arranged, work: _Work, judge: RewardModel | None) -> History:
         """Train the model; return what was measured."""
         shared = untrained.place(self.config, self.inputs["model"], work.test)
+        # What an earlier session measured, it may have measured on other hardware.
+        measured = not self.states.found()
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # dropout, where a model has it
             history = fine_tune(
@@ -158,7 +160,8 @@ class Making:
                 answer=lambda model, rows: self._answers(model, work.tokenizer, judge, rows),
             )
         check_order(history.consumed, arranged.ids * self.config.epochs)
-        untrained.keep(shared, history.losses)
+        if measured:
+            untrained.keep(shared, history.losses)
         return history
 
     def _answers(

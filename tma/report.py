@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from tma.study import StudyConfig
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
-    from pandas.io.formats.style import Styler
 
 
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
@@ -83,13 +83,30 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     return rows.round(3)
 
 
-def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Styler:
+@dataclass(frozen=True)
+class Shown:
+    """Rows for display, none of them cut: as HTML where that can be shown, else as text."""
+
+    html: str
+    """The rows as a table."""
+    text: str
+    """The same in columns."""
+
+    def _repr_html_(self) -> str:
+        return self.html
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Shown:
     """Write a chapter's verdicts into the output folder's claims.json; return them for display."""
     write(study.out / "claims.json", verdicts)
-    # Whole cells, which a plain table cuts; a fixed id keeps equal results equal byte for byte; the
-    # class is that of a plain table, for pages that style it.
-    styled = table(verdicts).style.format(precision=3, na_rep="–").set_uuid("verdicts")
-    return styled.set_table_attributes('class="dataframe"')
+    counts = ("n", "seeds")
+    rows = table(verdicts).astype(dict.fromkeys(counts, object)).fillna(dict.fromkeys(counts, "–"))
+    given: dict[str, Any] = {"float_format": "{:.3f}".format, "na_rep": "–"}
+    with pd.option_context("display.max_colwidth", None):  # else long cells are cut
+        return Shown(rows.to_html(**given), rows.to_string(**given))
 
 
 def glue(**values: str | float | Interval | Verdict) -> None:

@@ -73,7 +73,7 @@ class Run:
 
     @cached_property
     def answers(self) -> pd.DataFrame:
-        """One row a (step of `generate_at`, test instance): step, id, task, answer, scores.
+        """One row a (step answered, test instance): step, id, task, answer, scores.
 
         rouge1, rougeL and exact_match from 0 to 1; reward where a reward model was given.
 

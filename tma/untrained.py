@@ -1,7 +1,8 @@
-"""Test losses before training: once for all runs of a study, which begin with the same model.
+"""Test losses before training: taken once for runs that begin with the same model.
 
-What names them is all that decides them, the machine and the versions included, so that a run has
-the numbers that it would have measured itself.
+They are shared where weights are known by their content, between runs of one process each. What
+names them is all that decides them, threads and versions included, so that a run has the numbers
+that it would have measured itself.
 """
 
 from __future__ import annotations
