@@ -66,10 +66,15 @@ def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
 
 def saved(study: StudyConfig, name: str, figure: Figure) -> Figure:
     """Write a figure into the output folder, as .svg and .png, and return it."""
+    import matplotlib as mpl
+
     for suffix in ("svg", "png"):
-        with new_file(study.out / f"{name}.{suffix}") as draft:
-            # A fixed date and id seed keep equal results equal byte for byte.
-            fixed = {"Date": None} if suffix == "svg" else None
+        # A fixed date and id seed keep equal results equal byte for byte.
+        fixed = {"Date": None} if suffix == "svg" else None
+        with (
+            new_file(study.out / f"{name}.{suffix}") as draft,
+            mpl.rc_context({"svg.hashsalt": "tma"}),
+        ):
             figure.savefig(draft, dpi=150, metadata=fixed)
     return figure
 
