@@ -81,8 +81,9 @@ def half_rounds(study: StudyConfig, config: tma.RunConfig) -> int:
 
 
 def written(found: Interval) -> str:
-    """Return an interval as the page shows it, nats a token."""
-    return f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    """Return an interval as the page shows it, nats a token; bold where it excludes zero."""
+    text = f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    return f"**{text}**" if found.clear else text
 
 
 def table(changes: Sequence[Change], given: Mapping[str, Any]) -> pd.DataFrame:
