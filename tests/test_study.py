@@ -168,12 +168,13 @@ def test_a_chapter_may_need_steps_to_compare() -> None:
 
 
 def test_how_many_instances_reach_a_threshold() -> None:
-    # Of 101 rows two lie within 18.2° (0.95) of the test row, four within 36.9° (0.8). A twentieth
-    # ends with the sixth at 61°, whose cosine is a little less than 0.485.
+    # Of 101 rows two lie within 18.2° (0.95) of the test row, four within 36.9° (0.8). A hundredth
+    # ends with the second at 15°, a twentieth with the sixth at 61°; their cosines are a little
+    # less than 0.966 and 0.485.
     angles = [0, 15, 30, 36, *range(60, 157)]
     found = tma.study_settings(GIVEN).reached(circle(angles), circle([0]))
-    assert found.index.tolist() == [0.485, 0.8, 0.9, 0.95]
-    assert found.tolist() == [5, 4, 2, 2]
+    assert found.index.tolist() == [0.485, 0.8, 0.9, 0.95, 0.966]
+    assert found.tolist() == [5, 4, 2, 2, 1]
 
 
 def test_thresholds_leave_out_the_nearest_shares() -> None:

@@ -94,7 +94,6 @@ SCALES: dict[str, Scale] = {
         test_limit=18,
         max_new_tokens=20,
         block_rounds=2,
-        left_out=(0.05,),
     ),
     "study": Scale(
         "under an hour on one GPU",
