@@ -16,8 +16,10 @@ import pytest
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import tma
 from tma import assets, models, store
 from tma.config import RunConfig
+from tma.state import States
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,6 +161,23 @@ def twelve_steps(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig
         learning_rate=1e-2,
         precision="fp32",
     )
+
+
+def stopped(config: RunConfig, at: int = 1, **settings: Any) -> None:
+    """Make a run that is stopped after its state number `at`; one is saved after every step."""
+    saved: list[int] = []
+    save = States.save
+
+    def stop(self: States, *given: Any) -> None:
+        save(self, *given)
+        saved.append(1)
+        if len(saved) == at:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(States, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            tma.run(config, state_steps=1, **settings)
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:

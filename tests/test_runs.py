@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import tma
-from tests.conftest import tiny_run
+from tests.conftest import stopped, tiny_run
 from tma import Method, data, runs
 from tma.config import RunConfig
 from tma.errors import DataError, OrderError, ParameterError
@@ -220,21 +220,10 @@ def test_a_run_made_again_for_its_model_has_no_manifest_while_it_is_stored(
     assert tma.run(config).losses.equals(losses)
 
 
-def test_states_of_an_interrupted_remake_are_kept(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_of_an_interrupted_remake_are_kept(config: RunConfig) -> None:
     config = replace(config, seed=25)
     folder = tma.run(config).folder
-    save = States.save
-
-    def stopped(self: States, *given: Any) -> None:
-        save(self, *given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(States, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            tma.run(config, save_model=True, state_steps=1)
+    stopped(config, save_model=True)
     assert tma.run(config).folder == folder  # finished, though its model is not there
     assert [p.name for p in folder.glob("state-*")] == ["state-00000001"]
     tma.run(config, save_model=True)

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 import tma
+from tests.conftest import stopped
 from tma import runs
 from tma.config import RunConfig
 from tma.errors import OrderError, StateError
@@ -50,24 +51,12 @@ def states(folder: Path) -> list[Path]:
     return sorted(folder.glob("state-*"))
 
 
-def interrupted(config: RunConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Path:
+def interrupted(config: RunConfig, at: int) -> Path:
     """Stop a run after its step `at`; return its folder."""
-    saved: list[int] = []
-    save = States.save
-
-    def stop(self: States, *given: object) -> None:
-        save(self, *given)  # type: ignore[arg-type]
-        saved.append(1)
-        if len(saved) == at:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(States, "save", stop)
-    with pytest.raises(KeyboardInterrupt):
-        tma.run(config, state_steps=1)
-    monkeypatch.setattr(States, "save", save)
+    stopped(config, at)
     stored = json.loads(json.dumps(config.with_whole_paths().to_json()))
-    stopped = [e for e in runs.runs() if e.status == "interrupted"]  # of other tests too
-    (entry,) = [e for e in stopped if e.config == stored]
+    found = [e for e in runs.runs() if e.status == "interrupted"]  # of other tests too
+    (entry,) = [e for e in found if e.config == stored]
     return Path(os.environ["TMA_CACHE"]) / "runs" / entry.key
 
 
@@ -109,7 +98,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
 ) -> None:
     config = replace(config, epochs=2, limit=17, seed=1)  # the last batch of an epoch has two
     tables = uninterrupted(config)
-    folder = interrupted(config, monkeypatch, at=7)
+    folder = interrupted(config, at=7)
     assert [p.name for p in states(folder)] == ["state-00000006", "state-00000007"]
     (entry,) = [e for e in runs.runs() if e.key == folder.name]
     assert (entry.status, entry.step) == ("interrupted", 7)
@@ -138,7 +127,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
     seed = {"altered": 2, "cut": 3, "no sums": 4, "empty sums": 10}[damage]
     config = replace(config, seed=seed)
     tables = uninterrupted(config)
-    newest = states(interrupted(config, monkeypatch, at=5))[-1]
+    newest = states(interrupted(config, at=5))[-1]
     file = newest / "optimizer.safetensors"
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
@@ -161,21 +150,19 @@ def test_damaged_states_do_not_crowd_out_those_saved_after_them(
 ) -> None:
     config = replace(config, seed=14)
     tables = uninterrupted(config)
-    folder = interrupted(config, monkeypatch, at=5)
+    folder = interrupted(config, at=5)
     for state in states(folder):
         (state / "model.safetensors").write_bytes(b"")
-    interrupted(config, monkeypatch, at=3)  # from the beginning again
+    interrupted(config, at=3)  # from the beginning again
     assert [p.name for p in states(folder)] == ["state-00000002", "state-00000003"]
     made = counted_steps(monkeypatch)
     finish_equals(config, tables, state_steps=1)
     assert made[0] == 4
 
 
-def test_a_state_of_another_order_fails_the_run(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_of_another_order_fails_the_run(config: RunConfig) -> None:
     config = replace(config, seed=15)
-    folder = interrupted(config, monkeypatch, at=2)
+    folder = interrupted(config, at=2)
     rewritten(states(folder)[-1], consumed=["x"] * 6)
     with pytest.raises(OrderError, match="place 0: consumed x, the order says"):
         tma.run(config)
@@ -186,7 +173,7 @@ def test_a_state_of_another_order_fails_the_run(
 def test_adafactor_goes_on_where_it_was(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, seed=16, optimizer="adafactor")
     tables = uninterrupted(config)
-    interrupted(config, monkeypatch, at=5)
+    interrupted(config, at=5)
     made = counted_steps(monkeypatch)
     finish_equals(config, tables)
     assert made[0] == 6

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 import tma
+from tests.conftest import stopped
 from tma import train, untrained
 from tma.config import RunConfig
 from tma.encode import Encoded
-from tma.state import States
 
 TEST = [Encoded("a", "t", (1, 5, 6, 2), 2)]
 
@@ -58,20 +58,9 @@ def test_runs_that_differ_in_what_they_train_on_share_the_first_losses(
         pd.testing.assert_frame_equal(one, other, check_exact=True)
 
 
-def test_a_resumed_run_keeps_nothing_for_others(
-    config: RunConfig, own_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_keeps_nothing_for_others(config: RunConfig, own_cache: Path) -> None:
     # Its first session may have been on another machine.
-    save = States.save
-
-    def stopped(self: States, *given: Any) -> None:
-        save(self, *given)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(States, "save", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            tma.run(config, state_steps=1)
+    stopped(config)
     assert tma.run(config).losses["step"].tolist() == [0] * 8 + [2] * 8
     assert not (own_cache / "untrained").exists()
 

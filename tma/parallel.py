@@ -56,9 +56,11 @@ def _embed(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here it has all threads, there one would wait for another."""
     seen = set[tuple[str, str]]()
     for config in configs:
+        if not config.method.embeds:
+            continue
         parts = load_both(config)
         key = (fingerprint(parts[0]), fingerprint(parts[1]))
-        if config.method.embeds and key not in seen:
+        if key not in seen:
             seen.add(key)
             for part in parts:
                 embed(part)

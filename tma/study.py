@@ -185,9 +185,10 @@ class StudyConfig:
             and half of the instances do not; and those that a share `left_out` of the instances
             reaches, to three decimals.
         """
-        from tma.similarity import row_distances
+        return self._thresholds(_nearest(X, Y))
 
-        nearest = -row_distances(X, Y, "cosine_min")
+    def _thresholds(self, nearest: NDArray[np.float64]) -> list[float]:
+        """Return `thresholds` from the similarity of each training instance, (n,)."""
         reached = {t for t in self.base.near_duplicates if 0 < (nearest >= t).mean() <= 0.5}
         shares = np.quantile(nearest, [1 - share for share in self.base.left_out])
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
@@ -205,10 +206,8 @@ class StudyConfig:
         """
         import pandas as pd
 
-        from tma.similarity import row_distances
-
-        nearest = -row_distances(X, Y, "cosine_min")
-        every = sorted({*self.base.near_duplicates, *self.thresholds(X, Y)})
+        nearest = _nearest(X, Y)
+        every = sorted({*self.base.near_duplicates, *self._thresholds(nearest)})
         counts = [int((nearest >= threshold).sum()) for threshold in every]
         index = pd.Index(every, name="similarity to a test instance")
         return pd.Series(counts, index, name="training instances")
@@ -276,6 +275,13 @@ def study_settings(
     # Where chapter 1 is no longer than the others, all share its runs.
     shared = SCALES[scale].early_steps == SCALES[scale].steps
     return StudyConfig(**values, answers=early or shared)
+
+
+def _nearest(X: Floats, Y: Floats) -> NDArray[np.float64]:
+    """Return the similarity of each training instance to the test instance nearest to it, (n,)."""
+    from tma.similarity import row_distances
+
+    return -row_distances(X, Y, "cosine_min")
 
 
 def _injected(cells: Sequence[str]) -> list[str]:
