@@ -79,16 +79,14 @@ def test_several_processes_give_the_steps_and_losses_of_one(
         pd.testing.assert_frame_equal(answers, one.answers, check_exact=False)
 
 
-def test_two_processes_go_on_and_test_with_one_instance(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_two_processes_go_on_and_test_with_one_instance(config: RunConfig, tmp_path: Path) -> None:
     rows = [json.loads(row) for row in Path(config.dataset).read_text().splitlines()[:13]]
     alone = tmp_path / "alone.jsonl"  # without tasks, one in ten is held out
     alone.write_text("".join(json.dumps(row | {"task": None}) + "\n" for row in rows))
     config = replace(config, dataset=str(alone), seed=31, learning_rate=1e-3, limit=12)
     tables = uninterrupted(config)
     assert set(tables[0].groupby("step").size()) == {1}
-    interrupted(config, monkeypatch, at=2)
+    interrupted(config, at=2)
     run = launched(config, 2)
     assert run.manifest["steps"] == 4
     assert run.training["loss"][:2].tolist() == tables[1]["loss"][:2].tolist()
