@@ -20,6 +20,7 @@ for training, and the mean over response tokens for evaluation.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import math
@@ -246,7 +247,7 @@ def timings(work: Work, case: str) -> list[Timing]:
         warm_up(work, system)
         work.reset()
         work.seconds = math.nan
-        whole, peak = measured(lambda system=system: system(work))
+        whole, peak = measured(functools.partial(system, work))
         seconds = whole if math.isnan(work.seconds) else work.seconds
         ours = lines[0].seconds if lines else seconds
         rate = work.tokens / seconds

@@ -19,8 +19,7 @@ import pandas as pd
 
 import tma
 from tma import statistics, verdicts
-from tma.bootstrap import Interval
-from tma.study import StudyConfig
+from tma.bootstrap import Interval, written
 
 TARGET = Path(__file__).with_name("begins.csv")
 ORDERS = ("tma_nft", "tma_rt", "tma_fft")
@@ -63,26 +62,20 @@ def line(change: Change, given: Mapping[str, Any]) -> dict[str, str]:
     pairs = {f"{name} − RT": (f"tma_{name.lower()}", "tma_rt") for name in ("NFT", "FFT")}
     found = statistics.contrasts(runs, pairs)
     cells = {
-        f"{name}, {words}": written(found[reading][name])
+        f"{name}, {words}": cell(found[reading][name])
         for name in pairs
         for reading, words in READINGS.items()
     }
-    rounds = str(half_rounds(study, configs["tma_nft"][0]))
+    train, test = tma.load_both(configs["tma_nft"][0])
+    pool = configs["tma_nft"][0].pool
+    rounds = str(study.half_rounds(tma.embed(train), tma.embed(test), pool))
     judged = verdicts.turns("begins", found["area"])
     return {"changed": change.name, "rounds in half": rounds, **cells, "C6": judged.verdict}
 
 
-def half_rounds(study: StudyConfig, config: tma.RunConfig) -> int:
-    """Return how many rounds, the last perhaps in part, half of an order takes."""
-    train, test = tma.load_both(config)
-    X, Y = tma.embed(train), tma.embed(test)
-    pool = sorted(tma.arrange("random", X, Y, pool=config.pool, seed=config.seed))
-    return len(tma.test_centric_rounds(X[pool], Y, (study.limit + 1) // 2, exact_limit=True))
-
-
-def written(found: Interval) -> str:
+def cell(found: Interval) -> str:
     """Return an interval as the page shows it, nats a token; bold where it excludes zero."""
-    text = f"{found.estimate:+.3f} ({found.low:+.3f} to {found.high:+.3f})"
+    text = written(found.estimate, found.low, found.high)
     return f"**{text}**" if found.clear else text
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import nbformat
 
+from tma.bootstrap import written
 from tma.claims import VERDICTS, Verdict, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,11 +75,12 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
     stand = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     [one] = [v for v in verdicts if v.claim == CLAIM]
     told = f"*Of the paper's {len(paper)} claims: {stand} ([table](book/claims.md)). "
-    if one.estimate is None or one.low is None or one.high is None:
+    if one.estimate is None:
         return f"{told}Claim {CLAIM}: {one.measure}: {one.verdict}.*"
+    found = written(one.estimate, one.low, one.high)
     return (
-        f"{told}Claim {CLAIM}, {one.measure}: {one.estimate:+.3f} (95 % interval {one.low:+.3f} "
-        f"to {one.high:+.3f}, {one.n} test instances): {one.verdict}.*"
+        f"{told}Claim {CLAIM}, {one.measure}: {found}, a 95 % interval over {one.n} test "
+        f"instances: {one.verdict}.*"
     )
 
 

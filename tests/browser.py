@@ -157,8 +157,8 @@ def browser(profile: Path) -> Iterator[Browser]:
     """Start Chromium with a new profile, and end it."""
     assert PROGRAM
     command = [PROGRAM, *SWITCHES, f"--user-data-dir={profile}", "about:blank"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **quiet) as process:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
         try:
             yield Browser(_address(profile, process))
         finally:

@@ -173,8 +173,8 @@ def test_nearest_sorts_by_any_measure() -> None:
     for measure in ("cosine_min", "euclidean_min"):
         assert arranged("nearest", measure=measure) == [0, 4, 1, 3, 2, 5, 6]
     texts = ["e f", "a b c", "a b", "g h", "i j", "k l", "m n"], ["a b c d", "b c d"]
-    found = tma.arrange("nearest", X, Y, measure="bigram_kl", texts=texts, limit=2)
-    assert found.tolist() == [1, 2]
+    order = tma.arrange("nearest", X, Y, measure="bigram_kl", texts=texts, limit=2)
+    assert order.tolist() == [1, 2]
 
 
 def test_round_robin_takes_one_row_of_each_task_in_turn() -> None:

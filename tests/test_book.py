@@ -318,7 +318,7 @@ def test_the_result_counts_the_verdicts_and_gives_the_gain(script: dict[str, Any
     assert script["sentence"](made) == (
         "*Of the paper's 8 claims: 1 supported, 1 inconclusive, 6 not tested at this scale "
         "([table](book/claims.md)). Claim C6, final loss, NFT minus RT (nats a token): -0.008 "
-        "(95 % interval -0.088 to +0.093, 90 test instances): inconclusive.*"
+        "(-0.088 to +0.093), a 95 % interval over 90 test instances: inconclusive.*"
     )
 
 

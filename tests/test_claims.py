@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tma import claims
-from tma.bootstrap import Interval
+from tma.bootstrap import Interval, written
 from tma.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
 from tma.errors import DataError, ParameterError
 
@@ -213,3 +213,9 @@ def test_the_table_leaves_empty_what_was_not_tested() -> None:
     assert shown.loc["C6", "n"] == 72
     assert shown.loc["C1", ["estimate", "low", "high", "n", "seeds"]].isna().all()
     assert shown.index.tolist() == ["C6", "C1"]
+
+
+def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:
+    assert written(-0.0125, -0.5, 12.34) == "-0.013 (-0.500 to +12.3)"
+    assert written(10, None, None) == "+10.0"
+    assert written(0.25, None, 0.5) == "+0.250"

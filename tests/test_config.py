@@ -131,7 +131,7 @@ def test_settings_travel_as_json() -> None:
 def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:
     config = RunConfig.at("pocket", order="random")
     with pytest.raises(ParameterError, match=words):
-        dataclasses.replace(config, **change)  # type: ignore[arg-type]
+        dataclasses.replace(config, **change)
 
 
 def test_checking_parameters_waits_for_no_heavy_library() -> None:

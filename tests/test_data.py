@@ -275,7 +275,7 @@ def test_a_wrong_argument_is_named(
     dataset_file: Path, given: dict[str, object], words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words):
-        tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+        tma.load(str(dataset_file), split="train", **given)
 
 
 def test_any_mapping_names_columns(dataset_file: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_name_that_no_file_can_have_is_one_error(name: str) -> None:
 
 def test_numbers_of_numpy_and_lists_are_taken(dataset_file: Path) -> None:
     caps = [np.int64(2), 1]
-    train = tma.load(str(dataset_file), split="train", per_task=caps, seed=np.int64(1))  # type: ignore[arg-type]
+    train = tma.load(str(dataset_file), split="train", per_task=caps, seed=np.int64(1))
     same = tma.load(str(dataset_file), split="train", per_task=(2, 1), seed=1)
     assert train["id"][:] == same["id"][:]
 
@@ -362,7 +362,7 @@ def test_the_store_knows_what_is_done_with_empty_rows_and_not_the_tokenizer(
     dataset_file: Path, own_cache: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     for given, count in (({}, 1), ({"tokenizer": tokenizer}, 1), ({"empty": "error"}, 2)):
-        tma.load(str(dataset_file), split="train", **given)  # type: ignore[arg-type]
+        tma.load(str(dataset_file), split="train", **given)
         assert len(list((own_cache / "datasets").glob("*/"))) == count
 
 

@@ -43,7 +43,7 @@ def test_texts_without_words_share_nothing() -> None:
 )
 def test_wrong_thresholds_are_named(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))):
-        tma.near_duplicates(circle([0]), circle([0]), **given)  # type: ignore[arg-type]
+        tma.near_duplicates(circle([0]), circle([0]), **given)
 
 
 def test_near_duplicates_by_words() -> None:

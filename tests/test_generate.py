@@ -174,7 +174,7 @@ def test_settings_of_training_do_what_they_say(
         learning_rate=1e-3,
         precision="fp32",
     )
-    plain, changed = tma.run(config), tma.run(replace(config, **change))  # type: ignore[arg-type]
+    plain, changed = tma.run(config), tma.run(replace(config, **change))
     assert trained[-1].is_activation_checkpointing == ("gradient_checkpointing" in change)
     kernel = trained[-1].config._attn_implementation
     assert (kernel == "eager") == ("attention" in change)

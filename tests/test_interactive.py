@@ -103,8 +103,8 @@ def test_a_list_picks_the_distance() -> None:
     measures = ("cosine_min", "euclidean_max")
     parts = [
         losses(1, tasks=1, steps=2)
-        .rename(columns={"loss": "distance"})
-        .assign(measure=measure, distance=lambda t, at=at: t["distance"] + at)
+        .assign(measure=measure, distance=losses(1, tasks=1, steps=2)["loss"] + at)
+        .drop(columns="loss")
         for at, measure in enumerate(measures)
     ]
     figure = interactive.distances_by_task(pd.concat(parts))

@@ -262,9 +262,9 @@ def test_a_memory_map_is_read_in_order_and_gives_the_same_rounds(tmp_path: Path)
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_other_floating_types_are_rounded_to_float32(dtype: type) -> None:
     train, test = random_pair(200, 5, 8)
-    given = train.astype(dtype), test.astype(dtype)
-    rounded = [rows.astype(np.float32) for rows in given]
-    assert whole_order(*given) == whole_order(*rounded)
+    train, test = train.astype(dtype), test.astype(dtype)
+    rounded = train.astype(np.float32), test.astype(np.float32)
+    assert whole_order(train, test) == whole_order(*rounded)
 
 
 def test_rows_that_are_strided_or_reversed_can_be_used() -> None:

@@ -72,7 +72,7 @@ def losses_and_gradient(
     sums = torch.zeros(len(rows))
     with arithmetic(model, precision, packed=packed):
         for batch in micro_batches(rows, budget, packed=packed):
-            losses = summed_losses(model, batch)  # type: ignore[arg-type]
+            losses = summed_losses(model, batch)
             losses.sum().backward()
             sums[list(batch.members)] = losses.detach()
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

@@ -70,7 +70,7 @@ def test_a_terminal_and_a_notebook_get_a_bar() -> None:
         def isatty(self) -> bool:
             return False
 
-    assert progress._draws(Terminal())  # type: ignore[arg-type]
-    assert not progress._draws(OutStream())  # type: ignore[arg-type]
+    assert progress._draws(Terminal())
+    assert not progress._draws(OutStream())
     OutStream.__module__ = "ipykernel.iostream"
-    assert progress._draws(OutStream())  # type: ignore[arg-type]
+    assert progress._draws(OutStream())

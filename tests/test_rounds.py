@@ -145,7 +145,7 @@ def test_limits_at_the_ends(limit: int) -> None:
 )
 def test_wrong_rules_are_named(setting: dict[str, object], words: str) -> None:
     with pytest.raises(ParameterError, match=words):
-        tma.test_centric_rounds(X, Y, **setting)  # type: ignore[arg-type]
+        tma.test_centric_rounds(X, Y, **setting)
 
 
 @settings(max_examples=150, deadline=None)

@@ -246,7 +246,7 @@ def test_wrong_intervals_and_data_without_a_test_are_refused(
     with pytest.raises(ParameterError, match=r"state_steps=0 .* at least 1"):
         tma.run(config, state_steps=0)
     with pytest.raises(ParameterError, match="state_minutes='x' "):
-        tma.run(config, state_minutes="x")  # type: ignore[arg-type]
+        tma.run(config, state_minutes="x")
     train = tma.load(config.dataset, split="train")
     monkeypatch.setattr(
         data, "load", lambda name, *, split, **_: train if split == "train" else train.select([])
@@ -310,7 +310,7 @@ def test_dropout_follows_the_seed(config: RunConfig, tokenizer: object, tmp_path
 
     shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "vocab_size": 49152}
     GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(tmp_path)
     config = replace(config, model=str(tmp_path), learning_rate=1e-2)
     first = tma.run(config)
     before = first.losses

@@ -153,7 +153,7 @@ def test_what_cannot_be_saved_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=words):
-        tma.save(train, order, tmp_path / name)  # type: ignore[arg-type]
+        tma.save(train, order, tmp_path / name)
     assert not (tmp_path / name).exists()
 
 
@@ -162,9 +162,9 @@ def test_other_refusals_name_what_came(train: datasets.Dataset, tmp_path: Path) 
     with pytest.raises(DataError, match=r"a\.jsonl' could not be written: Is a directory"):
         tma.save(train, None, tmp_path / "a.jsonl")
     with pytest.raises(ParameterError, match=r"dataset='list' .* expected a datasets.Dataset"):
-        tma.save([1], None, tmp_path / "b.jsonl")  # type: ignore[arg-type]
+        tma.save([1], None, tmp_path / "b.jsonl")
     with pytest.raises(ParameterError, match=r"path=3 .* expected a text"):
-        tma.save(train, None, 3)  # type: ignore[arg-type]
+        tma.save(train, None, 3)
     numbers = datasets.Dataset.from_dict({"score": [float("nan")]})
     with pytest.raises(DataError, match=r"as JSON: .*float values.* Save as \.parquet"):
         tma.save(numbers, None, tmp_path / "b.jsonl")

@@ -264,7 +264,7 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
         "cluster": "coreference",
         "answer_choices": ["a", "b"],
     }
-    report = tma.describe(train, lambda texts, **_: {"input_ids": texts})  # type: ignore[arg-type]
+    report = tma.describe(train, lambda texts, **_: {"input_ids": texts})
     assert report.loc["rows left out: by split or cap", "value"] == 2
 
 
@@ -556,7 +556,7 @@ def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in range(3)])
     assert len(tma.load(path, split="train")) == 2
     with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
-        tma.load(7, split="train")  # type: ignore[arg-type]
+        tma.load(7, split="train")
 
 
 def test_a_copy_that_is_not_there_is_named() -> None:

@@ -142,6 +142,24 @@ def test_the_earliest_block_is_what_min_takes_of_every_pool() -> None:
         assert block.pool == least.pool == 920
 
 
+def test_the_pool_is_the_one_from_which_its_orders_choose() -> None:
+    random = np.random.default_rng(0)
+    X, Y = (unit(random.normal(size=(n, 5))) for n in (60, 9))
+    study = tma.study_settings(GIVEN)
+    for seed in range(3):
+        whole = tma.arrange("tma_nft", X, Y, pool=40, seed=seed)
+        assert study.drawn(X, Y, seed, pool=40).tolist() == sorted(whole)
+    assert study.drawn(X, Y).tolist() == list(range(60))  # the scale's pool is larger
+
+
+def test_half_of_an_order_takes_rounds_or_parts_of_one() -> None:
+    train, test = circle([359, 11, 20, 30, 40]), circle([0, 10])  # rounds of 2, 1, 1 and 1
+    for steps, rounds in ((1, 1), (2, 3), (3, 4)):  # N/2 = 2, 4 and 6
+        study = tma.study_settings({**GIVEN, "steps": steps})
+        assert study.half_rounds(train, test) == rounds
+    assert study.half_rounds(train, test, pool=1) == 1
+
+
 def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:
     paper = tma.study_settings({**GIVEN, "scale": "paper"})
     [config] = paper.pooled("tma_nft")[:1]

@@ -76,6 +76,19 @@ class Interval:
         )
 
 
+def written(estimate: float, low: float | None, high: float | None) -> str:
+    """Return an estimate with its interval, if it has one, as tables and sentences write it.
+
+    Each number is signed, with three decimals under ten and one above.
+    """
+    near, *ends = (
+        f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+        for value in (estimate, low, high)
+        if value is not None
+    )
+    return f"{near} ({' to '.join(ends)})" if len(ends) == 2 else near
+
+
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
     """Return named intervals as rows for display: estimate, low, high, n, seeds."""
     columns = ["estimate", "low", "high", "n", "seeds"]

@@ -141,13 +141,40 @@ class StudyConfig:
 
     def _round_sizes(self, X: Floats, Y: Floats, seed: int, most: int) -> list[int]:
         """Return how many instances each of the first rounds takes out of a seed's pool."""
-        from tma.arrange import arrange
         from tma.rounds import test_centric_rounds
 
-        pool = np.sort(arrange("random", X, Y, pool=self.base.pool, seed=seed))
+        pool = self.drawn(X, Y, seed)
         # A round holds one instance a test instance at most: so many are not reached before.
         found = test_centric_rounds(X[pool], Y, min(most * len(Y), len(pool)))
         return [len(one) for one in found[:most]]
+
+    def drawn(
+        self, X: Floats, Y: Floats, seed: int = 0, pool: int | None = None
+    ) -> NDArray[np.int64]:
+        """Return the rising row numbers of a seed's pool, from which its `pooled` orders choose.
+
+        Args:
+            X: (n, d) unit embeddings of the training instances.
+            Y: (m, d) unit embeddings of the test instances.
+            seed: the run's.
+            pool: instances drawn; None: as the scale.
+        """
+        from tma.arrange import arrange
+
+        return np.sort(arrange("random", X, Y, pool=pool or self.base.pool, seed=seed))
+
+    def half_rounds(self, X: Floats, Y: Floats, pool: int | None = None) -> int:
+        """Return how many rounds, the last perhaps in part, half of NFT takes of seed 0's pool.
+
+        Args:
+            X: (n, d) unit embeddings of the training instances.
+            Y: (m, d) unit embeddings of the test instances.
+            pool: instances drawn; None: as the scale.
+        """
+        from tma.rounds import test_centric_rounds
+
+        X = X[self.drawn(X, Y, pool=pool)]
+        return len(test_centric_rounds(X, Y, (self.limit + 1) // 2, exact_limit=True))
 
     def kinds(self, train: Dataset) -> dict[str, str]:
         """Return how data is split, in words, and how the names of such runs end.

@@ -9,34 +9,22 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
+from tma.bootstrap import written
 from tma.claims import CLAIMS, Verdict, read
 
 HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n", "seeds", "verdict")
 
 
-def number(value: float) -> str:
-    """Return a number as the table and the README write it: signed, three decimals under ten."""
-    return f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
-
-
-def interval(verdict: Verdict) -> str:
-    """Return the estimate with its interval, or a dash for a claim that was not tested."""
-    if verdict.estimate is None:
-        return "–"
-    if verdict.low is None or verdict.high is None:
-        return number(verdict.estimate)
-    return f"{number(verdict.estimate)} ({number(verdict.low)} to {number(verdict.high)})"
-
-
 def row(verdict: Verdict) -> list[str]:
-    """Return the cells of a claim; its name leads to its chapter."""
+    """Return the cells of a claim, whose name leads to its chapter; a dash where nothing is."""
     short = verdict.claim if len(verdict.claim) < 4 else "open"
+    found = verdict.estimate
     counts = ["–" if count is None else str(count) for count in (verdict.n, verdict.seeds)]
     return [
         f"{{doc}}`{short} </notebooks/{verdict.notebook}>`",
         CLAIMS[verdict.claim],
         verdict.measure,
-        interval(verdict),
+        "–" if found is None else written(found, verdict.low, verdict.high),
         *counts,
         f"**{verdict.verdict}**",
     ]
