@@ -26,12 +26,13 @@ def test_equal_figures_are_equal_files(study: StudyConfig) -> None:
         figure.subplots().plot([0, 1], [2, 3], marker="o")
         return figure
 
-    first = drawn()
-    assert report.saved(study, "one", first) is first
-    report.saved(study, "two", drawn())
+    shown = [report.saved(study, name, drawn()) for name in ("one", "two")]
     for kind in ("svg", "png"):
         one, two = ((study.out / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
         assert one == two
+    assert shown[0]._repr_svg_().encode() == (study.out / "one.svg").read_bytes()
+    assert shown[0]._repr_svg_() == shown[1]._repr_svg_()
+    assert repr(shown[1]) == "two.svg"
 
 
 def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -> None:

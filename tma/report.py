@@ -64,8 +64,24 @@ def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     return pd.DataFrame({"value": values})
 
 
-def saved(study: StudyConfig, name: str, figure: Figure) -> Figure:
-    """Write a figure into the output folder, as .svg and .png, and return it."""
+@dataclass(frozen=True)
+class Drawn:
+    """A figure for display, as the file holds it: the same bytes for the same result."""
+
+    svg: str
+    """The figure."""
+    name: str
+    """Of its file."""
+
+    def _repr_svg_(self) -> str:
+        return self.svg
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def saved(study: StudyConfig, name: str, figure: Figure) -> Drawn:
+    """Write a figure into the output folder, as .svg and .png; return it for display."""
     import matplotlib as mpl
 
     for suffix in ("svg", "png"):
@@ -76,7 +92,7 @@ def saved(study: StudyConfig, name: str, figure: Figure) -> Figure:
             mpl.rc_context({"svg.hashsalt": "tma"}),
         ):
             figure.savefig(draft, dpi=150, metadata=fixed)
-    return figure
+    return Drawn((study.out / f"{name}.svg").read_text(encoding="utf-8"), f"{name}.svg")
 
 
 def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFrame:
