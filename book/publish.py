@@ -1,8 +1,9 @@
 """Take the executed notebooks, their verdicts and a figure from `out/` into the book.
 
 The README gets the verdicts in a sentence, and its figure. What depends on the moment or the
-machine is left out: progress bars, times, the paths papermill notes. What the runs measured stays
-as it is; a notebook with a stored error is refused, and then nothing is written.
+machine is left out (progress bars, times, the paths papermill notes, the name it draws for its
+cell), so that the same runs give the same files. What the runs measured stays as it is; a notebook
+with a stored error is refused, and then nothing is written.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ FIGURE = "04_tma"
 """The notebook whose comparison stands in the README."""
 CLAIM = "C6"
 """The claim of that comparison."""
+INJECTED = "injected-parameters"
+"""Papermill's tag of the cell with the parameters given."""
 
 
 def names(root: Path) -> list[str]:
@@ -41,6 +44,8 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
     for cell in notebook.cells:
         for moment in ("papermill", "execution"):
             cell.metadata.pop(moment, None)
+        if INJECTED in cell.metadata.get("tags", ()):
+            cell.id = INJECTED  # papermill draws one each time
         if cell.cell_type != "code":
             continue
         if any(output.output_type == "error" for output in cell.outputs):

@@ -330,7 +330,7 @@ def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
         (folder / "out" / name / "claims.json").write_text("[]")
     for name, found in (("03_a", []), ("04_tma", list(outputs))):
         cell = nbformat.v4.new_code_cell("1", outputs=found, execution_count=1)
-        cell.metadata["papermill"] = {"start_time": "now"}
+        cell.metadata |= {"papermill": {"start_time": "now"}, "tags": ["injected-parameters"]}
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}})
         nbformat.write(notebook, folder / "out" / f"{name}.ipynb")
         (folder / "notebooks" / f"{name}.ipynb").touch()
@@ -360,6 +360,16 @@ def test_publishing_takes_every_notebook_without_its_moment(
     assert "8 not tested at this scale" in readme
     assert "old" not in readme
     assert readme.startswith("a\n<!-- result: by -->\n*Of")
+
+
+def test_the_same_runs_are_published_as_the_same_files(
+    script: dict[str, Any], tmp_path: Path
+) -> None:
+    roots = [checkout(tmp_path / name) for name in ("one", "two")]
+    for root in roots:
+        script["publish"](root)
+    published = [(root / "book" / "notebooks" / "04_tma.ipynb").read_bytes() for root in roots]
+    assert published[0] == published[1]
 
 
 def test_a_notebook_with_a_stored_error_is_not_published(
