@@ -39,6 +39,10 @@ SETTLED = """(async () => {
   await document.fonts.ready;
   if (count(".tma-chart-box")) await new Promise((done) => setTimeout(done, 300));
 })()"""
+ARRIVED = """(async () => {
+  for (let i = 0; i < 2; i++) await new Promise((done) => requestAnimationFrame(done));
+  document.getAnimations().forEach((moving) => moving.finish());
+})()"""
 # Of the page over its window, or of a chart over its box.
 OVERFLOW = """Math.max(
   document.documentElement.scrollWidth - document.documentElement.clientWidth,
@@ -109,13 +113,7 @@ class Browser:
 
     def open(self, address: str, view: View) -> Seen:
         """Open a page in a window of this width and colour scheme, and wait until it is still."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=view.width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
+        self._resize(view.width, 900)
         scheme = {"name": "prefers-color-scheme", "value": view.scheme}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
@@ -124,14 +122,23 @@ class Browser:
             self._receive()
         self.evaluate(SETTLED)
         page = "document.documentElement"
-        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
         return Seen(
             requests=self._told("Network.requestWillBeSent", lambda e: e["request"]["url"]),
             complaints=self._complaints(),
             overflow=self.evaluate(OVERFLOW),
             dark=self.evaluate(f"{page}.dataset.theme") == "dark",
-            picture=base64.b64decode(shot["data"]),
+            picture=self._picture(view.width, self.evaluate(f"{page}.scrollHeight")),
         )
+
+    def _resize(self, width: int, height: int) -> None:
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+
+    def _picture(self, width: int, height: int) -> bytes:
+        """Return the page in a window as high as it; what slides to a new place has arrived."""
+        self._resize(width, height)
+        self.evaluate(ARRIVED)
+        return base64.b64decode(self.call("Page.captureScreenshot")["data"])
 
     def _loaded(self, loader: str) -> bool:
         """Return whether this page, and not the one before it, has fired its load event."""
