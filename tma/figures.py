@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -137,7 +138,7 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
         metric_curves: columns metric, seed, step, value, from `scores.metric_curves`.
     """
     metrics = list(dict.fromkeys(metric_curves["metric"]))
-    columns = min(3, len(metrics))
+    columns = math.ceil(math.sqrt(len(metrics)))
     rows = -(-len(metrics) // columns)
     with drawing(rows, columns, 3.6 * columns, 3 * rows, sharex=True) as (figure, grid):
         for axes, metric in zip(grid.flat, metrics, strict=False):

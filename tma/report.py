@@ -127,7 +127,8 @@ def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Shown:
     rows = table(verdicts).astype(dict.fromkeys(counts, object)).fillna(dict.fromkeys(counts, "–"))
     given: dict[str, Any] = {"float_format": "{:.3f}".format, "na_rep": "–"}
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
-        return Shown(rows.to_html(**given), rows.to_string(**given))
+        # The class tells words from figures, which a page sets to the right.
+        return Shown(rows.to_html(classes="words", **given), rows.to_string(**given))
 
 
 def glue(**values: str | float | Interval | Verdict) -> None:

@@ -65,7 +65,8 @@ def _line_base(table: pd.DataFrame, title: str, value: str, *, live: bool) -> An
     named = labels(table["order"])
     names = list(named.values())
     colours, dashes = _style(list(named))
-    legend = alt.Legend(orient="bottom", columns=2, title=None, symbolSize=400, labelLimit=300)
+    line: Any = {"symbolType": "stroke", "symbolSize": 600, "symbolStrokeWidth": 2}  # not the dots'
+    legend = alt.Legend(orient="bottom", columns=2, title=None, labelLimit=300, **line)
     data = _inline(table.assign(order=table["order"].map(named)))
     chosen = "measure" if live and len(table.columns) > 4 else f"'{value}'"
     return (
@@ -98,7 +99,8 @@ def map_chart(table: pd.DataFrame, rounds: int, words: str, *, live: bool) -> An
     limits = alt.binding_range(min=1, max=rounds, step=1, name="up to round")
     last = alt.param("last", value=rounds, bind=limits)
     within = "datum.round <= last" if live else f"datum.round <= {rounds}"
-    legend = alt.Legend(orient="bottom", title="round", tickMinStep=1)
+    whole = sorted({round(1 + (rounds - 1) * part / 4) for part in range(5)})
+    legend = alt.Legend(orient="bottom", title="round", values=whole, format="d")
     scale = alt.Scale(scheme="viridis", domain=[1, max(2, rounds)])
     kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "test": ("datum.kind == 'test'", {"color": "#D55E00", "size": 60, "opacity": 0.9}),
