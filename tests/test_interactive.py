@@ -160,3 +160,9 @@ def test_what_cannot_be_drawn_is_named() -> None:
         interactive.embedding_map(rows, rows, [np.array([0])], ["a"], ["a", "b"])
     with pytest.raises(ParameterError, match="at least one round"):
         interactive.embedding_map(rows, rows, [], ["a", "b"], ["a", "b"])
+
+
+def test_the_axis_of_steps_has_whole_ones() -> None:
+    rows = losses(1, tasks=1, steps=9).query("step > 0")
+    written = re.findall(r">([^<>]+)</text>", interactive.loss_by_task(rows).svg)
+    assert written[: written.index("training step")] == list("12345678")

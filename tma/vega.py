@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from tma.styles import DASHES, LABELS, PALETTE
@@ -68,12 +69,13 @@ def _line_base(table: pd.DataFrame, title: str, value: str, *, live: bool) -> An
     line: Any = {"symbolType": "stroke", "symbolSize": 600, "symbolStrokeWidth": 2}  # not the dots'
     legend = alt.Legend(orient="bottom", columns=2, title=None, labelLimit=300, **line)
     data = _inline(table.assign(order=table["order"].map(named)))
+    ticks = int(min(10, np.ptp(table["step"]) or 1))  # whole steps
     chosen = "measure" if live and len(table.columns) > 4 else f"'{value}'"
     return (
         alt.Chart(data, name="lines", width=_WIDTH, height=_HEIGHT)
         .transform_calculate(value=f"datum[{chosen}]")
         .encode(
-            x=alt.X("step:Q", title="training step", axis=alt.Axis(tickMinStep=1, grid=False)),
+            x=alt.X("step:Q", title="training step", axis=alt.Axis(tickCount=ticks, grid=False)),
             y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
             color=alt.Color("order:N", scale=alt.Scale(domain=names, range=colours), legend=legend),
             strokeDash=alt.StrokeDash(
