@@ -49,8 +49,6 @@ def test_similarity_is_to_what_was_seen_in_the_interval(run: Run) -> None:
     mean = seen.seen_similarity(run, X, Y, TRAIN, TEST)
     # First x2 and x1, then x0; east is (1, 0) and north (0, 1).
     np.testing.assert_allclose(mean, [[0.3, 1], [0.9, 0]])
-    most = seen.seen_similarity(run, X, Y, TRAIN, TEST, statistic="max")
-    np.testing.assert_allclose(most, [[0.6, 1], [1, 0]])
     assert mean.index.equals(seen.drops(run).index)
     assert mean.columns.equals(seen.drops(run).columns)
 
@@ -69,8 +67,6 @@ def test_ids_must_be_those_of_the_run(run: Run) -> None:
         seen.seen_similarity(run, X[:2], Y, TRAIN[:2], TEST)
     with pytest.raises(ParameterError, match="test_ids has 2 entries; expected 1"):
         seen.seen_similarity(run, X, Y[:1], TRAIN, TEST)
-    with pytest.raises(ParameterError, match="statistic='min'"):
-        seen.seen_similarity(run, X, Y, TRAIN, TEST, statistic="min")
 
 
 def test_distances_of_a_task_are_of_all_that_was_seen_so_far(run: Run) -> None:

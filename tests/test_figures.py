@@ -38,23 +38,9 @@ def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
         assert len({str(value) for value in table.values()}) == len(named)
 
 
-def test_variants_keep_to_their_order_and_can_be_told_apart() -> None:
-    names = ["tma_nft", "tma_nft, each", "tma_nft, similarity", "fresh", "tma_fft"]
-    looks = styles.styles(names, {"fresh": ("NFT without near-duplicates", "tma_nft")})
-    assert [look.label for look in looks.values()] == [
-        "NFT, nearest first",
-        "NFT, nearest first, each",
-        "NFT, nearest first, similarity",
-        "NFT without near-duplicates",
-        "FFT, farthest first",
-    ]
-    assert len({look.colour for look in looks.values()}) == 5
-    assert len({str(look.dashes) for look in looks.values()}) == 5
-    # 0.55 · 0x72 + 0.45 · 255 = 177 and 0.55 · 0xB2 + 0.45 · 255 = 213, beside 0.45 · 255 = 115.
-    assert looks["tma_nft, each"].colour == "#73b1d5"
-    assert looks["tma_nft"].short == "NFT"
-    with pytest.raises(ParameterError, match="'tma_ntf' is not one of"):
-        styles.styles(["tma_ntf, each"])
+def test_a_name_that_is_no_order_is_not_drawn() -> None:
+    with pytest.raises(ParameterError, match=r"order='tma_ntf' .* did you mean tma_nft"):
+        styles.styles(["tma_nft", "tma_ntf"])
 
 
 def test_rounds_are_steps_of_one_scale() -> None:

@@ -20,6 +20,9 @@ from tma.rows import Numbers, UnitRows, unit_pair
 
 Floats = NDArray[np.float64]
 
+TOLERANCE = 1e-6
+"""By how much a similarity may miss a threshold and still reach it: what rounding takes off."""
+
 
 @dataclass(frozen=True, eq=False)
 class NearDuplicates:
@@ -80,7 +83,7 @@ def near_duplicates(
     of_test = np.linalg.norm(test.float32.astype(np.float64), axis=1)
     # Rows are of length 1 up to their own precision; a cosine is not.
     cosine = key / UNIT / (length * of_test[nearest])
-    duplicate = cosine >= threshold - 1e-6
+    duplicate = cosine >= threshold - TOLERANCE
     shared = None
     if texts is not None:
         shared = ngram_overlap(texts[0], texts[1], ngram)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from tma.bootstrap import Interval
 from tma.statistics import spread
-from tma.styles import LABELS, PALETTE, Style, Variants, styles
+from tma.styles import LABELS, PALETTE, Style, styles
 
 METRICS = {
     "loss": "loss (nats a token)",
@@ -107,7 +107,6 @@ def comparison_figure(
     curves: pd.DataFrame,
     gaps: Mapping[str, Sequence[Interval]],
     baseline: str,
-    variants: Variants | None = None,
 ) -> Figure:
     """Return the figure of a comparison: loss curves, and beside them differences from a baseline.
 
@@ -116,12 +115,11 @@ def comparison_figure(
         gaps: order → its differences from the baseline, from `statistics.differences`.
         baseline: name of the baseline among the curves. Where it has several seeds, a grey band
             shows how far they lie from their mean.
-        variants: see `styles`.
 
     Raises:
         ParameterError: a name that cannot be drawn, or a baseline that is not among the curves.
     """
-    looks = styles([*dict.fromkeys(curves["order"]), *gaps], variants)
+    looks = styles([*dict.fromkeys(curves["order"]), *gaps])
     seeds = spread(curves, baseline)
     single = bool((seeds["low"] == seeds["high"]).all())
     with drawing(1, 2, 10, 4) as (figure, grid):

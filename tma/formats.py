@@ -7,7 +7,6 @@ written; numbers and truth values become their text, blank cells count as missin
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from tma.conversations import Exchange, Row, cell_text, first_exchange
 from tma.errors import DataError
-from tma.json_text import DECODER
+from tma.json_text import DECODER, ENCODER
 from tma.store import digest
 
 FIELDS = ("prompt", "response", "task", "source", "conversation")
@@ -275,12 +274,9 @@ def _saved_meta(row: Row) -> dict[str, Any]:
 
 def _json(meta: dict[str, Any]) -> str:
     try:
-        return _encode(meta)
+        return ENCODER.encode(meta)
     except ValueError:
-        return _encode(_finite(meta))
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
+        return ENCODER.encode(_finite(meta))
 
 
 def _finite(value: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from tma.duplicates import near_duplicates
 from tma.errors import TmaError, check_length, wrong
 from tma.vega import labels, lines_chart, map_chart
 
@@ -205,8 +206,8 @@ def _dots(
     train = _even(pd.unique(order), DOTS)
     test = _even(np.arange(len(Y)), max(2, DOTS // 4))
     sides = [
-        ("training", train, of[train], tasks[0], _nearness(X[train], Y)),
-        ("test", test, np.zeros_like(test), tasks[1], _nearness(Y[test], X)),
+        ("training", train, of[train], tasks[0], near_duplicates(X[train], Y).cosine),
+        ("test", test, np.zeros_like(test), tasks[1], near_duplicates(Y[test], X).cosine),
     ]
     parts = [
         pd.DataFrame(
@@ -221,13 +222,6 @@ def _dots(
     ]
     plane = _plane(np.concatenate([X[train], Y[test]]))
     return pd.concat(parts, ignore_index=True).assign(x=plane[:, 0], y=plane[:, 1])
-
-
-def _nearness(rows: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the cosine similarity of each row to the nearest of the others."""
-    from tma.similarity import row_distances
-
-    return -row_distances(rows, others, "cosine_min")
 
 
 def _plane(rows: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -31,6 +31,8 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_once)
 """NaN and the infinities, which are no JSON, count as missing."""
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+"""A ValueError for them; what JSON has no form for, such as a date, is written as text."""
 
 
 def bad_text(error: UnicodeDecodeError) -> str:

@@ -149,7 +149,7 @@ class Method:
         return int(first or 0), int(stop) if stop else None
 
 
-def order_name(name: str, setting: str = "order") -> str:
+def order_name(name: str) -> str:
     """Return the name under which an order stands in `ORDERS`.
 
     Raises:
@@ -158,9 +158,9 @@ def order_name(name: str, setting: str = "order") -> str:
     found = _ROUNDS.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         known = [known for known in ORDERS if "[" not in known] + ["tma_rounds[0:5] and the like"]
-        check_choice(setting, name, known)
+        check_choice("order", name, known)
         return name
     first, stop = found.groups()
     if stop and int(stop) <= int(first or 0):
-        raise ParameterError(f"{setting}={name!r} has no rounds; expected [i:j] with i < j.")
+        raise ParameterError(f"order={name!r} has no rounds; expected [i:j] with i < j.")
     return "tma_rounds[i:j]"

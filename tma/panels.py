@@ -98,16 +98,13 @@ def _name(measure: str) -> str:
     return "bigram KL" if measure == "bigram_kl" else measure.replace("_", " ")
 
 
-def association_figure(
-    pairs: pd.DataFrame, found: Association, quantity: str = "similarity of the data just seen"
-) -> Figure:
+def association_figure(pairs: pd.DataFrame, found: Association) -> Figure:
     """Return loss drops against similarity, both two-way centred, in bins of equal size.
 
     Args:
         pairs: columns similarity and drop (nats a token), from `association.centred`.
         found: their `association`; drawn as the line that it means, with its 95 % interval, beside
             the grey wedge in which 95 % of the permuted associations lie.
-        quantity: what stands at the axis instead of similarity.
     """
     bins = pd.qcut(pairs["similarity"], 12, duplicates="drop")
     means = pairs.groupby(bins, observed=True)[["similarity", "drop"]].mean()
@@ -122,6 +119,9 @@ def association_figure(
         axes.fill_between(x, *band, color=colour, alpha=0.2, lw=0)
         axes.plot(x, slope * found.estimate, color=colour, label="as measured, with 95 % interval")
         axes.plot(means["similarity"], means["drop"], "o", color="black", label="mean of a bin")
-        axes.set(xlabel=f"{quantity}, centred", ylabel="loss drop, centred (nats a token)")
+        axes.set(
+            xlabel="similarity of the data just seen, centred",
+            ylabel="loss drop, centred (nats a token)",
+        )
         axes.legend(frameon=False)
     return figure

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.errors import DataError, StateError, TmaError, wrong
+from tma.json_text import ENCODER
 from tma.names import expanded, unpacked_suffix
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
@@ -201,13 +202,10 @@ def _placed(block: pa.Table, rows: NDArray[np.int64]) -> Iterator[pa.RecordBatch
             yield from ahead.popleft().result().to_batches()
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str).encode
-
-
 def _jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
     for piece in pieces:
         try:
-            lines = [_encode(_opened(row)) for row in piece.to_pylist()]
+            lines = [ENCODER.encode(_opened(row)) for row in piece.to_pylist()]
         except ValueError as error:
             raise DataError(
                 f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
@@ -226,7 +224,7 @@ def _opened(row: dict[str, Any]) -> dict[str, Any]:
     if isinstance(meta, str) and meta.startswith("{"):
         with suppress(ValueError, RecursionError):
             opened = json.loads(meta)
-            return row | {"meta": opened} if _encode(opened) == meta else row
+            return row | {"meta": opened} if ENCODER.encode(opened) == meta else row
     return row
 
 

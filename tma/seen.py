@@ -10,11 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tma.bootstrap import Floats, by_instance
-from tma.errors import ParameterError, check_choice, check_length
+from tma.errors import ParameterError, check_length
 from tma.runs import Run
 
-STATISTICS = ("mean", "max")
-"""How similar an interval's training instances are to a test instance: on average, at most."""
 _BLOCK = 4096
 """Training rows whose similarities are held at once."""
 Embeddings = NDArray[np.floating]
@@ -39,8 +37,6 @@ def seen_similarity(
     Y: Embeddings,
     train_ids: Sequence[str],
     test_ids: Sequence[str],
-    *,
-    statistic: str = "mean",
 ) -> pd.DataFrame:
     """Return how similar the training instances just seen are to each test instance.
 
@@ -50,26 +46,20 @@ def seen_similarity(
         Y: (m, d) unit embeddings of the test instances.
         train_ids: n ids, row by row of X.
         test_ids: m ids, row by row of Y.
-        statistic: mean or max, over the interval's training instances.
 
     Returns:
-        Rows and columns as of `drops`: out[j, k] is the mean (largest) cosine similarity of test
+        Rows and columns as of `drops`: out[j, k] is the mean cosine similarity of test
         instance j to the training instances that were consumed in interval k.
 
     Raises:
-        ParameterError: an unknown statistic, ids that are not one a row, or an id of the run that
-            is not among them.
+        ParameterError: ids that are not one a row, or an id of the run that is not among them.
     """
-    check_choice("statistic", statistic, STATISTICS)
     table = by_instance(run.losses)
     names = table.index.get_level_values("id").tolist()
     tested = np.asarray(Y)[_rows("test_ids", test_ids, names, len(Y))].astype(np.float64)
     seen = _rows("train_ids", train_ids, run.order, len(X))
     stops = _consumed(run, len(seen), [int(step) for step in table.columns])
-    found = [
-        _similarity(X, seen[start:stop], tested, statistic)
-        for start, stop in itertools.pairwise(stops)
-    ]
+    found = [_similarity(X, seen[start:stop], tested) for start, stop in itertools.pairwise(stops)]
     return pd.DataFrame(np.array(found).T, index=table.index, columns=table.columns[1:])
 
 
@@ -161,15 +151,12 @@ def _rows(name: str, ids: Sequence[str], wanted: Sequence[str], rows: int) -> ND
     return np.array([row[one] for one in wanted], dtype=np.int64)
 
 
-def _similarity(X: Embeddings, seen: NDArray[np.int64], Y: Floats, how: str) -> Floats:
+def _similarity(X: Embeddings, seen: NDArray[np.int64], Y: Floats) -> Floats:
     """Return the similarity of each row of Y to the training rows seen in one interval."""
     blocks = (seen[at : at + _BLOCK] for at in range(0, len(seen), _BLOCK))
     rows: Iterator[Floats] = (np.asarray(X[block]).astype(np.float64) for block in blocks)
-    if how == "mean":
-        mean: Floats = Y @ sum((block.sum(axis=0) for block in rows), np.zeros(Y.shape[1]))
-        return mean / len(seen)
-    most: Floats = np.maximum.reduce([(Y @ block.T).max(axis=1) for block in rows])
-    return most
+    mean: Floats = Y @ sum((block.sum(axis=0) for block in rows), np.zeros(Y.shape[1]))
+    return mean / len(seen)
 
 
 def _measured(

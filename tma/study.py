@@ -216,7 +216,8 @@ class StudyConfig:
 
     def _thresholds(self, nearest: NDArray[np.float64]) -> list[float]:
         """Return `thresholds` from the similarity of each training instance, (n,)."""
-        reached = {t for t in self.base.near_duplicates if 0 < (nearest >= t).mean() <= 0.5}
+        near = self.base.near_duplicates
+        reached = {t for t in near if 0 < _reaching(nearest, t) <= len(nearest) / 2}
         shares = np.quantile(nearest, [1 - share for share in self.base.left_out])
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
 
@@ -235,7 +236,7 @@ class StudyConfig:
 
         nearest = _nearest(X, Y)
         every = sorted({*self.base.near_duplicates, *self._thresholds(nearest)})
-        counts = [int((nearest >= threshold).sum()) for threshold in every]
+        counts = [_reaching(nearest, threshold) for threshold in every]
         index = pd.Index(every, name="similarity to a test instance")
         return pd.Series(counts, index, name="training instances")
 
@@ -306,9 +307,16 @@ def study_settings(
 
 def _nearest(X: Floats, Y: Floats) -> NDArray[np.float64]:
     """Return the similarity of each training instance to the test instance nearest to it, (n,)."""
-    from tma.similarity import row_distances
+    from tma.duplicates import near_duplicates
 
-    return -row_distances(X, Y, "cosine_min")
+    return near_duplicates(X, Y).cosine
+
+
+def _reaching(nearest: NDArray[np.float64], threshold: float) -> int:
+    """Return how many instances an order leaves out at a threshold."""
+    from tma.duplicates import TOLERANCE
+
+    return int((nearest >= threshold - TOLERANCE).sum())
 
 
 def _injected(cells: Sequence[str]) -> list[str]:
