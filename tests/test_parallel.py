@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -115,14 +115,29 @@ def test_a_number_of_processes_is_checked(config: RunConfig) -> None:
 
 Found = TypeVar("Found")
 
-LONG = """
+SCRIPT = """
 import json, sys
 import tma
 from tma.config import RunConfig
-if __name__ == "__main__":
-    configs = [RunConfig.from_json(each) for each in json.load(open(sys.argv[1]))]
-    tma.run_all({"long": configs}, processes=2)
+configs = [RunConfig.from_json(each) for each in json.load(open(sys.argv[1]))]
+runs = tma.run_all({"all": configs}, processes=2)
+print([run.config.seed for run in runs["all"]])
 """
+
+
+def started(configs: Sequence[RunConfig], folder: Path) -> subprocess.Popen[str]:
+    """Start a script that makes these runs."""
+    (folder / "configs.json").write_text(json.dumps([c.to_json() for c in configs]))
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(folder / "script.py"), str(folder / "configs.json")]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_script_is_not_run_again_in_each_process(config: RunConfig, tmp_path: Path) -> None:
+    configs = [replace(config, seed=seed) for seed in (41, 42)]
+    out, err = started(configs, tmp_path).communicate(timeout=300)
+    assert out == "[41, 42]\n", err[-3000:]
+    assert all(runs.stored(each) for each in configs)
 
 
 def test_a_killed_study_leaves_no_process_and_keeps_what_was_finished(
@@ -130,14 +145,11 @@ def test_a_killed_study_leaves_no_process_and_keeps_what_was_finished(
 ) -> None:
     short = replace(config, seed=30)
     long = [replace(config, seed=seed, epochs=10_000, eval_every=10**6) for seed in (31, 32)]
-    (tmp_path / "configs.json").write_text(json.dumps([c.to_json() for c in (short, *long)]))
-    (tmp_path / "long.py").write_text(LONG)
-    command = [sys.executable, str(tmp_path / "long.py"), str(tmp_path / "configs.json")]
-    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    study = started((short, *long), tmp_path)
     finished = waited_for(lambda: runs.stored(short))
-    children = waited_for(lambda: training(started.pid))
-    started.send_signal(signal.SIGKILL)
-    started.wait()
+    children = waited_for(lambda: training(study.pid))
+    study.send_signal(signal.SIGKILL)
+    study.wait()
     assert waited_for(lambda: not any(child.is_running() for child in children))
     assert finished
     assert tma.run_all({"short": [short]}, processes=2) == {"short": [finished]}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import repeat
+from types import ModuleType
 
 from tma.config import RunConfig
 from tma.data import fingerprint, load_both
@@ -73,7 +75,8 @@ def _make(configs: Sequence[RunConfig], processes: int) -> None:
 
     threads = _threads(len(configs), processes, torch.get_num_threads())
     with _workers(processes) as pool:
-        futures: list[Future[None]] = list(map(pool.submit, repeat(_made), configs, threads))
+        with _no_script():  # each submission starts a process, while there are fewer
+            futures: list[Future[None]] = list(map(pool.submit, repeat(_made), configs, threads))
         bar = progress(as_completed(futures), desc="runs", total=len(futures), unit="run")
         try:
             for done in bar:
@@ -108,6 +111,21 @@ def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
         raise
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _no_script() -> Iterator[None]:
+    """Start processes without the caller's script, of which a run needs nothing.
+
+    `multiprocessing` would run it again in each, and fail where it says no `if __name__ ==
+    "__main__"`, as the lines of a notebook do not.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _begin() -> None:
