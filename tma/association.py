@@ -97,8 +97,8 @@ def association(
     ]
     drawn = pd.factorize(np.array(run_seeds if run_seeds is not None else range(len(runs))))[0]
     check_length("run_seeds", drawn.tolist(), "drops and similarity", len(runs))
-    estimate, resamples = _bootstrap(runs, index, drawn, seed)
-    low, high = bounds(resamples)
+    found = _bootstrap(runs, index, drawn, seed)
+    estimate = found.estimate
     baseline_low, baseline_high, p = -np.inf, np.inf, 1.0
     if np.isfinite(estimate):
         permuted = _permuted(runs, index, seed, within=within_tasks)
@@ -106,10 +106,10 @@ def association(
         p = (1 + int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())) / (1 + PERMUTATIONS)
     return Association(
         estimate=estimate,
-        low=low,
-        high=high,
-        n=len(index),
-        seeds=int(drawn.max()) + 1,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+        seeds=found.seeds,
         baseline_low=baseline_low,
         baseline_high=baseline_high,
         p=p,
@@ -279,8 +279,8 @@ def _bootstrap(
     index: pd.Index,
     drawn: NDArray[np.int64],
     seed: int,
-) -> tuple[float, Floats]:
-    """Return the correlation and its resamples, (RESAMPLES,).
+) -> Interval:
+    """Return the correlation with its interval.
 
     Interval means are taken off anew in each resample: from the sums of squares and products of the
     drawn tasks, those of their interval means are subtracted.
@@ -304,8 +304,9 @@ def _bootstrap(
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )
-    # Weights of seeds below zero can carry a resample past what a correlation can be.
-    return float(found[0]), np.clip(found[1:], -1, 1)
+    ends = bounds(found[1:])
+    whole = Interval(float(found[0]), *ends, len(index), int(drawn.max()) + 1)
+    return whole.drawn_from(int(cluster.max()) + 1).within(-1, 1)
 
 
 def _permuted(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tma.bootstrap import Interval, by_instance, resample
+from tma.bootstrap import Floats, Interval, by_instance, resample
 from tma.errors import check_choice
 from tma.runs import Run
 from tma.statistics import check_course, ratio
@@ -51,12 +51,14 @@ def roughness(
         runs: runs of one order with answers, one a seed.
         against: None: each metric by itself; a metric's name, such as "loss": each other metric
             minus that one, positive where it is less steady.
-        seed: seed of the bootstrap. Redrawing the tasks makes a curve rougher than it is, and the
-            more so the fewer instances move it; intervals lean upward, of a difference too.
+        seed: seed of the bootstrap.
 
     Returns:
-        Metric → mean over seeds of the share of each seed's own curve. Against another, metrics
-        that do not move at all in some seed are left out: to stand at its floor is no steadiness.
+        Metric → mean over seeds of the share of each seed's own curve. Few test tasks make a curve
+        rougher than many would, and redrawing them makes it rougher still by about as much: each
+        resample is mirrored at the share of the sample, and cut to [0, 1], so that estimate (their
+        mean) and interval are of what is left (the basic bootstrap). Against another, metrics that
+        do not move at all in some seed are left out: to stand at its floor is no steadiness.
 
     Raises:
         ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
@@ -74,13 +76,19 @@ def roughness(
     back = (total - np.abs(moves.sum(axis=-1))) / 2
     # Rounding must not make a monotone curve move backward.
     share = ratio(np.where(back < 1e-12 * total, 0, back), total)
-    shares = found.over_seeds(np.where(total > 0, share, 0))
+    shares = found.over_seeds(_mirrored(np.where(total > 0, share, 0)))
     if against is None:
-        return {name: found.interval(shares[:, k]) for k, name in enumerate(names)}
+        return {name: found.interval(shares[:, k]).within(0, 1) for k, name in enumerate(names)}
     base = shares[:, names.index(against)]
     moving = (total[0] > 0).all(axis=-1)
     others = ((k, name) for k, name in enumerate(names) if name != against and moving[k])
-    return {name: found.interval(shares[:, k] - base) for k, name in others}
+    return {name: found.interval(shares[:, k] - base).within(-1, 1) for k, name in others}
+
+
+def _mirrored(share: Floats) -> Floats:
+    """Return shares (1 + RESAMPLES, …) less what drawing adds; row 0 is the resamples' mean."""
+    resamples = np.clip(2 * share[0] - share[1:], 0, 1)
+    return np.concatenate([resamples.mean(axis=0, keepdims=True), resamples])
 
 
 def _metrics(run: Run) -> dict[str, pd.DataFrame]:
