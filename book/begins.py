@@ -69,7 +69,7 @@ def line(change: Change, given: Mapping[str, Any]) -> dict[str, str]:
     train, test = tma.load_both(configs["tma_nft"][0])
     pool = configs["tma_nft"][0].pool
     rounds = str(study.half_rounds(tma.embed(train), tma.embed(test), pool))
-    judged = verdicts.turns("begins", found["area"])
+    judged = verdicts.turns(study, found["area"])
     return {"changed": change.name, "rounds in half": rounds, **cells, "C6": judged.verdict}
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import nbformat
 
 from tma.bootstrap import written
-from tma.claims import VERDICTS, Verdict, read
+from tma.claims import VERDICTS, Verdict, check_same_run, read
+from tma.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"
@@ -54,23 +55,6 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
             sys.exit(f"{name}: a cell did not run; run the notebook again before publishing")
         cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
     return notebook
-
-
-def check_same_run(out: Path, name: str) -> None:
-    """Refuse results that were written after their notebook: another run left them there.
-
-    Raises:
-        SystemExit: the verdicts are missing, or newer than the notebook.
-    """
-    notebook, verdicts = out / f"{name}.ipynb", out / name / "claims.json"
-    if not verdicts.is_file():
-        sys.exit(f"{name}: {verdicts} is missing; run `make notebooks` first")
-    if verdicts.stat().st_mtime > notebook.stat().st_mtime:
-        sys.exit(
-            f"{name}: {verdicts} is newer than {notebook}: a later run, with other parameters "
-            f"maybe, wrote it. Remove {notebook}, run `make notebooks`, and give runs of your own "
-            "another output_dir."
-        )
 
 
 def sentence(verdicts: Sequence[Verdict]) -> str:
@@ -110,7 +94,12 @@ def publish(root: Path) -> None:
     for name in names(root):
         if not (out / f"{name}.ipynb").is_file():
             sys.exit(f"{name}: out/{name}.ipynb is missing; run `make notebooks` first")
-        check_same_run(out, name)
+        if not (out / name / "claims.json").is_file():
+            sys.exit(f"{name}: {out / name / 'claims.json'} is missing; run `make notebooks` first")
+        try:
+            check_same_run(out / name)
+        except DataError as error:
+            sys.exit(f"{name}: {error}")
         ready[name] = publishable(nbformat.read(out / f"{name}.ipynb", as_version=4), name)
     result = sentence(read(out / "claims.json"))
     for folder in ("notebooks", "images"):

@@ -232,7 +232,7 @@ def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
         "**inconclusive**",
     ]
     assert script["markdown"]([made])[2].count(r"a\|b") == 1
-    why = claims.untested("near-duplicates", "04_tma", "there are none")
+    why = claims.untested("near-duplicates", "there are none")
     assert script["row"](why)[0] == "{doc}`open </notebooks/04_tma>`"
     assert script["row"](why)[3:6] == ["–", "–", "–"]
 
@@ -311,7 +311,7 @@ def test_the_readme_gives_the_published_result(script: dict[str, Any]) -> None:
 
 
 def test_the_result_counts_the_verdicts_and_gives_the_gain(script: dict[str, Any]) -> None:
-    made = [claims.untested(claim, "n", "why") for claim in claims.CLAIMS]
+    made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
     made[0] = claims.Verdict("C1", "n", "m", 0.5, 0.4, 0.6, 90, 1, "supported")
     gain = (-0.0081, -0.0883, 0.0934, 90, 1, "inconclusive")
     made[5] = claims.Verdict("C6", "n", "final loss, NFT minus RT (nats a token)", *gain)
@@ -335,7 +335,7 @@ def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
         nbformat.write(notebook, folder / "out" / f"{name}.ipynb")
         (folder / "notebooks" / f"{name}.ipynb").touch()
     (folder / "out" / "04_tma" / "curves.svg").write_text("<svg/>")
-    made = [claims.untested(claim, "04_tma", "why") for claim in claims.CLAIMS]
+    made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
     claims.write(folder / "out" / "claims.json", made)
     (folder / "README.md").write_text("a\n<!-- result: by -->\nold\n<!-- /result -->\nb\n")
     return folder

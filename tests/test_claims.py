@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -115,8 +117,8 @@ def test_judging_needs_a_side_and_an_interval() -> None:
 
 def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
     judged = judge_all({"NFT minus RT": (GAP, "negative")})
-    first = claims.tested("C6", "04_tma", "final loss, nats a token", judged)
-    write(tmp_path / "claims.json", [first, untested("C1", "01_early", "too few steps")])
+    first = claims.tested("C6", "final loss, nats a token", judged)
+    write(tmp_path / "claims.json", [first, untested("C1", "too few steps")])
     assert json.loads((tmp_path / "claims.json").read_text()) == [
         {
             "claim": "C6",
@@ -131,7 +133,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
         },
         {
             "claim": "C1",
-            "notebook": "01_early",
+            "notebook": "01_early_generalization",
             "measure": "too few steps",
             "estimate": None,
             "low": None,
@@ -145,26 +147,27 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
 
 def test_a_number_that_is_none_is_left_out() -> None:
     endless = Interval(0.5, -math.inf, math.nan, 4, 1)
-    found = claims.tested("C1", "01", "share", claims.Judged("inconclusive", endless, "a"))
+    found = claims.tested("C1", "share", claims.Judged("inconclusive", endless, "a"))
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
 
 
 def test_a_claim_without_a_value_was_not_tested() -> None:
     nothing = Interval(math.nan, -math.inf, math.inf, 4, 1)
-    found = claims.tested("C3", "02", "correlation", claims.Judged("inconclusive", nothing, "a"))
+    found = claims.tested("C3", "correlation", claims.Judged("inconclusive", nothing, "a"))
     assert (found.verdict, found.estimate) == ("not tested at this scale", None)
     assert found.measure == "a: correlation: no value"
 
 
 def test_unknown_claims_and_verdicts_are_refused() -> None:
     with pytest.raises(ParameterError, match="claim='C9'"):
-        untested("C9", "04_tma", "")
+        untested("C9", "")
     with pytest.raises(ParameterError, match="verdict='true'"):
         Verdict("C1", "01", "", 0, 0, 0, 1, 1, "true")
 
 
 def leave(folder: Path, names: list[str]) -> Path:
-    write(folder / "claims.json", [untested(name, folder.name, "why") for name in names])
+    made = [replace(untested(name, "why"), notebook=folder.name) for name in names]
+    write(folder / "claims.json", made)
     return folder
 
 
@@ -188,6 +191,17 @@ def test_each_claim_needs_one_verdict(tmp_path: Path) -> None:
         collect([most, more])
 
 
+def test_verdicts_of_a_later_run_than_the_notebook_are_not_gathered(tmp_path: Path) -> None:
+    folders = [leave(tmp_path / "b", SEQUENCE[::2]), leave(tmp_path / "a", SEQUENCE[1::2])]
+    written = (tmp_path / "a" / "claims.json").stat().st_mtime
+    (tmp_path / "a.ipynb").touch()
+    os.utime(tmp_path / "a.ipynb", (written + 1, written + 1))
+    assert len(collect(folders)) == len(SEQUENCE)
+    os.utime(tmp_path / "a.ipynb", (written - 1, written - 1))
+    with pytest.raises(DataError, match=r"claims.json is newer than .*a.ipynb: a later run"):
+        collect(folders)
+
+
 def test_a_file_of_something_else_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -206,8 +220,8 @@ def test_a_file_of_something_else_is_an_error(
 def test_the_table_leaves_empty_what_was_not_tested() -> None:
     shown = claims.table(
         [
-            claims.tested("C6", "04", "gap", judge_all({"a": (GAP, "negative")})),
-            untested("C1", "01", "why"),
+            claims.tested("C6", "gap", judge_all({"a": (GAP, "negative")})),
+            untested("C1", "why"),
         ]
     )
     assert shown.loc["C6", "n"] == 72

@@ -45,8 +45,8 @@ def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -
 def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
     judged = claims.judge_all({"NFT − RT, " + "long " * 20: (GAP, "negative")})
     made = [
-        claims.tested("C6", "04_tma", "loss", judged),
-        claims.untested("C7", "04_tma", "no data"),
+        claims.tested("C6", "loss", judged),
+        claims.untested("C7", "no data"),
     ]
     shown = report.saved_verdicts(study, made)
     assert claims.read(study.out / "claims.json") == made
@@ -57,7 +57,7 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
 
 
 def test_an_interval_is_glued_with_its_ends_and_a_verdict_by_its_word() -> None:
-    verdict = claims.untested("C7", "04_tma", "no data")
+    verdict = claims.untested("C7", "no data")
     assert report._plain({"gap": GAP, "c7": verdict, "steps": 8}) == {
         "gap": -0.2,
         "gap_low": -0.3,

@@ -24,6 +24,16 @@ from tma.bootstrap import (
 from tma.errors import ParameterError
 from tma.runs import Run
 
+TWO = 12.7062 / 1.95996 * math.sqrt(2)
+"""How much wider an interval over two tasks is than its resamples: Student's quantile with one
+degree of freedom over the normal one, and half of the variance."""
+
+
+def ends(estimate: float, low: float, high: float) -> object:
+    """An interval over two tasks whose resamples end there."""
+    wide = (estimate + TWO * (low - estimate), estimate + TWO * (high - estimate))
+    return pytest.approx((estimate, *wide), rel=1e-4)
+
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, list[Run]]:
@@ -95,7 +105,7 @@ def test_a_run_of_another_length_is_read_at_its_own_end(
     near, more = runs["tma_nft"], [longer(tmp_path / "more")]
     # It ends at 0 and 1.5, the other at 1 and 2; half of the resamples hold both tasks.
     found = statistics.contrast(more, near, "final")
-    assert (found.estimate, found.low, found.high) == (-0.75, -1, -0.5)
+    assert (found.estimate, found.low, found.high) == ends(-0.75, -1, -0.5)
     assert statistics.combination([(1, near), (-1, more)]).estimate == 0.75
     half, whole = [(0.5, near), (-0.5, runs["tma_fft"])], [(1, near), (-1, more)]
     assert statistics.outweighs(half, whole).estimate == -0.5
@@ -147,7 +157,7 @@ def test_the_interval_covers_the_choice_of_tasks(tmp_path: Path) -> None:
     near = [stored(tmp_path / "near", "tma_nft", NEAR)]
     other = [stored(tmp_path / "other", "tma_rt", uneven)]
     last = statistics.differences(near, other)[-1]
-    assert (last.estimate, last.low, last.high) == (0, -1, 1)
+    assert (last.estimate, last.low, last.high) == ends(0, -1, 1)
     assert not last.clear
 
 
@@ -159,7 +169,8 @@ def test_instances_are_drawn_where_there_is_one_task_or_none(
     near = [stored(tmp_path / "near", "tma_nft", {(task, "1"): [4, 2, 1], (task, "2"): [4, 2, 1]})]
     other = [stored(tmp_path / "far", "tma_rt", {(task, "1"): [4, 2, 2], (task, "2"): [4, 2, 0]})]
     last = statistics.differences(near, other)[-1]
-    assert (last.estimate, last.low, last.high, last.n) == (0, -1, 1, 2)
+    assert (last.estimate, last.low, last.high) == ends(0, -1, 1)
+    assert last.n == 2
 
 
 def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
@@ -178,7 +189,7 @@ def test_the_interval_covers_the_choice_of_seeds(tmp_path: Path) -> None:
     random = [stored(tmp_path / f"r{s}", "tma_rt", moved(NEAR, 2 * s - 3), s) for s in (1, 2)]
     last = statistics.differences(near, random)[-1]
     assert (last.estimate, last.seeds) == (0, 2)
-    assert (last.low, last.high) == pytest.approx((-math.sqrt(2), math.sqrt(2)))
+    assert (last.estimate, last.low, last.high) == ends(0, -math.sqrt(2), math.sqrt(2))
     back = statistics.differences(random, near)[-1]
     assert (back.estimate, back.seeds) == (0, 2)
 
@@ -212,7 +223,8 @@ def test_differences_of_differences_come_from_the_same_resamples(tmp_path: Path)
     base, one, other = runs("base", 0, 0), runs("one", 1, 0), runs("other", 3, 2)
     gain, greater = [(1, base), (-1, one)], [(1, base), (-1, other)]
     first = statistics.combination(gain)
-    assert (first.estimate, first.low, first.high, first.n, first.seeds) == (0.5, 0, 1, 4, 3)
+    assert (first.estimate, first.low, first.high) == ends(0.5, 0, 1)
+    assert (first.n, first.seeds) == (4, 3)
     both = statistics.combination([*greater, (-1, base), (1, one)])
     assert (both.estimate, both.low, both.high) == pytest.approx((2, 2, 2), abs=1e-12)
     assert statistics.combination(gain) == statistics.contrast(base, one, "final")
@@ -236,7 +248,8 @@ def test_a_run_without_chance_stands_beside_every_seed_of_several_sides(tmp_path
         for name, seeds in (("f", (0, 1, 2)), ("o", (1, 2, 3)))
     )
     found = statistics.combination([(1, far), (-1, other), (1, near)])
-    assert (found.estimate, found.low, found.high, found.seeds) == pytest.approx((1.5, 1, 2, 2))
+    assert (found.estimate, found.low, found.high) == ends(1.5, 1, 2)
+    assert found.seeds == 2
 
 
 def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> None:
@@ -306,7 +319,7 @@ def test_a_course_needs_two_steps(tmp_path: Path) -> None:
 def test_the_share_of_the_drop_that_comes_early(runs: dict[str, list[Run]]) -> None:
     # After a quarter of 4 steps: 0.75 of 2.5; in task a alone 1 of 3, in task b alone 0.5 of 2.
     found = statistics.early_share(runs["tma_nft"], 0.25)
-    assert (found.estimate, found.low, found.high) == pytest.approx((0.3, 0.25, 1 / 3))
+    assert (found.estimate, found.low, found.high) == ends(0.3, 0.25, 1 / 3)
     assert found.minus(0.25).estimate == pytest.approx(0.05)
     assert statistics.early_share(runs["tma_nft"], 1.0).estimate == 1
     with pytest.raises(ParameterError, match="fraction=5"):
@@ -319,6 +332,37 @@ def test_a_loss_that_does_not_fall_has_no_share(tmp_path: Path) -> None:
     assert math.isnan(found.estimate)
     assert (found.low, found.high) == (-math.inf, math.inf)
     assert not found.clear
+
+
+def test_few_tasks_make_an_interval_wider() -> None:
+    found = Interval(1.0, 0.5, 2.0, 18, 3)
+    # 2.10982 is Student's quantile with 17 degrees of freedom.
+    many = found.drawn_from(18)
+    wider = 2.10982 / 1.95996 * math.sqrt(18 / 17)
+    assert (many.low, many.high) == pytest.approx((1 - wider * 0.5, 1 + wider), abs=1e-4)
+    assert found.drawn_from(10**6).high == pytest.approx(2, abs=1e-4)
+    one = found.drawn_from(1)
+    assert (one.estimate, one.low, one.high, one.clear) == (1, -math.inf, math.inf, False)
+    nothing = Interval(math.nan, -math.inf, math.inf, 18, 3)
+    assert nothing.drawn_from(18).high == math.inf
+    assert (many.within(0.6, 1.5).low, many.within(0.6, 1.5).high) == (0.6, 1.5)
+    assert nothing.within(0, 1).high == math.inf
+
+
+def test_few_tasks_do_not_decide_by_chance() -> None:
+    # Three tasks of six instances each, no difference in truth: a percentile interval alone
+    # excludes zero in one of four such samples.
+    random = np.random.default_rng(0)
+    index = pd.MultiIndex.from_arrays(
+        [np.repeat(["a", "b", "c"], 6), [str(k) for k in range(18)]], names=["task", "id"]
+    )
+    clear = 0
+    for number in range(200):
+        gaps = np.repeat(random.normal(size=(3, 1)), 6, axis=0) + random.normal(size=(18, 3)) / 2
+        zero = [pd.DataFrame({1: np.zeros(18)}, index)] * 3
+        found = resample([[pd.DataFrame({1: gap}, index) for gap in gaps.T], zero], number)
+        clear += found.interval(found.finals[:, 0] - found.finals[:, 1]).clear
+    assert clear <= 20  # ten expected
 
 
 @pytest.mark.parametrize("size", [2, 3, 10])

@@ -153,8 +153,9 @@ def test_the_pool_is_the_one_from_which_its_orders_choose() -> None:
 
 
 def test_half_of_an_order_takes_rounds_or_parts_of_one() -> None:
-    train, test = circle([359, 11, 20, 30, 40]), circle([0, 10])  # rounds of 2, 1, 1 and 1
-    for steps, rounds in ((1, 1), (2, 3), (3, 4)):  # N/2 = 2, 4 and 6
+    # A round of two, and then eight of one; half of N is 2, 4, and where N = 12 exceeds all ten.
+    train, test = circle([359, 11, *range(20, 100, 10)]), circle([0, 10])
+    for steps, rounds in ((1, 1), (2, 3), (3, 9)):
         study = tma.study_settings({**GIVEN, "steps": steps})
         assert study.half_rounds(train, test) == rounds
     assert study.half_rounds(train, test, pool=1) == 1
@@ -172,12 +173,20 @@ def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -
 def test_data_without_tasks_is_told_apart() -> None:
     study = tma.study_settings(GIVEN)
     row = {"id": "a", "prompt": "p", "response": "r"}
-    plain, named = (Dataset.from_list([row | {"task": task}] * 2) for task in (None, "t"))
+    plain, named = (Dataset.from_list([row | {"task": task}] * 5) for task in (None, "t"))
     assert study.kinds(named) == {"with labels": "", "without labels": ", unlabelled"}
     assert study.kinds(plain) == {"without labels": ""}
-    study.check_tasks(named)
-    with pytest.raises(ParameterError, match="'pocket' has 2 training instances without a task"):
+    with pytest.raises(ParameterError, match="'pocket' has 5 training instances without a task"):
         study.check_tasks(plain)
+
+
+def test_orders_of_tasks_need_two_tasks_and_more_than_one_step() -> None:
+    study = tma.study_settings(GIVEN)  # 4 instances a step
+    rows = [{"id": str(k), "prompt": "p", "response": "r", "task": "ab"[k % 2]} for k in range(5)]
+    study.check_tasks(Dataset.from_list(rows))
+    for few, words in ((rows[:4], "4 training instances of 2 tasks"), (rows[::2], "3 .* of 1 ta")):
+        with pytest.raises(ParameterError, match=f"gives {words}"):
+            study.check_tasks(Dataset.from_list(few))
 
 
 def test_a_chapter_may_need_steps_to_compare() -> None:

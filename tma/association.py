@@ -304,7 +304,8 @@ def _bootstrap(
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )
-    ends = bounds(found[1:])
+    # Weights of seeds below zero can carry a resample past what a correlation can be.
+    ends = bounds(np.clip(found[1:], -1, 1))
     whole = Interval(float(found[0]), *ends, len(index), int(drawn.max()) + 1)
     return whole.drawn_from(int(cluster.max()) + 1).within(-1, 1)
 

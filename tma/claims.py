@@ -47,6 +47,13 @@ CLAIMS = {
     "may take the same training instance in one round, or how a round is sorted, changes the loss.",
 }
 """Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
+NOTEBOOKS = {
+    **dict.fromkeys(("C1", "C2"), "01_early_generalization"),
+    **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
+    "C5": "03_granularity",
+    **dict.fromkeys(("C6", "C7", *tuple(CLAIMS)[8:]), "04_tma"),
+}
+"""The notebook that tests each of them."""
 CLAIMED = ("negative", "positive")
 """The side of zero on which a claim puts a number."""
 VERDICTS = ("supported", "not supported", "inconclusive", "not tested at this scale")
@@ -168,12 +175,11 @@ def _clearness(low: float, high: float) -> float:
     return math.copysign(math.inf, low) if low else -0.5  # zero and nothing else: no difference
 
 
-def tested(claim: str, notebook: str, measure: str, judged: Judged) -> Verdict:
+def tested(claim: str, measure: str, judged: Judged) -> Verdict:
     """Return the record of a claim that was tested; without a value, it was not.
 
     Args:
         claim: one of `CLAIMS`.
-        notebook: name of the notebook.
         measure: what the intervals are of, in words, with its unit; the name of the one that
             decides is put before it.
         judged: from `judge_all` or `judge_any`.
@@ -183,14 +189,23 @@ def tested(claim: str, notebook: str, measure: str, judged: Judged) -> Verdict:
     """
     found = judged.interval
     if not math.isfinite(found.estimate):
-        return untested(claim, notebook, f"{judged.label}: {measure}: no value")
+        return untested(claim, f"{judged.label}: {measure}: no value")
     numbers = (found.estimate, found.low, found.high, found.n, found.seeds)
-    return Verdict(claim, notebook, f"{judged.label}: {measure}", *numbers, judged.verdict)
+    return _record(claim, f"{judged.label}: {measure}", *numbers, judged.verdict)
 
 
-def untested(claim: str, notebook: str, why: str) -> Verdict:
-    """Return the record of a claim that this scale cannot test; `why` stands for the measure."""
-    return Verdict(claim, notebook, why, None, None, None, None, None, VERDICTS[3])
+def untested(claim: str, why: str) -> Verdict:
+    """Return the record of a claim that this scale cannot test; `why` stands for the measure.
+
+    Raises:
+        ParameterError: an unknown claim.
+    """
+    return _record(claim, why, None, None, None, None, None, VERDICTS[3])
+
+
+def _record(claim: str, *values: Any) -> Verdict:
+    check_choice("claim", claim, tuple(CLAIMS))
+    return Verdict(claim, NOTEBOOKS[claim], *values)
 
 
 def write(path: Path, verdicts: Sequence[Verdict]) -> None:
@@ -216,10 +231,13 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
     """Return the verdicts in the `claims.json` of each folder, in the sequence of `CLAIMS`.
 
     Raises:
-        DataError: a file cannot be read, there is none, or a claim has not just one verdict.
+        DataError: a file cannot be read, there is none, it is of a later run than the notebook
+            beside its folder, or a claim has not just one verdict.
     """
     if not folders:
         raise DataError("no folder has a claims.json. Run the notebooks first.")
+    for folder in folders:
+        check_same_run(Path(folder))
     found = [verdict for folder in folders for verdict in read(Path(folder) / "claims.json")]
     for claim in CLAIMS:
         by = [verdict.notebook for verdict in found if verdict.claim == claim]
@@ -231,6 +249,23 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
             )
     sequence = list(CLAIMS)
     return sorted(found, key=lambda verdict: sequence.index(verdict.claim))
+
+
+def check_same_run(folder: Path) -> None:
+    """Refuse verdicts that were written after the notebook beside their folder, if there is one.
+
+    Raises:
+        DataError: another run, with other parameters maybe, left them there.
+    """
+    notebook, verdicts = folder.with_suffix(".ipynb"), folder / "claims.json"
+    if not (notebook.is_file() and verdicts.is_file()):
+        return
+    if verdicts.stat().st_mtime > notebook.stat().st_mtime:
+        raise DataError(
+            f"{verdicts} is newer than {notebook}: a later run, with other parameters maybe, wrote "
+            f"it. Remove {notebook}, run `make notebooks`, and give runs of your own another "
+            "output_dir."
+        )
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

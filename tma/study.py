@@ -174,7 +174,9 @@ class StudyConfig:
         from tma.rounds import test_centric_rounds
 
         X = X[self.drawn(X, Y, pool=pool)]
-        return len(test_centric_rounds(X, Y, (self.limit + 1) // 2, exact_limit=True))
+        # Where all are wanted, each half takes them all.
+        half = len(X) if self.limit >= len(X) else (self.limit + 1) // 2
+        return len(test_centric_rounds(X, Y, half, exact_limit=True))
 
     def kinds(self, train: Dataset) -> dict[str, str]:
         """Return how data is split, in words, and how the names of such runs end.
@@ -187,10 +189,10 @@ class StudyConfig:
         return {"without labels": ""}
 
     def check_tasks(self, train: Dataset) -> None:
-        """Refuse data without tasks, for a chapter that compares orders of tasks.
+        """Refuse data of which a chapter that compares orders of tasks has nothing to compare.
 
         Raises:
-            ParameterError: an instance has no task.
+            ParameterError: an instance has no task, all have the same, or they fill one step.
         """
         without = sum(not task for task in train["task"])
         if without:
@@ -198,6 +200,13 @@ class StudyConfig:
                 f"dataset={self.dataset!r} has {without} training instances without a task; this "
                 "chapter compares orders of tasks. Give data with a column of tasks; chapters 1 "
                 "and 4 need none."
+            )
+        tasks, step = len(set(train["task"])), self.base.batch_size
+        if tasks < 2 or len(train) <= step:
+            raise ParameterError(
+                f"dataset={self.dataset!r} gives {len(train)} training instances of {tasks} tasks; "
+                f"this chapter compares orders of tasks step by step, and needs two tasks and more "
+                f"than the {step} instances of one step. Give more data."
             )
 
     def thresholds(self, X: Floats, Y: Floats) -> list[float]:
@@ -208,11 +217,18 @@ class StudyConfig:
             Y: (m, d) unit embeddings of the test instances.
 
         Returns:
-            Cosine similarities: the scale's `near_duplicates`, so far as an instance reaches them
-            and half of the instances do not; and those that a share `left_out` of the instances
-            reaches, to three decimals.
+            Cosine similarities: the scale's `near_duplicates`, so far as an instance of any seed's
+            pool reaches them and half of those instances do not; and those that a share `left_out`
+            of the instances reaches, to three decimals.
         """
-        return self._thresholds(_nearest(X, Y))
+        return self._thresholds(self._nearest(X, Y))
+
+    def _nearest(self, X: Floats, Y: Floats) -> NDArray[np.float64]:
+        """Return how similar each instance of any seed's pool is to the nearest test instance."""
+        from tma.duplicates import near_duplicates
+
+        pools = [self.drawn(X, Y, seed) for seed in range(self.seeds)]
+        return near_duplicates(X[np.unique(np.concatenate(pools))], Y).cosine
 
     def _thresholds(self, nearest: NDArray[np.float64]) -> list[float]:
         """Return `thresholds` from the similarity of each training instance, (n,)."""
@@ -222,7 +238,7 @@ class StudyConfig:
         return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
 
     def reached(self, X: Floats, Y: Floats) -> pd.Series:
-        """Return how many training instances are as similar to a test instance as a threshold.
+        """Return how many instances of the seeds' pools are as similar to a test instance as this.
 
         Args:
             X: (n, d) unit embeddings of the training instances.
@@ -234,7 +250,7 @@ class StudyConfig:
         """
         import pandas as pd
 
-        nearest = _nearest(X, Y)
+        nearest = self._nearest(X, Y)
         every = sorted({*self.base.near_duplicates, *self._thresholds(nearest)})
         counts = [_reaching(nearest, threshold) for threshold in every]
         index = pd.Index(every, name="similarity to a test instance")
@@ -303,13 +319,6 @@ def study_settings(
     # Where chapter 1 is no longer than the others, all share its runs.
     shared = SCALES[scale].early_steps == SCALES[scale].steps
     return StudyConfig(**values, answers=early or shared)
-
-
-def _nearest(X: Floats, Y: Floats) -> NDArray[np.float64]:
-    """Return the similarity of each training instance to the test instance nearest to it, (n,)."""
-    from tma.duplicates import near_duplicates
-
-    return near_duplicates(X, Y).cosine
 
 
 def _reaching(nearest: NDArray[np.float64], threshold: float) -> int:
