@@ -39,7 +39,7 @@ def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
 
 
 def test_a_name_that_is_no_order_is_not_drawn() -> None:
-    with pytest.raises(ParameterError, match=r"order='tma_ntf' .* did you mean tma_nft"):
+    with pytest.raises(ParameterError, match=r"order='tma_ntf' .*did you mean tma_nft"):
         styles.styles(["tma_nft", "tma_ntf"])
 
 

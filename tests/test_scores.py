@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.stored_runs import NEAR, stored
@@ -40,3 +42,37 @@ def test_roughness_is_the_share_of_movement_that_goes_backward(tmp_path: Path) -
     assert gaps["rouge1"].estimate == pytest.approx(1 / 3)
     with pytest.raises(ParameterError, match="against='bleu'"):
         scores.roughness(runs, "bleu")
+
+
+def test_what_redrawing_adds_to_roughness_is_taken_off(tmp_path: Path) -> None:
+    # Answers become right one after the other and now and then wrong again, so that few test tasks
+    # make the curve of all go back and forth; with many it would only rise.
+    random, steps = np.random.default_rng(0), 10
+    names = [(f"t{k}", f"i{k}") for k in range(18)]
+    runs = []
+    for seed in range(3):
+        needed = random.uniform(size=18)
+        noisy = needed[:, None] + 0.15 * random.normal(size=(18, steps))
+        right = (noisy < np.linspace(0.1, 0.6, steps)).astype(int).tolist()
+        losses = {name: np.linspace(4, 2, steps).tolist() for name in names}
+        values = {"exact_match": dict(zip(names, right, strict=True))}
+        folder = tmp_path / str(seed)
+        runs.append(stored(folder, "random", losses, seed, steps=range(steps), scores=values))
+    gap = scores.roughness(runs, "loss")["exact_match"]
+    assert gap.low <= gap.estimate <= gap.high
+    assert not gap.clear
+
+
+def test_a_curve_that_never_turns_is_as_steady_as_the_loss(tmp_path: Path) -> None:
+    # One answer more is right after each step, but each time others; drawn again, that goes back
+    # and forth.
+    names = [(f"t{k}", f"i{k}") for k in range(18)]
+    losses = {name: np.linspace(4, 2, 10).tolist() for name in names}
+    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(18), (10, 1)), axis=1)
+    right = dict(
+        zip(names, (ranks < np.arange(3, 13)[:, None]).astype(int).T.tolist(), strict=True)
+    )
+    given: dict[str, Any] = {"steps": range(10), "scores": {"rouge1": right}}
+    runs = [stored(tmp_path / str(s), "random", losses, s, **given) for s in (0, 1)]
+    gap = scores.roughness(runs, "loss")["rouge1"]
+    assert (gap.estimate, gap.low, gap.high) == (0, 0, 0)

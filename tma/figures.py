@@ -125,7 +125,7 @@ def comparison_figure(
     with drawing(1, 2, 10, 4) as (figure, grid):
         loss_curves(curves, grid[0, 0], looks)
         difference_bands(gaps, grid[0, 1], looks, looks[baseline], None if single else seeds)
-        _whole_steps(grid.flat)
+        whole_steps(grid.flat)
     return figure
 
 
@@ -150,7 +150,7 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
             axes.xaxis.set_tick_params(labelbottom=True)
         for axes in grid.flat[len(metrics) :]:
             axes.remove()
-        _whole_steps(grid.flat[: len(metrics)])
+        whole_steps(grid.flat[: len(metrics)])
     return figure
 
 
@@ -183,7 +183,8 @@ def intervals_figure(
     return figure
 
 
-def _whole_steps(panels: Iterable[Axes]) -> None:
+def whole_steps(panels: Iterable[Axes]) -> None:
+    """Mark whole training steps alone."""
     for axes in panels:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 

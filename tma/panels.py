@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from tma.association import Association
-from tma.figures import GREY, drawing
+from tma.figures import GREY, drawing, whole_steps
 from tma.styles import PALETTE, styles
 
 _FAMILIES = {"cosine": "tma_nft", "euclidean": "tma_max", "bigram": "round_robin"}
@@ -89,7 +88,7 @@ def _measures(curves: pd.DataFrame, axes: Axes) -> None:
             look = {"color": PALETTE[_FAMILIES[family]], "linewidth": 1.3, "dashes": dashes}
         steps = found.sort_values("step")
         axes.plot(steps["step"], steps["value"], **look)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_steps([axes])
 
 
 def _name(measure: str) -> str:
