@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.stored_runs import NEAR, stored
 from tma import seen
 from tma.association import agreement, association, centred, located, step_match, table
-from tma.bootstrap import bounds, draws, seed_weights
+from tma.bootstrap import bounds, draws, seed_weights, seeds_last, tasks_first
 from tma.errors import ParameterError
 from tma.runs import Run
 
@@ -151,18 +151,21 @@ def test_the_interval_is_that_of_centring_each_resample_anew() -> None:
     tasks = list("aaabbccdd")
     drops = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
     similarity = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
-    often, seeds = draws(4, [0, 0]), seed_weights(2, [0, 1])
+    often = tasks_first(draws(4, [0, 0]))
+    seeds = seeds_last(seed_weights(2, [0, 1]))
     found = []
-    for by_task, by_run in zip(often[1:], seeds[1:], strict=True):
+    for by_task, by_run in zip(often, seeds, strict=True):
         rows = [i for i, task in enumerate(tasks) for _ in range(int(by_task["abcd".index(task)]))]
         xy = xx = yy = 0.0
         for weight, *pair in zip(by_run, drops, similarity, strict=True):
             x, y = (two_way(side.to_numpy()[rows]).ravel() for side in pair)
             xy, xx, yy = xy + weight * (x @ y), xx + weight * (x @ x), yy + weight * (y @ y)
         varies = min(xx, yy) > 1e-12  # task b alone has one instance
-        found.append(np.clip(xy / np.sqrt(xx * yy), -1, 1) if varies else np.nan)
+        found.append(xy / np.sqrt(xx * yy) if varies else np.nan)
     ours = association(drops, similarity)
-    low, high = bounds(np.array(found))
+    assert ours.estimate == pytest.approx(found[0])
+    changed = np.array(found) - found[0]  # with tasks drawn, with seeds drawn
+    low, high = bounds(found[0] + changed[1:2001] + changed[2001:])
     # Student's quantile with three degrees of freedom over the normal one.
     wider = 3.18245 / 1.95996 * np.sqrt(4 / 3)
     assert ours.low == pytest.approx(max(-1, ours.estimate + wider * (low - ours.estimate)), 1e-4)

@@ -13,13 +13,16 @@ from tests.stored_runs import FAR, NEAR, moved, stored
 from tma import statistics
 from tma.bootstrap import (
     Interval,
+    added,
     bounds,
     by_instance,
     draws,
     measures_table,
     resample,
     seed_weights,
+    seeds_last,
     table,
+    tasks_first,
 )
 from tma.errors import ParameterError
 from tma.runs import Run
@@ -365,6 +368,14 @@ def test_few_tasks_do_not_decide_by_chance() -> None:
     assert clear <= 20  # ten expected
 
 
+def test_what_the_draws_of_tasks_and_of_seeds_change_is_added() -> None:
+    values = np.full(4001, 10.0)
+    values[1:4], values[2001:2004] = (11, 12, np.nan), (9, 13, 10)
+    found = added(values)
+    assert found.shape == (2000,)
+    np.testing.assert_array_equal(found[:4], [10, 15, np.nan, 10])
+
+
 @pytest.mark.parametrize("size", [2, 3, 10])
 def test_weights_of_seeds_show_the_variance_of_a_mean(size: int) -> None:
     weights = seed_weights(size, 0)
@@ -405,7 +416,7 @@ def test_a_resample_without_a_value_lies_outside_on_both_sides() -> None:
     seeds=st.integers(1, 3),
     seed=st.integers(0, 99),
 )
-def test_a_resample_is_the_mean_over_the_drawn_tasks_and_seeds(
+def test_a_resample_is_the_mean_over_the_drawn_tasks_or_seeds(
     tasks: list[int], seeds: int, seed: int
 ) -> None:
     index = pd.MultiIndex.from_arrays([tasks, range(len(tasks))], names=["task", "id"])
@@ -413,8 +424,9 @@ def test_a_resample_is_the_mean_over_the_drawn_tasks_and_seeds(
     found = resample([[pd.DataFrame(one, index) for one in values]], seed)
     clusters = tasks if len(set(tasks)) > 1 else list(range(len(tasks)))
     names = sorted(set(clusters))
-    often, weights = draws(len(names), [seed, 0]), seed_weights(seeds, [seed, 1])
-    for row in (0, 1, 2, 3):
+    often = tasks_first(draws(len(names), [seed, 0]))
+    weights = seeds_last(seed_weights(seeds, [seed, 1]))
+    for row in (0, 1, 2000, 2001, 4000):
         rows = [
             instance
             for instance, cluster in enumerate(clusters)

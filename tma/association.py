@@ -16,7 +16,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import RESAMPLES, Floats, Interval, bounds, by_instance, draws, seed_weights
+from tma.bootstrap import (
+    ROWS,
+    Floats,
+    Interval,
+    added,
+    bounds,
+    by_instance,
+    draws,
+    seed_weights,
+    seeds_last,
+    tasks_first,
+)
 from tma.errors import ParameterError, check_choice, check_length
 from tma.method import MEASURES
 from tma.runs import Run
@@ -287,8 +298,9 @@ def _bootstrap(
     """
     level = "task" if index.get_level_values("task").nunique() > 1 else "id"
     cluster = pd.factorize(index.get_level_values(level))[0]
-    tasks, seeds = draws(cluster.max() + 1, [seed, 0]), seed_weights(drawn.max() + 1, [seed, 1])
-    total = np.zeros((3, 1 + RESAMPLES))
+    tasks = tasks_first(draws(cluster.max() + 1, [seed, 0]))
+    seeds = seeds_last(seed_weights(drawn.max() + 1, [seed, 1]))
+    total = np.zeros((3, ROWS))
     for number, both in enumerate(runs):
         size, means = tasks @ np.bincount(cluster), []
         for values in both:
@@ -304,8 +316,7 @@ def _bootstrap(
     found = np.where(
         positive, total[0] / np.sqrt(np.where(positive, total[1] * total[2], 1)), np.nan
     )
-    # Weights of seeds below zero can carry a resample past what a correlation can be.
-    ends = bounds(np.clip(found[1:], -1, 1))
+    ends = bounds(added(found))
     whole = Interval(float(found[0]), *ends, len(index), int(drawn.max()) + 1)
     return whole.drawn_from(int(cluster.max()) + 1).within(-1, 1)
 

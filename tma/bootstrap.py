@@ -2,17 +2,17 @@
 
 The unit that is drawn is the test task, whole, because instances of one task are alike and drawing
 them one by one would promise too much; instances are drawn where there is one task only, or none.
-Seeds are drawn too, independently of the tasks, if there are several (the two-way bootstrap of
-Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 2007). A bootstrap of S units shows a
-variance too small by (S - 1)/S, a third with three seeds; the deviations of the drawn weights from
-equal ones are widened by the root of that. For the tasks, which may be of unequal size, the
+Seeds are drawn too, if there are several: tasks with the seeds as they are, then seeds with the
+tasks as they are, and what each draw changes is added. (Both drawn at once, as by Owen, "The
+pigeonhole bootstrap", Annals of Applied Statistics 2007, noise counts three times; so it counts
+twice, and where it rules an interval is √2 times as wide as needed.) A bootstrap of S units shows
+a variance too small by (S - 1)/S, a third with three seeds; the deviations of the drawn weights
+from equal ones are widened by the root of that. For the tasks, which may be of unequal size, the
 interval itself is widened so, and by the ratio of Student's quantile to the normal one: by 1.11
 with 18 of them, by 2.7 with three. With three seeds whose choice matters more than that of the
-tasks an interval still covers less than it says; where neither matters beside noise it covers more,
-since noise is counted with the tasks, with the seeds and with both at once, up to √3 times as wide
-as needed (`benchmarks/coverage.py` measures how often both hold the truth). With one seed it says
-nothing about seeds. One draw gives whole curves, so that the final loss, the area or any other
-functional comes from the same resamples.
+tasks an interval still covers less than it says (`benchmarks/coverage.py` measures how often it
+holds the truth). With one seed it says nothing about seeds. One draw gives whole curves, so that
+the final loss, the area or any other functional comes from the same resamples.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ from tma.runs import Run
 Floats = NDArray[np.float64]
 
 RESAMPLES = 2000
-"""Bootstrap samples of an interval."""
+"""Bootstrap samples of an interval, of tasks and as many of seeds."""
+ROWS = 1 + 2 * RESAMPLES
+"""The sample, its resamples of tasks, its resamples of seeds."""
 TAILS = (0.025, 0.975)
 """Where a 95 % interval ends."""
 
@@ -168,15 +170,39 @@ def draws(size: int, seed: int | Sequence[int]) -> Floats:
     return np.vstack([np.ones(size), drawn])
 
 
+def tasks_first(drawn: Floats) -> Floats:
+    """Return draws (1 + RESAMPLES, …) and then as many samples as they are: (ROWS, …)."""
+    return np.concatenate([drawn, np.repeat(drawn[:1], RESAMPLES, axis=0)])
+
+
+def seeds_last(drawn: Floats) -> Floats:
+    """Return 1 + RESAMPLES samples as they are and then the draws: (ROWS, …)."""
+    return np.concatenate([np.repeat(drawn[:1], 1 + RESAMPLES, axis=0), drawn[1:]])
+
+
+def added(values: Floats) -> Floats:
+    """Return a functional's resamples, (RESAMPLES,): what both draws change, added to the sample's.
+
+    Args:
+        values: (ROWS,): of the sample, with tasks drawn, with seeds drawn.
+    """
+    tasks, seeds = values[1 : 1 + RESAMPLES], values[1 + RESAMPLES :]
+    out: Floats = tasks + (seeds - values[0])
+    return out
+
+
 @dataclass(frozen=True)
 class Resampled:
-    """Mean curves of the sample and of its resamples."""
+    """Mean curves of the sample and of its resamples.
+
+    Row 0 is the sample; in the next `RESAMPLES` rows tasks are drawn, in the last ones seeds.
+    """
 
     values: Floats
-    """(1 + RESAMPLES, sides, seeds, columns), means over test instances; row 0 is the sample. The
-    columns are `steps` and, unless all tables end at the last of these, each table's own last."""
+    """(ROWS, sides, seeds, columns), means over test instances. The columns are `steps` and, unless
+    all tables end at the last of these, each table's own last."""
     weights: Floats
-    """(1 + RESAMPLES, seeds), from `seed_weights`."""
+    """(ROWS, seeds), of each seed; rows sum to 1."""
     steps: NDArray[np.int64]
     """Steps that all evaluated, rising."""
     n: int
@@ -186,27 +212,27 @@ class Resampled:
 
     @property
     def curves(self) -> Floats:
-        """Curves at `steps`, (1 + RESAMPLES, sides, seeds, steps)."""
+        """Curves at `steps`, (ROWS, sides, seeds, steps)."""
         return self.values[..., : len(self.steps)]
 
     @property
     def means(self) -> Floats:
-        """Mean curves over the seeds drawn, (1 + RESAMPLES, sides, steps)."""
+        """Mean curves over the seeds drawn, (ROWS, sides, steps)."""
         return self.over_seeds(self.curves)
 
     @property
     def finals(self) -> Floats:
-        """Means over the seeds drawn of each table at its own end, (1 + RESAMPLES, sides)."""
+        """Means over the seeds drawn of each table at its own end, (ROWS, sides)."""
         return self.over_seeds(self.values)[..., -1]
 
     def over_seeds(self, values: Floats) -> Floats:
-        """Return the mean over the seeds drawn of values (1 + RESAMPLES, sides, seeds, …)."""
+        """Return the mean over the seeds drawn of values (ROWS, sides, seeds, …)."""
         means: Floats = np.einsum("bs,bps...->bp...", self.weights, values)
         return means
 
     def interval(self, values: Floats, step: int | None = None) -> Interval:
-        """Return the interval of a functional's values, (1 + RESAMPLES,)."""
-        ends = bounds(values[1:])
+        """Return the interval of a functional's values, (ROWS,)."""
+        ends = bounds(added(values))
         found = Interval(float(values[0]), *ends, self.n, self.weights.shape[1], step)
         return found.drawn_from(self.clusters)
 
@@ -241,8 +267,8 @@ def resample(sides: Sequence[Sequence[pd.DataFrame]], seed: int) -> Resampled:
     chosen = draws(len(counts), [seed, 0])
     means = chosen @ sums / (chosen @ counts)[:, None]
     seeds = len(sides[0])
-    values = means.reshape(len(means), len(sides), seeds, -1)
-    weights = seed_weights(seeds, [seed, 1])
+    values = tasks_first(means.reshape(len(means), len(sides), seeds, -1))
+    weights = seeds_last(seed_weights(seeds, [seed, 1]))
     return Resampled(values, weights, shared, len(index), len(counts))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tma.bootstrap import Floats, Interval, by_instance, resample
+from tma.bootstrap import RESAMPLES, Floats, Interval, by_instance, resample, tasks_first
 from tma.errors import check_choice
 from tma.runs import Run
 from tma.statistics import check_course, ratio
@@ -86,9 +86,9 @@ def roughness(
 
 
 def _mirrored(share: Floats) -> Floats:
-    """Return shares (1 + RESAMPLES, …) less what drawing adds; row 0 is the resamples' mean."""
-    resamples = np.clip(2 * share[0] - share[1:], 0, 1)
-    return np.concatenate([resamples.mean(axis=0, keepdims=True), resamples])
+    """Return shares (ROWS, …) less what drawing tasks adds; the sample's is the resamples' mean."""
+    drawn = np.clip(2 * share[0] - share[1 : 1 + RESAMPLES], 0, 1)
+    return tasks_first(np.concatenate([drawn.mean(axis=0, keepdims=True), drawn]))
 
 
 def _metrics(run: Run) -> dict[str, pd.DataFrame]:
