@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.stored_runs import NEAR, stored
 from tma import seen
 from tma.association import agreement, association, centred, located, step_match, table
-from tma.bootstrap import bounds, draws, seed_weights, seeds_last, tasks_first
+from tma.bootstrap import bounds, drawn_apart
 from tma.errors import ParameterError
 from tma.runs import Run
 
@@ -151,8 +151,7 @@ def test_the_interval_is_that_of_centring_each_resample_anew() -> None:
     tasks = list("aaabbccdd")
     drops = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
     similarity = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
-    often = tasks_first(draws(4, [0, 0]))
-    seeds = seeds_last(seed_weights(2, [0, 1]))
+    often, seeds = drawn_apart(4, 2, 0)
     found = []
     for by_task, by_run in zip(often, seeds, strict=True):
         rows = [i for i, task in enumerate(tasks) for _ in range(int(by_task["abcd".index(task)]))]

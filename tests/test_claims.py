@@ -202,6 +202,20 @@ def test_verdicts_of_a_later_run_than_the_notebook_are_not_gathered(tmp_path: Pa
         collect(folders)
 
 
+def test_the_notebook_beside_a_folder_has_its_whole_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = leave(tmp_path / "llama-3.2", SEQUENCE)
+    for name in ("llama-3.ipynb", "llama-3.2.ipynb"):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with pytest.raises(DataError, match=r"newer than .*llama-3\.2\.ipynb"):
+        collect([folder])
+    (tmp_path / "llama-3.2.ipynb").unlink()
+    monkeypatch.chdir(folder)
+    assert len(collect([Path()])) == len(SEQUENCE)
+
+
 def test_a_file_of_something_else_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,7 +103,7 @@ def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
         (("model", "nosuch"), "model='nosuch' cannot be used; expected one of: llama, gemma, qwen"),
         (("scale", "huge"), "scale='huge' cannot be used; expected one of: pocket, study, paper"),
         (("dataset", "missing.jsonl"), "dataset='missing.jsonl' cannot be used; expected one of: "),
-        (("steps", "-3"), "steps=-3 cannot be used; expected a whole number of at least 1"),
+        (("steps", "-3"), "steps=-3 cannot be used; expected a whole number of at least 2"),
         (("modle", "llama"), "parameter name='modle' cannot be used; expected one of: model, "),
     ],
     ids=lambda p: "-".join(p) if isinstance(p, tuple) else "",
@@ -192,7 +192,7 @@ FIGURES = {
     "01_early_generalization": ["metrics"],
     "02_similarity": ["distances", "instances", "orders"],
     "03_granularity": ["orders"],
-    "04_tma": ["curves", "intervals", "intervals_area"],
+    "04_tma": ["curves", "intervals", "intervals_area", "rounds"],
 }
 TABLES = {
     "01_early_generalization": ["roughness"],

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.stored_runs import NEAR, stored
 from tma import scores
@@ -44,35 +45,60 @@ def test_roughness_is_the_share_of_movement_that_goes_backward(tmp_path: Path) -
         scores.roughness(runs, "bleu")
 
 
-def test_what_redrawing_adds_to_roughness_is_taken_off(tmp_path: Path) -> None:
-    # Answers become right one after the other and now and then wrong again, so that few test tasks
-    # make the curve of all go back and forth; with many it would only rise.
-    random, steps = np.random.default_rng(0), 10
-    names = [(f"t{k}", f"i{k}") for k in range(18)]
-    runs = []
-    for seed in range(3):
-        needed = random.uniform(size=18)
-        noisy = needed[:, None] + 0.15 * random.normal(size=(18, steps))
-        right = (noisy < np.linspace(0.1, 0.6, steps)).astype(int).tolist()
-        losses = {name: np.linspace(4, 2, steps).tolist() for name in names}
-        values = {"exact_match": dict(zip(names, right, strict=True))}
-        folder = tmp_path / str(seed)
-        runs.append(stored(folder, "random", losses, seed, steps=range(steps), scores=values))
-    gap = scores.roughness(runs, "loss")["exact_match"]
-    assert gap.low <= gap.estimate <= gap.high
-    assert not gap.clear
+STEPS = 10
+NAMES = [(f"t{k}", f"i{k}") for k in range(18)]
+
+
+def study(folder: Path, rights: Sequence[NDArray[np.int64]]) -> list[Run]:
+    """Runs of three seeds with a loss that only falls and these answers, (instances, steps)."""
+    losses = {name: np.linspace(4, 2, STEPS).tolist() for name in NAMES}
+    return [
+        stored(
+            folder.with_name(f"{folder.name}-{seed}"), "random", losses, seed, steps=range(STEPS),
+            scores={"exact_match": dict(zip(NAMES, right.tolist(), strict=True))},
+        )
+        for seed, right in enumerate(rights)
+    ]  # fmt: skip
+
+
+def rough(right: NDArray[np.int64]) -> float:
+    moves = np.diff(right.mean(axis=0))
+    return float(np.minimum(moves.clip(0).sum(), (-moves).clip(0).sum()) / np.abs(moves).sum())
+
+
+def answers(random: np.random.Generator) -> NDArray[np.int64]:
+    """Answers that become right one after the other, and now and then wrong again."""
+    needed = random.uniform(size=(18, 1)) + 0.15 * random.normal(size=(18, STEPS))
+    return (needed < np.linspace(0.1, 0.6, STEPS)).astype(np.int64)
+
+
+def test_intervals_hold_the_roughness_of_test_sets_of_this_size(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    truth = float(np.mean([rough(answers(random)) for _ in range(2000)]))
+    assert 0.1 < truth < 0.3  # with endless instances it would be 0
+    found = []
+    for number in range(40):
+        rights = [answers(random) for _ in range(3)]
+        gap = scores.roughness(study(tmp_path / str(number), rights), "loss")["exact_match"]
+        assert gap.low <= gap.estimate <= gap.high
+        assert gap.estimate == pytest.approx(np.mean([rough(right) for right in rights]))
+        found.append(gap.low <= truth <= gap.high)
+    assert sum(found) >= 34  # 38 expected
 
 
 def test_a_curve_that_never_turns_is_as_steady_as_the_loss(tmp_path: Path) -> None:
     # One answer more is right after each step, but each time others; drawn again, that goes back
     # and forth.
-    names = [(f"t{k}", f"i{k}") for k in range(18)]
-    losses = {name: np.linspace(4, 2, 10).tolist() for name in names}
-    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(18), (10, 1)), axis=1)
-    right = dict(
-        zip(names, (ranks < np.arange(3, 13)[:, None]).astype(int).T.tolist(), strict=True)
-    )
-    given: dict[str, Any] = {"steps": range(10), "scores": {"rouge1": right}}
-    runs = [stored(tmp_path / str(s), "random", losses, s, **given) for s in (0, 1)]
-    gap = scores.roughness(runs, "loss")["rouge1"]
-    assert (gap.estimate, gap.low, gap.high) == (0, 0, 0)
+    ranks = np.random.default_rng(0).permuted(np.tile(np.arange(18), (STEPS, 1)), axis=1)
+    right = (ranks < np.arange(3, 13)[:, None]).astype(np.int64).T
+    gap = scores.roughness(study(tmp_path, [right] * 3), "loss")["exact_match"]
+    assert (gap.estimate, gap.low, gap.clear) == (0, 0, False)
+
+
+def test_roughness_is_half_at_most(tmp_path: Path) -> None:
+    # Answers that are right at every second step alone, and in some resamples none ever is.
+    rare = np.zeros((18, STEPS), dtype=np.int64)
+    rare[0, 1::2] = 1
+    gap = scores.roughness(study(tmp_path, [rare] * 3), "loss")["exact_match"]
+    assert gap.estimate == pytest.approx(4 / 9)  # four moves back, five forward
+    assert 0 <= gap.low <= gap.high <= 0.5

@@ -16,13 +16,11 @@ from tma.bootstrap import (
     added,
     bounds,
     by_instance,
-    draws,
+    drawn_apart,
     measures_table,
     resample,
     seed_weights,
-    seeds_last,
     table,
-    tasks_first,
 )
 from tma.errors import ParameterError
 from tma.runs import Run
@@ -348,6 +346,8 @@ def test_few_tasks_make_an_interval_wider() -> None:
     assert (one.estimate, one.low, one.high, one.clear) == (1, -math.inf, math.inf, False)
     nothing = Interval(math.nan, -math.inf, math.inf, 18, 3)
     assert nothing.drawn_from(18).high == math.inf
+    # Of two looked at together, 2.45805 is Student's quantile at 1 - 0.0125.
+    assert many.among(2).high == pytest.approx(1 + wider * 2.45805 / 2.10982, abs=1e-4)
     assert (many.within(0.6, 1.5).low, many.within(0.6, 1.5).high) == (0.6, 1.5)
     assert nothing.within(0, 1).high == math.inf
 
@@ -424,8 +424,7 @@ def test_a_resample_is_the_mean_over_the_drawn_tasks_or_seeds(
     found = resample([[pd.DataFrame(one, index) for one in values]], seed)
     clusters = tasks if len(set(tasks)) > 1 else list(range(len(tasks)))
     names = sorted(set(clusters))
-    often = tasks_first(draws(len(names), [seed, 0]))
-    weights = seeds_last(seed_weights(seeds, [seed, 1]))
+    often, weights = drawn_apart(len(names), seeds, seed)
     for row in (0, 1, 2000, 2001, 4000):
         rows = [
             instance

@@ -10,7 +10,7 @@ from datasets import Dataset
 import tma
 from tests.conftest import circle, unit
 from tma.errors import ParameterError
-from tma.study import StudyConfig
+from tma.study import StudyConfig, _reaching
 
 # What stands in a notebook after its parameters cell.
 GIVEN = {
@@ -202,6 +202,25 @@ def test_how_many_instances_reach_a_threshold() -> None:
     found = tma.study_settings(GIVEN).reached(circle(angles), circle([0]))
     assert found.index.tolist() == [0.485, 0.8, 0.9, 0.95, 0.966]
     assert found.tolist() == [5, 4, 2, 2, 1]
+
+
+def test_thresholds_are_of_what_any_seed_draws() -> None:
+    # 1,500 rows of which each seed draws 920; row k lies so many hundredths of a degree away.
+    X, Y = circle(np.arange(1500) / 100 + 40), circle([0])
+    study = tma.study_settings({**GIVEN, "seeds": 3})
+    drawn = sorted({int(row) for seed in range(3) for row in study.drawn(X, Y, seed)})
+    assert 920 < len(drawn) < 1500
+    cosines = np.cos(np.radians(np.array(drawn) / 100 + 40))
+    found = study.thresholds(X, Y)
+    assert found == pytest.approx(np.quantile(cosines, [0.99, 0.95]), abs=6e-4)
+    assert study.reached(X, Y)[found[1]] == (cosines >= found[1]).sum()
+
+
+def test_an_equal_row_reaches_one_whatever_rounding_takes_off() -> None:
+    X = unit(np.random.default_rng(0).normal(size=(50, 384)))
+    study = tma.study_settings(GIVEN)
+    assert study._nearest(X, X).min() < 1  # by rounding
+    assert _reaching(study._nearest(X, X), 1.0) == 50
 
 
 def test_thresholds_leave_out_the_nearest_shares() -> None:

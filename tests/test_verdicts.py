@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from tma.bootstrap import Interval
 
 STUDY = tma.study_settings({"model": "llama", "scale": "pocket", "output_dir": "out"})
 BELOW, ABOVE = Interval(-0.2, -0.3, -0.1, 18, 3), Interval(0.2, 0.1, 0.3, 18, 3)
+Pair = tuple[Interval, Interval]
 NFT, FFT = "NFT − RT, with labels", "FFT − RT, with labels"
 
 
@@ -97,47 +99,69 @@ def test_a_correlation_has_to_exceed_what_chance_gives_it() -> None:
 
 def test_near_duplicates_are_tested_where_there_are_some() -> None:
     gains = {0.95: BELOW, 0.8: interval(-0.1, 0.1), 0.43: ABOVE}  # the last is no near-duplicate
-    found = verdicts.survives(STUDY, gains)
+    found = verdicts.survives(STUDY, gains, 5)
     assert (found.verdict, found.low) == ("inconclusive", -0.1)
     assert found.measure.startswith("NFT − RT, similarity below 0.8: mean loss along the way")
-    assert verdicts.survives(STUDY, {0.9: BELOW, 0.43: ABOVE}).verdict == "supported"
-    none = verdicts.survives(STUDY, {0.43: BELOW})
+    assert verdicts.survives(STUDY, {0.9: BELOW, 0.43: ABOVE}, 5).verdict == "supported"
+    none = verdicts.survives(STUDY, {0.43: BELOW}, 0)
     assert (none.verdict, none.estimate) == ("not tested at this scale", None)
+    assert none.measure == "no training instance is nearly a copy of a test instance"
+    most = verdicts.survives(STUDY, {0.97: BELOW}, 600)
+    assert most.verdict == "not tested at this scale"
+    assert most.measure.startswith("more than half of the training instances are nearly copies")
 
 
-def test_the_larger_effect_has_to_be_there() -> None:
-    around = interval(-0.3, 0.1)
+AROUND = interval(-0.3, 0.1)
 
-    def judged(larger: Interval, chosen: Interval, ordered: Interval, pool: int = 920) -> str:
-        effects = {"area": larger}, {"area": chosen}, {"area": ordered}
-        found = verdicts.selection(STUDY, *effects, pool)
-        assert found.claim == "order against selection"
-        return found.verdict
 
-    assert judged(ABOVE, BELOW, around) == "supported"
-    assert judged(ABOVE, around, around) == "inconclusive"
-    assert judged(BELOW, around, ABOVE) == "not supported"
-    assert judged(BELOW, BELOW, around) == "inconclusive"
+@pytest.mark.parametrize(
+    ("larger", "chosen", "ordered", "verdict"),
+    [
+        ((ABOVE, ABOVE), (BELOW, BELOW), (AROUND, AROUND), "supported"),
+        ((ABOVE, ABOVE), (BELOW, AROUND), (AROUND, AROUND), "inconclusive"),
+        ((BELOW, AROUND), (AROUND, AROUND), (ABOVE, AROUND), "not supported"),
+        ((BELOW, AROUND), (BELOW, BELOW), (AROUND, ABOVE), "inconclusive"),
+        ((AROUND, ABOVE), (BELOW, BELOW), (BELOW, BELOW), "inconclusive"),
+    ],
+)
+def test_the_larger_effect_has_to_be_there(
+    larger: Pair, chosen: Pair, ordered: Pair, verdict: str
+) -> None:
+    readings = ("area", "final")
+    one, two, three = (dict(zip(readings, pair, strict=True)) for pair in (larger, chosen, ordered))
+    found = verdicts.selection(STUDY, one, two, three, 920)
+    assert (found.claim, found.verdict) == ("order against selection", verdict)
     # 8 steps of 4 instances take all of 32: MIN and MAX are the same.
-    assert judged(ABOVE, BELOW, around, pool=32) == "not tested at this scale"
-    assert judged(ABOVE, BELOW, around, pool=33) == "supported"
+    for pool, said in ((32, "not tested at this scale"), (33, verdict)):
+        assert verdicts.selection(STUDY, one, two, three, pool).verdict == said
 
 
-def test_one_seed_decides_nothing() -> None:
-    study = replace(STUDY, seeds=1)
-    effect = {"area": BELOW}
+def test_a_study_of_one_seed_decides_nothing() -> None:
+    study, effect = replace(STUDY, seeds=1), {"area": BELOW}
+    shares = {0.05: Interval(0.7, 0.6, 0.8, 18, 1)}
     for found in (
-        verdicts.fine(study, BELOW),
+        verdicts.early(study, shares, 20),
+        verdicts.steady(study, {"rouge1": ABOVE}),
+        verdicts.together(study, correlation(0.5, (-0.2, 0.2))),
+        verdicts.similar_first(study, BELOW, ABOVE),
         verdicts.fine(study, ABOVE),
-        verdicts.rules(study, {"each": BELOW}),
+        verdicts.turns(study, {NFT: BELOW, FFT: ABOVE}),
+        verdicts.earlier_rounds(study, {"rounds[5:10]": ABOVE}),
+        verdicts.by_instance(study, correlation(0.5, (-0.2, 0.2))),
         verdicts.selection(study, {"area": ABOVE}, effect, effect, 920),
+        verdicts.survives(study, {0.9: BELOW}, 5),
+        verdicts.rules(study, {"each": BELOW}),
     ):
         assert found.verdict == "inconclusive"
         assert found.measure.endswith("; one seed decides nothing")
-    assert verdicts.steady(study, {}).verdict == "not tested at this scale"
+    assert verdicts.steady(study, {}).measure == "no metric but the loss moves"
+    without = Interval(math.nan, -math.inf, math.inf, 18, 1)
+    assert verdicts.fine(study, without).measure.endswith("nats a token: no value")
+    # Orders without chance of all the data have one run for all seeds of a study.
+    assert verdicts.fine(STUDY, replace(BELOW, seeds=1)).verdict == "supported"
 
 
 def test_a_claim_belongs_to_one_notebook() -> None:
     assert set(claims.NOTEBOOKS) == set(claims.CLAIMS)
     assert verdicts.similar_first(STUDY, BELOW, ABOVE).notebook == "02_similarity"
-    assert verdicts.survives(STUDY, {}).notebook == "04_tma"
+    assert verdicts.survives(STUDY, {}, 0).notebook == "04_tma"

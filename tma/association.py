@@ -16,18 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import (
-    ROWS,
-    Floats,
-    Interval,
-    added,
-    bounds,
-    by_instance,
-    draws,
-    seed_weights,
-    seeds_last,
-    tasks_first,
-)
+from tma.bootstrap import ROWS, Floats, Interval, added, bounds, by_instance, drawn_apart
 from tma.errors import ParameterError, check_choice, check_length
 from tma.method import MEASURES
 from tma.runs import Run
@@ -121,6 +110,7 @@ def association(
         high=found.high,
         n=found.n,
         seeds=found.seeds,
+        clusters=found.clusters,
         baseline_low=baseline_low,
         baseline_high=baseline_high,
         p=p,
@@ -298,8 +288,7 @@ def _bootstrap(
     """
     level = "task" if index.get_level_values("task").nunique() > 1 else "id"
     cluster = pd.factorize(index.get_level_values(level))[0]
-    tasks = tasks_first(draws(cluster.max() + 1, [seed, 0]))
-    seeds = seeds_last(seed_weights(drawn.max() + 1, [seed, 1]))
+    tasks, seeds = drawn_apart(cluster.max() + 1, drawn.max() + 1, seed)
     total = np.zeros((3, ROWS))
     for number, both in enumerate(runs):
         size, means = tasks @ np.bincount(cluster), []

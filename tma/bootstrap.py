@@ -5,14 +5,15 @@ them one by one would promise too much; instances are drawn where there is one t
 Seeds are drawn too, if there are several: tasks with the seeds as they are, then seeds with the
 tasks as they are, and what each draw changes is added. (Both drawn at once, as by Owen, "The
 pigeonhole bootstrap", Annals of Applied Statistics 2007, noise counts three times; so it counts
-twice, and where it rules an interval is √2 times as wide as needed.) A bootstrap of S units shows
-a variance too small by (S - 1)/S, a third with three seeds; the deviations of the drawn weights
-from equal ones are widened by the root of that. For the tasks, which may be of unequal size, the
-interval itself is widened so, and by the ratio of Student's quantile to the normal one: by 1.11
-with 18 of them, by 2.7 with three. With three seeds whose choice matters more than that of the
-tasks an interval still covers less than it says (`benchmarks/coverage.py` measures how often it
-holds the truth). With one seed it says nothing about seeds. One draw gives whole curves, so that
-the final loss, the area or any other functional comes from the same resamples.
+twice, and where it rules an interval is √2 times as wide as needed, besides what few tasks add.)
+A bootstrap of S units shows a variance too small by (S - 1)/S, a third with three seeds; the
+deviations of the drawn weights from equal ones are widened by the root of that. For the tasks,
+which may be of unequal size, the interval itself is widened so, and by the ratio of Student's
+quantile to the normal one: by 1.11 with 18 of them, by 2.7 with three. With three seeds whose
+choice matters more than that of the tasks an interval still covers less than it says
+(`benchmarks/coverage.py` measures how often it holds the truth). With one seed it says nothing
+about seeds. One draw gives whole curves, so that the final loss, the area or any other functional
+comes from the same resamples.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
@@ -55,6 +55,9 @@ class Interval:
     """Seeds (of a comparison: pairs of runs)."""
     step: int | None = None
     """Training step it belongs to; None: it is of the whole course."""
+    clusters: int | None = None
+    """Test tasks, or instances without any, that were drawn; None: so many that it does not matter.
+    """
 
     @property
     def clear(self) -> bool:
@@ -65,11 +68,17 @@ class Interval:
         """Return the interval widened for being one of `count` that are looked at together.
 
         One of several 95 % intervals excludes zero by chance more often than one does. Each end
-        moves away from the estimate by the ratio of normal quantiles at 1 - 0.025/count and at
-        0.975, so that all of them together hold their values with 95 % at least (Bonferroni).
+        moves away from the estimate by the ratio of the quantiles at 1 - 0.025/count and at 0.975,
+        those of Student's t with one degree of freedom less than there are clusters, so that all of
+        them together hold their values as often as one does (Bonferroni).
         """
-        normal = NormalDist()
-        return self._wider(normal.inv_cdf(1 - TAILS[0] / count) / normal.inv_cdf(TAILS[1]))
+        return self._wider(self._quantile(1 - TAILS[0] / count) / self._quantile(TAILS[1]))
+
+    def _quantile(self, share: float) -> float:
+        from scipy.stats import t
+
+        degrees = math.inf if self.clusters is None else max(1, self.clusters - 1)
+        return float(t.ppf(share, degrees))
 
     def drawn_from(self, clusters: int) -> Interval:
         """Return the interval widened for how few clusters (tasks) were drawn; of one, endless.
@@ -78,12 +87,11 @@ class Interval:
         too little variance, and by the ratio of the 0.975 quantiles of Student's t with c - 1
         degrees of freedom and of the normal distribution.
         """
-        from scipy.stats import t
-
+        drawn = replace(self, clusters=clusters)
         if clusters < 2:
-            return replace(self, low=-math.inf, high=math.inf)
-        student = float(t.ppf(TAILS[1], clusters - 1)) / NormalDist().inv_cdf(TAILS[1])
-        return self._wider(student * math.sqrt(clusters / (clusters - 1)))
+            return replace(drawn, low=-math.inf, high=math.inf)
+        student = drawn._quantile(TAILS[1]) / self._quantile(TAILS[1])
+        return drawn._wider(student * math.sqrt(clusters / (clusters - 1)))
 
     def within(self, least: float, most: float) -> Interval:
         """Return the interval without what its quantity cannot be; an endless one stays so."""
@@ -178,6 +186,18 @@ def tasks_first(drawn: Floats) -> Floats:
 def seeds_last(drawn: Floats) -> Floats:
     """Return 1 + RESAMPLES samples as they are and then the draws: (ROWS, …)."""
     return np.concatenate([np.repeat(drawn[:1], 1 + RESAMPLES, axis=0), drawn[1:]])
+
+
+def drawn_apart(tasks: int, seeds: int, seed: int) -> tuple[Floats, Floats]:
+    """Return how often each task is in each row, (ROWS, tasks), and each seed's weight there.
+
+    Args:
+        tasks: number of tasks.
+        seeds: number of seeds.
+        seed: seed of the draws.
+    """
+    often, weights = draws(tasks, [seed, 0]), seed_weights(seeds, [seed, 1])
+    return tasks_first(often), seeds_last(weights)
 
 
 def added(values: Floats) -> Floats:

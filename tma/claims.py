@@ -51,7 +51,10 @@ NOTEBOOKS = {
     **dict.fromkeys(("C1", "C2"), "01_early_generalization"),
     **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
     "C5": "03_granularity",
-    **dict.fromkeys(("C6", "C7", *tuple(CLAIMS)[8:]), "04_tma"),
+    **dict.fromkeys(("C6", "C7"), "04_tma"),
+    "order against selection": "04_tma",
+    "near-duplicates": "04_tma",
+    "collision and within-round rules": "04_tma",
 }
 """The notebook that tests each of them."""
 CLAIMED = ("negative", "positive")
@@ -257,7 +260,8 @@ def check_same_run(folder: Path) -> None:
     Raises:
         DataError: another run, with other parameters maybe, left them there.
     """
-    notebook, verdicts = folder.with_suffix(".ipynb"), folder / "claims.json"
+    folder = folder.absolute()
+    notebook, verdicts = folder.parent / f"{folder.name}.ipynb", folder / "claims.json"
     if not (notebook.is_file() and verdicts.is_file()):
         return
     if verdicts.stat().st_mtime > notebook.stat().st_mtime:

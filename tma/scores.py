@@ -44,8 +44,9 @@ def roughness(
 
     Between consecutive evaluations a curve moves up or down; forward is the direction from its
     first to its last value. The share Σ|backward moves| / Σ|moves| has no unit and no scale, so
-    that metrics can be compared: 0 for a monotone curve and for one that does not move, 0.5 for one
-    that ends where it began.
+    that metrics can be compared: 0 for a monotone curve and for one that does not move, 0.5, the
+    most, for one that ends where it began. It is that of a test set of this size: where few answers
+    turn from right to wrong and back, a metric jumps, as with many it might not.
 
     Args:
         runs: runs of one order with answers, one a seed.
@@ -54,11 +55,10 @@ def roughness(
         seed: seed of the bootstrap.
 
     Returns:
-        Metric → mean over seeds of the share of each seed's own curve. Few test tasks make a curve
-        rougher than many would, and redrawing them makes it rougher still by about as much: each
-        resample is mirrored at the share of the sample, and cut to [0, 1], so that estimate (their
-        mean) and interval are of what is left (the basic bootstrap). Against another, metrics that
-        do not move at all in some seed are left out: to stand at its floor is no steadiness.
+        Metric → mean over seeds of the share of each seed's own curve. Redrawing the tasks makes a
+        curve rougher than that of the test set; the interval is of how far the resamples lie from
+        their mean. Against another, metrics that do not move at all in some seed are left out: to
+        stand at its floor is no steadiness.
 
     Raises:
         ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
@@ -76,19 +76,21 @@ def roughness(
     back = (total - np.abs(moves.sum(axis=-1))) / 2
     # Rounding must not make a monotone curve move backward.
     share = ratio(np.where(back < 1e-12 * total, 0, back), total)
-    shares = found.over_seeds(_mirrored(np.where(total > 0, share, 0)))
+    own = np.where(total[0] > 0, share[0], 0)
+    shares = found.over_seeds(_levelled(np.where(total > 0, share, own)))
     if against is None:
-        return {name: found.interval(shares[:, k]).within(0, 1) for k, name in enumerate(names)}
+        return {name: found.interval(shares[:, k]).within(0, 0.5) for k, name in enumerate(names)}
     base = shares[:, names.index(against)]
     moving = (total[0] > 0).all(axis=-1)
     others = ((k, name) for k, name in enumerate(names) if name != against and moving[k])
-    return {name: found.interval(shares[:, k] - base).within(-1, 1) for k, name in others}
+    return {name: found.interval(shares[:, k] - base).within(-0.5, 0.5) for k, name in others}
 
 
-def _mirrored(share: Floats) -> Floats:
-    """Return shares (ROWS, …) less what drawing tasks adds; the sample's is the resamples' mean."""
-    drawn = np.clip(2 * share[0] - share[1 : 1 + RESAMPLES], 0, 1)
-    return tasks_first(np.concatenate([drawn.mean(axis=0, keepdims=True), drawn]))
+def _levelled(share: Floats) -> Floats:
+    """Return shares (ROWS, …) less what drawing tasks adds to them on average."""
+    drawn = share[1 : 1 + RESAMPLES]
+    level = np.clip(share[0] + drawn - drawn.mean(axis=0), 0, 0.5)
+    return tasks_first(np.concatenate([share[:1], level]))
 
 
 def _metrics(run: Run) -> dict[str, pd.DataFrame]:

@@ -1,12 +1,14 @@
 """One verdict a claim: what is compared, by what number, and on which side the claim puts it.
 
 Each takes the parameters of the notebook, and intervals of `tma.statistics`, `tma.scores` or
-`tma.association`; `tma.claims` decides. One seed decides nothing: its intervals say nothing about
-others, whose choice may matter more than what is compared.
+`tma.association`; `tma.claims` decides. A study of one seed decides nothing: its intervals say
+nothing about others, whose choice may matter more than what is compared. (Orders without chance of
+all the data, as at scale `paper`, are the same for every seed, and run once.)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -138,13 +140,16 @@ def selection(
     if study.limit >= pool:
         return untested(claim, f"an order takes all {pool} instances that there are")
     judged = judge_all({name: (interval, "positive") for name, interval in larger.items()})
-    effects = {"supported": chosen, "not supported": ordered}.get(judged.verdict, {})
-    if not all(effect.clear for effect in effects.values()):
-        judged = replace(judged, verdict="inconclusive")
+    if judged.verdict == "supported":
+        there = all(effect.clear for effect in chosen.values())
+    else:
+        smaller = [name for name, gap in larger.items() if gap.among(len(larger)).high < 0]
+        there = any(ordered[name].clear for name in smaller)
+    judged = judged if there else replace(judged, verdict="inconclusive")
     return _said(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", judged)
 
 
-def survives(study: StudyConfig, gains: Mapping[float, Interval]) -> Verdict:
+def survives(study: StudyConfig, gains: Mapping[float, Interval], copies: int) -> Verdict:
     """Return the verdict on near-duplicates: nearest-first stays ahead when none is trained on.
 
     Args:
@@ -152,11 +157,13 @@ def survives(study: StudyConfig, gains: Mapping[float, Interval]) -> Verdict:
         gains: similarity from which training instances are left out → area of the curve of NFT
             minus that of RT. Of those at which an instance is nearly a copy the lowest decides;
             what else is left out does not answer the question.
+        copies: training instances that are nearly a copy of a test instance.
     """
     near = [threshold for threshold in gains if threshold in study.base.near_duplicates]
     if not near:
-        why = "no training instance is nearly a copy of a test instance"
-        return untested("near-duplicates", why)
+        half = "more than half of the training instances are nearly copies of test instances"
+        none = "no training instance is nearly a copy of a test instance"
+        return untested("near-duplicates", half if copies else none)
     least = {f"NFT − RT, similarity below {min(near)}": gains[min(near)]}
     return _all("near-duplicates", study, ALONG, least, "negative")
 
@@ -180,8 +187,8 @@ def _all(
 
 
 def _said(claim: str, study: StudyConfig, measure: str, judged: Judged) -> Verdict:
-    """Return the verdict, where one seed was asked for an undecided one."""
-    if study.seeds < 2:
+    """Return the verdict; an undecided one where one seed was asked for."""
+    if study.seeds < 2 and math.isfinite(judged.interval.estimate):
         judged = replace(judged, verdict="inconclusive")
         measure += "; one seed decides nothing"
     return tested(claim, measure, judged)
