@@ -19,7 +19,7 @@ import pandas as pd
 
 import tma
 from tma import statistics, verdicts
-from tma.bootstrap import Interval, written
+from tma.intervals import Interval, written
 
 TARGET = Path(__file__).with_name("begins.csv")
 ORDERS = ("tma_nft", "tma_rt", "tma_fft")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.stored_runs import NEAR, stored
 from tma import seen
 from tma.association import agreement, association, centred, located, step_match, table
-from tma.bootstrap import bounds, drawn_apart
+from tma.bootstrap import drawn_apart
 from tma.errors import ParameterError
+from tma.intervals import bounds
 from tma.runs import Run
 
 X = np.array([[1, 0], [0, 1], [0.6, 0.8]])

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tma import claims
-from tma.bootstrap import Interval, written
 from tma.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
 from tma.errors import DataError, ParameterError
+from tma.intervals import Interval, written
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
 SEQUENCE = [

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from tests.stored_runs import FAR, NEAR, stored
 from tma import figures, panels, statistics, styles
 from tma.association import Association
-from tma.bootstrap import Interval
 from tma.errors import ParameterError
+from tma.intervals import Interval
 from tma.runs import Run
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import tma
 from tma import claims, report
-from tma.bootstrap import Interval
+from tma.intervals import Interval
 from tma.study import StudyConfig
 
 GAP = Interval(-0.2, -0.3, -0.1, 18, 3)

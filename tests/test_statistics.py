@@ -11,18 +11,9 @@ from hypothesis import strategies as st
 
 from tests.stored_runs import FAR, NEAR, moved, stored
 from tma import statistics
-from tma.bootstrap import (
-    Interval,
-    added,
-    bounds,
-    by_instance,
-    drawn_apart,
-    measures_table,
-    resample,
-    seed_weights,
-    table,
-)
+from tma.bootstrap import added, by_instance, drawn_apart, resample, seed_weights
 from tma.errors import ParameterError
+from tma.intervals import Interval, bounds, measures_table, table
 from tma.runs import Run
 
 TWO = 12.7062 / 1.95996 * math.sqrt(2)

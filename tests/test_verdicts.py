@@ -10,7 +10,7 @@ import pytest
 import tma
 from tma import claims, verdicts
 from tma.association import Association
-from tma.bootstrap import Interval
+from tma.intervals import Interval
 
 STUDY = tma.study_settings({"model": "llama", "scale": "pocket", "output_dir": "out"})
 BELOW, ABOVE = Interval(-0.2, -0.3, -0.1, 18, 3), Interval(0.2, 0.1, 0.3, 18, 3)

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import ROWS, Floats, Interval, added, bounds, by_instance, drawn_apart
+from tma.bootstrap import ROWS, added, by_instance, drawn_apart
 from tma.errors import ParameterError, check_choice, check_length
+from tma.intervals import Floats, Interval, bounds
 from tma.method import MEASURES
 from tma.runs import Run
 from tma.seen import falls

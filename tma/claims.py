@@ -20,7 +20,7 @@ from tma.store import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tma.bootstrap import Interval
+    from tma.intervals import Interval
 
 CLAIMS = {
     "C1": "Zero-shot generalization happens very early in instruction tuning: most of the fall of "

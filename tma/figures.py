@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tma.bootstrap import Interval
+from tma.intervals import Interval
 from tma.statistics import spread
 from tma.styles import LABELS, PALETTE, Style, styles
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tma.bootstrap import Interval
 from tma.claims import Verdict, table, write
 from tma.config import RunConfig
 from tma.data import texts
+from tma.intervals import Interval
 from tma.runs import Run, hardware
 from tma.scales import SCALES
 from tma.store import new_file

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tma.bootstrap import RESAMPLES, Floats, Interval, by_instance, resample, tasks_first
+from tma.bootstrap import RESAMPLES, by_instance, resample, tasks_first
 from tma.errors import check_choice
+from tma.intervals import Floats, Interval
 from tma.runs import Run
 from tma.statistics import check_course, ratio
 

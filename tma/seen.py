@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import Floats, by_instance
+from tma.bootstrap import by_instance
 from tma.errors import ParameterError, check_length
+from tma.intervals import Floats
 from tma.runs import Run
 
 _BLOCK = 4096

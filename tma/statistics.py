@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import Floats, Interval, Resampled, by_instance, matched, resample
+from tma.bootstrap import Resampled, by_instance, matched, resample
 from tma.errors import ParameterError, check_choice, wrong
+from tma.intervals import Floats, Interval
 from tma.runs import Run
 
 Runs = Mapping[str, Sequence[Run]]

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from tma.association import Association
-from tma.bootstrap import Interval
 from tma.claims import Judged, Verdict, judge_all, judge_any, tested, untested
+from tma.intervals import Interval
 from tma.study import StudyConfig
 
 ALONG = "mean loss along the way, nats a token"

@@ -9,8 +9,8 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.bootstrap import written
 from tma.claims import CLAIMS, Verdict, read
+from tma.intervals import written
 
 HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n", "seeds", "verdict")
 
