@@ -105,17 +105,7 @@ def association(
         permuted = _permuted(runs, index, seed, within=within_tasks)
         baseline_low, baseline_high = bounds(permuted)
         p = (1 + int((np.abs(permuted) >= abs(estimate) - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return Association(
-        estimate=estimate,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-        seeds=found.seeds,
-        clusters=found.clusters,
-        baseline_low=baseline_low,
-        baseline_high=baseline_high,
-        p=p,
-    )
+    return Association(**vars(found), baseline_low=baseline_low, baseline_high=baseline_high, p=p)
 
 
 def step_match(
