@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as drawing
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -24,14 +27,49 @@ from tma.state import States
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Properties are tested on the same examples everywhere, however slow the machine is;
+# `--hypothesis-profile=default` draws others.
+drawing.register_profile(
+    "everywhere", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+drawing.load_profile("everywhere")
 
-LONG = ("test_notebook.py", "test_book.py", "test_state.py", "test_processes.py")
-"""Files that take longest: where files are shared out between processes, they begin."""
+LONG = (
+    "test_notebook.py",
+    "test_runs.py",
+    "test_state.py",
+    "test_arms.py",
+    "test_parallel.py",
+    "test_published.py",
+    "test_project.py",
+    "test_train.py",
+    "test_readers.py",
+    "test_processes.py",
+    "test_generate.py",
+    "test_suite.py",
+    "test_book.py",
+    "test_association.py",
+    "test_untrained.py",
+    "test_neighbours.py",
+    "test_benchmarks.py",
+    "test_models.py",
+)
+"""Files that take longest, the longest first: processes that share out the files begin so."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _frozen() -> None:
+    """Keep what is imported out of the collections of garbage, of which each run makes two.
+
+    Each would go through millions of objects, which takes longer than a tiny run.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -15,16 +14,14 @@ from tma.config import RunConfig
 from tma.errors import ParameterError
 
 
-def test_converted_weights_load_at_once(weights: Path) -> None:
+def test_converted_weights_load_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {p.name for p in weights.iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
     assert not any(name.endswith(".gguf") for name in names)
     assert str(weights.parent) not in (weights / "config.json").read_text()
-    models.load("smollm2-135m-instruct")
-    start = time.monotonic()
+    for reading in ("tma.models._convert", "gguf.GGUFReader"):
+        monkeypatch.setattr(reading, None)
     model, tokenizer = models.load("smollm2-135m-instruct")
-    # Under 3 s on the machine it was written on; the bound only tells it from reading GGUF.
-    assert time.monotonic() - start < 12
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert next(model.parameters()).dtype == torch.float32
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")

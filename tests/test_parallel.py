@@ -163,7 +163,7 @@ def training(parent: int) -> list[psutil.Process]:
     return large if len(large) == 2 else []
 
 
-def waited_for(what: Callable[[], Found], seconds: float = 60) -> Found:
+def waited_for(what: Callable[[], Found], seconds: float = 300) -> Found:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found = what()

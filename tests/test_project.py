@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,23 +62,37 @@ def test_the_readme_names_the_targets_of_the_makefile() -> None:
     assert {"study", "test", "book", "lint"} <= used <= set(targets)
 
 
-def test_no_module_is_longer_than_350_lines() -> None:
-    for path in (ROOT / "tma").glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path.name
-
-
 def test_arranging_knows_no_language_model() -> None:
     script = "import sys, tma.arrange; print({'torch', 'transformers'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]],
-    ids=["ruff", "format", "mypy"],
-)
-def test_the_code_is_clean(command: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
+def test_five_collections_find_the_same_tests(tmp_path: Path) -> None:
+    """pytest-xdist refuses to run where a name holds the clock, a folder, a hash or an address."""
+    turn = threading.Lock()
+    plain = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST")}
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow"]
+    command += ["-p", "no:cacheprovider", "--assert=plain"]  # sooner, and leaves nothing behind
+
+    def collected(seed: int) -> tuple[int, list[str]]:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        with turn:
+            time.sleep(1)
+            started = int(time.time())
+        environment = plain | {"PYTHONHASHSEED": str(seed), "TMPDIR": str(folder)}
+        text = subprocess.check_output(command, cwd=ROOT, env=environment, text=True)
+        return started, [line for line in text.splitlines() if "::" in line]
+
+    with ThreadPoolExecutor(2) as pool:
+        seconds, names = zip(*pool.map(collected, range(5)), strict=True)
+    assert len(set(seconds)) == 5
+    assert len(names[0]) > 1000
+    assert len(set(names[0])) == len(names[0])
+    for again in names[1:]:
+        assert again == names[0]
+
+
+def test_ci_runs_lint_and_tests() -> None:
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert lines[-2:] == ["make lint", "make test"]

@@ -228,7 +228,7 @@ def test_a_full_disk_ends_with_a_message_and_the_state_before_it(config: RunConf
     config = replace(config, seed=5)
     tables = uninterrupted(config)
     process = started(config, FULL)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 1
     last = said.strip().splitlines()[-1]
     assert "StateError: the state of step 3 could not be written to" in last
@@ -321,7 +321,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
     config = replace(config, seed=6)
     tables = uninterrupted(config)
     process = started(config, KILLED_WHILE_SAVING)
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == -signal.SIGKILL
     made = counted_steps(monkeypatch)
     finish_equals(config, tables)
