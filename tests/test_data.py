@@ -224,6 +224,9 @@ def test_the_second_call_reads_the_store_and_warns_again(
         "rows": {"train": 4, "test": 1},
         "read": 6,
         "empty": {"none": 1, "train": 0, "test": 0},
+        "long": {"train": [0, 4], "test": [0, 1]},
+        "max_instance_tokens": None,
+        "source": None,
         "name": name,
         "own_split": False,
     }
@@ -264,6 +267,11 @@ def test_a_failed_reading_leaves_nothing(tmp_path: Path, own_cache: Path) -> Non
         ({"empty": "keep"}, "empty='keep' .* drop, error"),
         ({"seed": -1}, "seed=-1 .* at least 0"),
         ({"max_source_tokens": 0}, "max_source_tokens=0 "),
+        ({"max_instance_tokens": 0}, "max_instance_tokens=0 .* at least 1"),
+        ({"held_out": "repeat"}, "held_out='repeat' .* names of tasks or source datasets"),
+        ({"held_out": ["repaet"]}, "held_out='repaet' .* the 6 tasks .* such as repeat"),
+        ({"fold": 0}, "fold=0 .* has no folds, only suite, pocket, p3 have"),
+        ({"by": "task", "held_out": ["next"]}, r"by='task' and held_out=\('next',\) each say"),
         ({"columns": ["prompt"]}, r"columns=\['prompt'\] .* expected names"),
         ({"columns": "prompt"}, "columns='prompt' .* expected names"),
         ({"columns": {1: "a"}}, r"columns=\{1: 'a'\} .* expected names"),
@@ -317,7 +325,7 @@ def test_every_row_can_be_kept(dataset_file: Path, caplog: pytest.LogCaptureFixt
     assert caplog.messages == [
         f"dataset {dataset_file}: 8 rows held out as test; split='all' keeps all"
     ]
-    with pytest.raises(ParameterError, match=r"by='task' .* expected None with split='all'"):
+    with pytest.raises(ParameterError, match=r"split='all' .* which by='task' asks for"):
         tma.load(str(dataset_file), split="all", by="task")
 
 
@@ -403,6 +411,114 @@ def test_few_test_instances_are_of_as_many_tasks_as_there_are(tmp_path: Path) ->
     assert set(other["id"]) != set(test["id"])
 
 
+def numbered(path: Path, tasks: str, rows: int = 4) -> str:
+    """Write so many instances of each task, a letter each; source datasets x and y by turns."""
+    made = [
+        {"prompt": f"{task} {k}", "response": "r", "task": task, "origin": "xy"[place % 2]}
+        for place, task in enumerate(tasks)
+        for k in range(rows)
+    ]
+    return write(path, [dict(row) for row in made])
+
+
+ORIGIN = {"source": "origin"}
+
+
+def test_held_out_are_the_tasks_and_source_datasets_that_are_named(tmp_path: Path) -> None:
+    name = numbered(tmp_path / "a.jsonl", "abcd")
+    for held_out, columns, tasks in (
+        (["b", "d"], None, {"b", "d"}),
+        (("b",), ORIGIN, {"b"}),
+        ({"x"}, ORIGIN, {"a", "c"}),
+        (["y", "a"], ORIGIN, {"a", "b", "d"}),
+    ):
+        parts = [
+            tma.load(name, split=split, held_out=held_out, columns=columns)
+            for split in ("train", "test")
+        ]
+        assert [{*part["task"]} for part in parts] == [{*"abcd"} - tasks, tasks]
+    with pytest.raises(ParameterError, match=r"held_out='z' .* the 4 tasks and source datasets"):
+        tma.load(name, split="test", held_out=["z"])
+    with pytest.raises(DataError, match="no usable rows in its split 'train'"):
+        tma.load(name, split="train", held_out=[*"abcd"])
+
+
+def test_long_instances_are_left_out_with_their_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "word " * k, "response": "yes", "task": "ab"[k % 2]} for k in range(1, 41)]
+    name = write(tmp_path / "a.jsonl", [dict(row) for row in rows])
+    train, test = (
+        tma.load(name, split=split, held_out=["b"], max_instance_tokens=13, per_task=3)
+        for split in ("train", "test")
+    )
+    # Ten words, the answer, and one token at each end; the cap counts short instances only.
+    assert max(len(prompt.split()) for prompt in train["prompt"]) == 10
+    assert max(len(prompt.split()) for prompt in test["prompt"]) <= 9
+    assert (len(train), len(test)) == (3, 3)
+    end = "of 20 rows left out, more than max_instance_tokens=13"
+    assert caplog.messages == [
+        f"dataset {name}, split train: 15 {end}",
+        f"dataset {name}, split test: 15 {end}",
+    ]
+    counted = data.manifest(test)
+    assert counted is not None
+    assert counted["long"] == {"train": [15, 20], "test": [15, 20]}
+    assert len(tma.load(name, split="all", max_instance_tokens=13)) == 10
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(name, split="test", held_out=["b"], max_instance_tokens=3)
+
+
+def test_the_source_dataset_of_an_instance_is_found_again(tmp_path: Path) -> None:
+    name = numbered(tmp_path / "a.jsonl", "ab", rows=2)
+    whole = tma.load(name, split="all", columns=ORIGIN)
+    assert data.sources(whole) == ["x", "x", "y", "y"]
+    assert data.sources(whole.select([3, 0])) == ["y", "x"]
+    assert data.sources(tma.load(name, split="all")) == [None] * 4
+    assert data.sources(whole.remove_columns("meta")) == [None] * 4
+    # Also where it is what the task is named after.
+    both = {"source": "origin", "task": "origin"}
+    assert data.sources(tma.load(name, split="all", columns=both)) == ["x", "x", "y", "y"]
+    # A column named dataset needs no mapping, and comes through a file that was saved.
+    rows: list[dict[str, object]] = [{"prompt": "p", "response": "r", "dataset": d} for d in "uv"]
+    own = tma.load(write(tmp_path / "b.jsonl", rows), split="all")
+    tma.save(own, [1, 0], tmp_path / "c.jsonl")
+    assert data.sources(tma.load(tmp_path / "c.jsonl", split="all")) == ["v", "u"]
+    marked = own.map(lambda row: {"prompt": row["prompt"] + "!"})
+    assert data.sources(marked) == ["u", "v"]
+
+
+def test_test_data_may_come_from_another_dataset(tmp_path: Path) -> None:
+    train_file = numbered(tmp_path / "train.jsonl", "abc")
+    test_file = numbered(tmp_path / "mine.jsonl", "bz")
+    config = RunConfig.at(
+        "pocket",
+        order="random",
+        dataset=train_file,
+        test_dataset=test_file,
+        per_task=(3, 1),
+        test_limit=None,
+    )
+    train, test = tma.load_both(config)
+    assert Counter(train["task"]) == {"a": 3, "b": 3, "c": 3}
+    assert Counter(test["task"]) == {"b": 1, "z": 1}
+    whole = dataclasses.replace(config, per_task=(None, 2))
+    assert [len(part) for part in tma.load_both(whole)] == [12, 4]
+    few = dataclasses.replace(config, per_task=None, test_limit=3)
+    assert [len(part) for part in tma.load_both(few)] == [12, 3]
+    columns = dataclasses.replace(config, columns={"prompt": "task", "response": "origin"})
+    assert [{*part["prompt"]} for part in tma.load_both(columns)] == [{*"abc"}, {*"bz"}]
+
+
+def test_a_run_takes_the_fold_and_the_names_of_its_settings(tmp_path: Path) -> None:
+    name = numbered(tmp_path / "a.jsonl", "abcd")
+    config = RunConfig.at("pocket", order="random", dataset=name, held_out=["c"], test_limit=None)
+    assert {*tma.load_both(config)[1]["task"]} == {"c"}
+    short = dataclasses.replace(config, max_instance_tokens=3)
+    with pytest.raises(DataError, match="no usable rows in its split 'train'"):
+        tma.load_both(short)
+
+
 def test_a_run_reads_its_data_as_its_settings_say(dataset_file: Path) -> None:
     settings: dict[str, Any] = {"dataset": str(dataset_file), "by": "instance", "data_seed": 3}
     config = RunConfig.at("pocket", order="random", **settings, per_task=(2, 1), test_limit=None)
@@ -414,3 +530,31 @@ def test_a_run_reads_its_data_as_its_settings_say(dataset_file: Path) -> None:
     assert set(few["id"]) < set(test["id"])
     other = tma.load_both(dataclasses.replace(config, data_seed=4))[0]
     assert set(other["id"]) != set(train["id"])
+
+
+def test_twins_take_places_in_the_pool_that_the_seed_draws(cache: Path) -> None:
+    assert cache.is_dir()
+    given: dict[str, Any] = {"order": "random", "pool": 100, "seed": 2}
+    plain, test = data.load_both(RunConfig.at("pocket", **given))
+    train, same = data.load_both(RunConfig.at("pocket", **given, twins=0.5))
+    assert same["id"][:] == test["id"][:] and len(test) == 19
+    known = {name: row for row, name in enumerate(plain["id"])}
+    drawn = [known[name] for name in train["id"] if name in known]
+    added = [row for row in train if row["id"] not in known]
+    # Half of 19 test instances; what else is there is what the seed draws first.
+    assert (len(train), len(added)) == (100, 10)
+    expected = np.random.default_rng([2, 1]).permutation(len(plain))[:90]
+    assert drawn == expected.tolist()
+    metas = [json.loads(meta) for meta in test["meta"]]
+    places = {(m["dataset"], m["row"]): task for m, task in zip(metas, test["task"], strict=True)}
+    for twin in added:
+        meta = json.loads(twin["meta"])
+        assert places[meta["dataset"], meta["row"]] != twin["task"]  # another template of the row
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"twins": 0.0}, {"twins": 1.5}, {"twins": True}, {"pool": None}, {"dataset": "p3"}]
+)
+def test_twins_without_a_suite_a_pool_or_a_share_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=r"twins=.* a share in .* with dataset=suite or"):
+        RunConfig.at("pocket", **({"order": "random", "pool": 100, "twins": 0.5} | wrong))

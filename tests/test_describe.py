@@ -64,6 +64,7 @@ def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
 SOURCE = [
     "rows read",
     "rows left out: empty prompt or response",
+    "rows left out: over max_instance_tokens",
     "rows left out: by split or cap",
     "rows in the other split",
     "rows not in this selection",
@@ -77,18 +78,21 @@ def test_the_lines_of_the_source_add_up_for_a_split_a_cap_and_a_selection(name: 
         return [int(found[line]) for line in SOURCE]
 
     train, test = (tma.load(name, split=split) for split in ("train", "test"))
-    assert lines(test)[:5] == [20, 1, 0, len(train), 0]
+    assert lines(test)[:6] == [20, 1, 0, 0, len(train), 0]
+    short = tma.load(name, split="test", max_instance_tokens=20)
+    assert lines(short)[2] > 0
     capped = tma.load(name, split="train", per_task=(2, 1))
     for chosen, missing in (
         (train, 0),
         (capped, 0),
+        (short, 0),
         (train.select(range(3)), len(train) - 3),
         (train.select([4, 1]), len(train) - 2),
         (train.filter(lambda row: row["prompt"] == "a b c"), len(train) - 9),
     ):
         read, *parts = lines(chosen)
-        assert (read, sum(parts), parts[3]) == (20, 20, missing)
-    assert lines(train.select([4, 4, 1]))[4:] == [len(train) - 2, 3]
+        assert (read, sum(parts), parts[4]) == (20, 20, missing)
+    assert lines(train.select([4, 4, 1]))[5:] == [len(train) - 2, 3]
     made = train.map(lambda row: {"prompt": row["prompt"] + "!"})
     assert "rows read" not in tma.describe(made, TOKENIZER)["value"]
 

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import tma
-from tma import data, hub, sources
+from tma import data, hub, p3
 from tma.errors import DataError
 
 if TYPE_CHECKING:
@@ -323,9 +323,9 @@ def test_a_test_split_whose_rows_are_empty_is_not_cut_out_of_training(tmp_path: 
 
 
 def test_t0s_lists_have_their_clusters() -> None:
-    split = Counter(entry[1] for entry in sources._t0())
+    split = Counter(entry[1] for entry in p3.datasets())
     assert split == {"train": 39, "test": 9}
-    held_out = {cluster for _, part, cluster in sources._t0() if part == "test"}
+    held_out = {cluster for _, part, cluster in p3.datasets() if part == "test"}
     assert len(held_out) == 4
 
 
@@ -353,6 +353,45 @@ def test_the_real_subset_can_be_split_by_source_dataset() -> None:
     assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
     assert not datasets_of[0] & datasets_of[1]
     assert set(Counter(test["task"]).values()) == {5}
+
+
+@pytest.mark.parametrize(
+    ("fold", "tested"),
+    [
+        (0, {"glue_mrpc", "adversarial_qa_dbidaf", "ropes", "dream", "wiki_bio", "xsum"}),
+        (4, {"wiki_qa", "duorc_ParaphraseRC", "cosmos_qa", "quartz", "common_gen", "samsum"}),
+    ],
+)
+def test_a_fold_of_p3_is_every_fifth_of_t0s_training_datasets(
+    tmp_path: Path, fold: int, tested: set[str]
+) -> None:
+    names = [dataset for dataset, _, _ in p3.datasets()] + ["math_qa"]
+    rows = [p3_row(name) | {"task": f"{name}_x"} for name in names]
+    path = write(tmp_path / "p3.jsonl", rows)
+    train, test = both(f"p3:{path}", fold=fold)
+    # Neither what T0 held out nor what it did not know has a part in it.
+    assert (len(train), len(test)) == ((31, 8) if fold == 0 else (32, 7))
+    assert tested < {*data.sources(test)}
+    assert not {*data.sources(test)} & {*data.sources(train)}
+    # The fold is the same for a file that holds fewer datasets.
+    few = write(tmp_path / "few.jsonl", [row for row in rows if row["task"] != "xsum_x"])
+    assert {*data.sources(both(f"p3:{few}", fold=fold)[1])} == {*data.sources(test)} - {"xsum"}
+
+
+def test_what_t0_held_out_trains_where_other_names_are_held_out(tmp_path: Path) -> None:
+    rows = [p3_row(name) | {"task": name} for name in ("imdb_y", "imdb_z", "xsum_a", "anli_b")]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    parts = [part["task"][:] for part in both(name, held_out=["imdb"])]
+    assert parts == [["xsum_a", "anli_b"], ["imdb_y", "imdb_z"]]
+
+
+def test_folds_of_p3_share_out_its_clusters() -> None:
+    cluster = {dataset: name for dataset, split, name in p3.datasets() if split == "train"}
+    folds = [p3.fold(k)[0] for k in range(5)]
+    assert sorted(name for fold in folds for name in fold) == sorted(cluster)
+    for name, size in Counter(cluster.values()).items():
+        of = [sum(cluster[dataset] == name for dataset in fold) for fold in folds]
+        assert {*of} <= {size // 5, -(-size // 5)}
 
 
 # Flan-mini
@@ -484,6 +523,49 @@ def test_splits_that_are_not_read_are_named(
     name = f"no-robots:{tmp_path / 'copy'}"
     assert tma.load(name, split="train")["prompt"][:] == ["train"]
     assert caplog.messages == [f"dataset {tmp_path / 'copy'}: splits that are not read: validation"]
+
+
+def test_a_folder_of_train_and_test_files_is_a_dataset(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (train, test) in enumerate(
+        (
+            ("train.jsonl", "test.jsonl"),
+            ("Train.jsonl", "Test.jsonl"),
+            ("my.TRAIN.jsonl", "my-eval.jsonl"),
+            ("Train/a.jsonl", "test/a.jsonl"),
+            ("train-00000-of-00001.jsonl", "Testing_set.jsonl"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        for file, text in ((train, "p"), (test, "q")):
+            write(folder / file, [{"prompt": f"{text}{k}", "response": "r"} for k in range(3)])
+        write(folder / "notes" / "other.txt", [])
+        parts = both(str(folder))
+        assert [part["prompt"][:] for part in parts] == [["p0", "p1", "p2"], ["q0", "q1", "q2"]]
+        assert len(tma.load(folder, split="all")) == 6
+        assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
+    assert caplog.messages == []
+
+
+def test_a_folder_of_which_no_file_says_its_split_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "copy" / "rows.jsonl", [{"prompt": "p", "response": "r"}])
+    write(tmp_path / "copy" / "deeper" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    with pytest.raises(DataError, match=r"is a folder; expected .* files named train and test"):
+        tma.load(tmp_path / "copy", split="train")
+
+
+def test_the_hub_is_asked_once_for_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def names(name: str, **_: Any) -> list[str]:
+        asked.append(name)
+        return ["xsum_tldr", "imdb_y"]
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
+    for _ in range(2):
+        assert hub.configurations("nobody/p3") == ("xsum_tldr", "imdb_y")
+    assert asked == ["nobody/p3"]
 
 
 # The hub

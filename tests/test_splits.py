@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tma.errors import DataError
+from tma.errors import DataError, ParameterError
 from tma.instances import counters, ids, repeats
-from tma.splits import TEST, TRAIN, Labels, Plan, assign
+from tma.splits import TEST, TRAIN, Labels, Plan, assign, capped
 
 
 def labels(
@@ -29,6 +29,10 @@ def labels(
 
 def names(tasks: list[str | None], chosen: np.ndarray, split: int) -> set[str | None]:
     return {task for task, own in zip(tasks, chosen, strict=True) if own == split}
+
+
+def chosen_by(given: Labels, plan: Plan) -> np.ndarray:
+    return capped(assign(given, plan), given, plan)
 
 
 TASKS = [f"t{k % 20}" for k in range(200)]
@@ -126,7 +130,8 @@ def test_everything_can_be_kept_together() -> None:
 
 def test_wanted_numbers_of_tasks_and_caps() -> None:
     tasks: list[str | None] = [f"t{k % 100}" for k in range(3000)]
-    chosen = assign(labels(tasks), Plan(by="task", tasks=(60, 15), per_task=(20, 5)))
+    plan = Plan(by="task", tasks=(60, 15), per_task=(20, 5))
+    chosen = chosen_by(labels(tasks), plan)
     for split, count, each in ((TRAIN, 60, 20), (TEST, 15, 5)):
         sizes = Counter(t for t, own in zip(tasks, chosen, strict=True) if own == split)
         assert len(sizes) == count
@@ -141,16 +146,56 @@ def test_a_smaller_dataset_is_divided_in_the_ratio_of_the_wanted_numbers() -> No
 
 def test_a_cap_takes_the_first_of_a_test_task_or_chooses_by_seed() -> None:
     given = labels(["t"] * 50, part=[TEST] * 50)
-    first = assign(given, Plan(per_task=(None, 3), first_test=True))
+    first = chosen_by(given, Plan(per_task=(None, 3), first_test=True))
     assert np.flatnonzero(first).tolist() == [0, 1, 2]
-    drawn = [assign(given, Plan(per_task=(None, 3), seed=seed)).tolist() for seed in (0, 0, 1)]
+    plans = [Plan(per_task=(None, 3), seed=seed) for seed in (0, 0, 1)]
+    drawn = [chosen_by(given, plan).tolist() for plan in plans]
     assert drawn[0] == drawn[1] != drawn[2]
     assert sum(drawn[0]) == 3 * TEST
 
 
 def test_rows_without_a_task_are_not_capped() -> None:
     given = labels([None] * 30, part=[TRAIN] * 29 + [TEST])
-    assert (assign(given, Plan(per_task=(2, 2))) == TRAIN).sum() == 29
+    assert (chosen_by(given, Plan(per_task=(2, 2))) == TRAIN).sum() == 29
+
+
+def test_held_out_names_are_tasks_or_source_datasets() -> None:
+    tasks: list[str | None] = ["1", "1", "2", "3", None, None]
+    sources: list[str | None] = ["a", "b", "b", "c", "c", None]
+    given = labels(tasks, sources)
+    assert assign(given, Plan(held_out=("3",))).tolist() == [1, 1, 1, 2, 1, 1]
+    # Source a shares task 1 with source b: the task is held out whole, the source is not.
+    assert assign(given, Plan(held_out=("a",))).tolist() == [2, 2, 1, 1, 1, 1]
+    assert assign(given, Plan(held_out=("c",), left_out=("2",))).tolist() == [1, 1, 0, 2, 2, 1]
+
+
+def test_held_out_names_come_before_the_sources_own_split() -> None:
+    given = labels(["a", "b", "c"], part=[TRAIN, TRAIN, TEST])
+    assert assign(given, Plan(held_out=("b",))).tolist() == [TRAIN, TEST, TRAIN]
+
+
+def test_a_name_that_is_not_there_is_told_the_nearest() -> None:
+    given = labels(["imdb/mood", "imdb/opening", "xsum/editor"], ["imdb", "imdb", "xsum"])
+    words = "held_out='imbd' .* the 5 tasks and source datasets, such as imdb"
+    with pytest.raises(ParameterError, match=words):
+        assign(given, Plan(held_out=("imdb", "imbd")))
+    with pytest.raises(ParameterError, match="such as imdb, imdb/mood, imdb/opening"):
+        assign(given, Plan(held_out=("?",)))
+    with pytest.raises(ParameterError, match="neither tasks nor source datasets"):
+        assign(labels([None, None]), Plan(held_out=("imdb",)))
+    partial = Plan(held_out=("imdb", "boolq"), left_out=("quac",), partial=True)
+    assert assign(given, partial).tolist() == [TEST, TEST, TRAIN]
+
+
+def test_long_rows_change_nothing_of_what_is_held_out_and_are_not_counted_by_a_cap() -> None:
+    long = np.arange(200) % 3 == 0
+    plan = Plan(per_task=(4, 4))
+    plain, short = (
+        assign(replace(labels(list(TASKS)), long=given), plan) for given in (None, long)
+    )
+    assert short.tolist() == np.where(long, -plain, plain).tolist()
+    kept = capped(short, labels(list(TASKS)), plan) > 0
+    assert set(Counter(np.array(TASKS)[kept]).values()) == {4}
 
 
 @given(

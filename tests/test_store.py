@@ -19,6 +19,37 @@ def test_digest_separates_its_parts() -> None:
     assert store.digest("tma")[:16] == "31a3363011dd9619"
 
 
+def test_a_file_is_read_once_for_its_digest_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sha256 = list[Path](), store.file_digest
+    monkeypatch.setattr(store, "file_digest", lambda path: (read.append(path), sha256(path))[1])
+    monkeypatch.setattr(store, "_SETTLED", 0)
+    path, link = tmp_path / "a.txt", tmp_path / "link.txt"
+    path.write_text("a")
+    link.symlink_to(path)
+    assert store.known_digest(path) == store.known_digest(link) == sha256(path)
+    assert read == [path]
+    # Neither size nor time of modification tell that it changed.
+    before = path.stat()
+    path.write_text("b")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert store.known_digest(path) == sha256(path)
+    assert read == [path] * 2
+
+
+def test_a_file_that_was_just_written_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sha256 = list[Path](), store.file_digest
+    monkeypatch.setattr(store, "file_digest", lambda path: (read.append(path), sha256(path))[1])
+    path = tmp_path / "a.txt"
+    path.write_text("a")
+    # It may change again before the clock of its times goes on.
+    assert store.known_digest(path) == store.known_digest(path)
+    assert read == [path] * 2
+
+
 def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
     target = tmp_path / "made"
     with store.locked(target), store.new_folder(target) as draft:

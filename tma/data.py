@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from tma.config import checked_caps, checked_columns
 from tma.errors import AssetError, DataError, check_choice, check_count, printable, wrong
+from tma.formats import SOURCE
 from tma.instances import MANIFEST, build
-from tma.names import EMPTY, UNITS
+from tma.names import EMPTY, UNITS, check_fold, check_one_split, checked_names
 from tma.sources import Wanted, find
 from tma.splits import ALL, SPLITS
 from tma.store import cache_dir, digest, digest_of, locked, new_folder
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = "3"
+FORMAT = "4"
 """Raised when the same content and settings would give other rows than before."""
 
 
@@ -42,6 +43,9 @@ def load(
     split: str,
     columns: Mapping[str, str] | None = None,
     by: str | None = None,
+    held_out: Sequence[str] | None = None,
+    fold: int | str | None = None,
+    max_instance_tokens: int | None = None,
     per_task: int | tuple[int | None, int | None] | None = None,
     empty: str = "drop",
     seed: int = 0,
@@ -51,10 +55,11 @@ def load(
     """Return the instances of one split of a dataset.
 
     Args:
-        name: `pocket`; `niv2`, `p3`, `flan-mini`, `sharegpt`, `no-robots`, or one of these with a
-            colon and the place of a local copy; a hub id (owner/name, or owner/name:configuration);
-            a .jsonl, .json, .csv or .parquet file, also .gz or .zst; a folder that
-            `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
+        name: `suite`, built in, or `pocket`, 20 and 5 instances a task of it; `niv2`, `p3`,
+            `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
+            local copy; a hub id (owner/name, or owner/name:configuration); a .jsonl, .json, .csv or
+            .parquet file, also .gz or .zst; a folder of such files named after train and test; a
+            folder that `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
         split: "train" or "test"; "all": every row that the source has for them, none held out, and
             a cap only if `per_task` names one. For a file of one's own that is all for training, or
             all for test.
@@ -66,6 +71,12 @@ def load(
             or "instance" (equal content is on one side). None: the source's own split, or as the
             paper; where there is none, a tenth of the tasks is held out, of the instances where
             there are no tasks.
+        held_out: names of the tasks and source datasets that test, while all others train. A task
+            that has rows of such a dataset is held out whole.
+        fold: which fold tests, 0 to 4 ("validation", too, of `suite` and `pocket`), while the
+            others train. None: of the suite 0, of `p3` the split of T0.
+        max_instance_tokens: tokens of prompt and response together, as the encoder counts them;
+            longer instances are left out before a cap counts, with one warning. None: any length.
         per_task: instances a task at most, one number or one for each of train and test. None: as
             the paper.
         empty: what is done with rows whose prompt or response is blank: "drop" (one warning with
@@ -90,14 +101,24 @@ def load(
     if not isinstance(name, str | Path):
         raise DataError(f"name={name!r} cannot be used; expected a text.")
     name = str(name)
-    caps, seed = _caps(per_task), _whole_number(seed)
-    _check(by, empty, seed, max_source_tokens)
+    caps, seed, fold, most = _caps(per_task), *map(_whole_number, (seed, fold, max_instance_tokens))
+    _check(by, empty, seed, max_source_tokens, most)
     _check_tokenizer(tokenizer)
-    if split == ALL and by is not None:
-        raise wrong("by", by, "None with split='all', which holds nothing out")
-    mapping, unit = checked_columns(columns), ALL if split == ALL else by
-    asked = Wanted(mapping, unit, caps, seed, tokenizer, max_source_tokens)
-    return _mapped(_stored(name, asked, empty), "train" if split == ALL else split, printable(name))
+    names = checked_names(held_out)
+    check_fold(name, fold)
+    check_one_split(f"{split=}" if split == ALL else None, by=by, held_out=names, fold=fold)
+    asked = Wanted(
+        checked_columns(columns),
+        by=ALL if split == ALL else by,
+        held_out=names,
+        fold=fold,
+        per_task=caps,
+        seed=seed,
+        tokenizer=tokenizer,
+        max_source_tokens=max_source_tokens,
+        max_instance_tokens=most,
+    )
+    return _mapped(_stored(name, asked, empty), split, printable(name))
 
 
 def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
@@ -105,27 +126,59 @@ def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
 
     Args:
         config: the settings of the run; those of the data are used, and `max_tokens` as the length
-            of prompts that are put together from parts.
+            of prompts that are put together from parts. With a `test_dataset` every row of it
+            tests, and every row of `dataset` trains.
 
     Raises:
         DataError, ParameterError, AssetError, StateError: as `load`.
     """
-    train, test = (
-        load(
-            config.dataset,
-            split=split,
-            columns=config.columns,
-            by=config.by,
-            per_task=config.per_task,
-            empty=config.empty,
-            seed=config.data_seed,
-            max_source_tokens=config.max_tokens,
-        )
-        for split in SPLITS
+    train, test = (_part(config, split) for split in SPLITS)
+    if config.test_limit is not None and config.test_limit < len(test):
+        test = test.select(_evenly(test["task"][:], config.test_limit, config.data_seed))
+    if config.twins is not None and config.pool is not None:
+        train = _with_twins(train, test, config, round(config.twins * len(test)))
+    return train, test
+
+
+def _with_twins(train: Dataset, test: Dataset, config: RunConfig, wanted: int) -> Dataset:
+    """Return the seed's pool, its last rows replaced by twins of so many test instances."""
+    import datasets
+
+    from tma import suite
+    from tma.arrange import drawn
+
+    found = suite.twins(test, config.data_seed)
+    sequence = random.Random(f"{config.data_seed}/twins").sample(range(len(test)), len(test))
+    made = [twin for twin in (found[row] for row in sequence[:wanted]) if twin is not None]
+    if len(made) < wanted:
+        log.warning("twins: %d of the %d test instances wanted have one", len(made), wanted)
+    pool = drawn(len(train), config.pool or len(train), config.seed)
+    kept = train.select(pool[: len(pool) - len(made)])
+    added = datasets.Dataset.from_list(made, features=train.features)
+    return datasets.concatenate_datasets([kept, added])
+
+
+def _part(config: RunConfig, split: str) -> Dataset:
+    """Return the training or the test instances of a run, without its limit of these."""
+    name, caps, part = config.dataset, config.per_task, split
+    if config.test_dataset is not None:
+        part = ALL
+        # All rows of a dataset are under the first of the two caps.
+        caps = caps and (caps[SPLITS.index(split)], None)
+        name = config.dataset if split == "train" else config.test_dataset
+    return load(
+        name,
+        split=part,
+        columns=config.columns,
+        by=config.by,
+        held_out=config.held_out,
+        fold=config.fold,
+        max_instance_tokens=config.max_instance_tokens,
+        per_task=caps,
+        empty=config.empty,
+        seed=config.data_seed,
+        max_source_tokens=config.max_tokens,
     )
-    if config.test_limit is None or config.test_limit >= len(test):
-        return train, test
-    return train, test.select(_evenly(list(test["task"]), config.test_limit, config.data_seed))
 
 
 def _evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]:
@@ -155,10 +208,28 @@ def references(dataset: Dataset) -> list[list[str]]:
     return [[response, *_others(response, meta)] for response, meta in pairs]
 
 
+def sources(dataset: Dataset) -> list[str | None]:
+    """Return the source dataset of each instance; None where it is not known.
+
+    It is kept in `meta`, under the name of the column in which the source had it.
+    """
+    column = (manifest(dataset) or {}).get("source") or SOURCE
+    metas = dataset["meta"][:] if "meta" in dataset.column_names else [None] * len(dataset)
+    found = [json.loads(meta).get(column) if meta else None for meta in metas]
+    return [None if name is None else str(name) for name in found]
+
+
+_fingerprints = dict[str, str]()
+"""Of datasets by what `datasets` calls their fingerprint: hashing a million ids takes a second."""
+
+
 def fingerprint(dataset: Dataset) -> str:
     """Return the SHA-256 of the instances' ids in their order."""
-    batches = dataset.select_columns("id").iter(batch_size=10_000)
-    return digest_of(name for batch in batches for name in batch["id"])
+    same = dataset._fingerprint
+    if same not in _fingerprints:
+        batches = dataset.select_columns("id").iter(batch_size=10_000)
+        _fingerprints[same] = digest_of(name for batch in batches for name in batch["id"])
+    return _fingerprints[same]
 
 
 def manifest(dataset: Dataset) -> dict[str, Any] | None:
@@ -194,12 +265,14 @@ def _check_tokenizer(tokenizer: object) -> None:
         raise wrong("tokenizer", came, "a fast one, as AutoTokenizer.from_pretrained gives")
 
 
-def _check(by: object, empty: object, seed: object, most: object) -> None:
+def _check(by: object, empty: object, seed: object, of_prompt: object, most: object) -> None:
     if by is not None:
         check_choice("by", by, UNITS)
     check_choice("empty", empty, EMPTY)
     check_count("seed", seed, 0)
-    check_count("max_source_tokens", most, 1)
+    check_count("max_source_tokens", of_prompt, 1)
+    if most is not None:
+        check_count("max_instance_tokens", most, 1)
 
 
 def _stored(name: str, asked: Wanted, empty: str) -> Path:
@@ -247,16 +320,27 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _mapped(folder: Path, split: str, name: str) -> Dataset:
+    """Return a stored split; all the rows are stored as training."""
     import datasets
 
     found = json.loads((folder / MANIFEST).read_text("utf-8"))
+    part = "train" if split == ALL else split
+    _say_left_out(found, part, split, name)
+    held_out = 0 if found["own_split"] else found["rows"]["test"]
+    if part == "train" and held_out:
+        log.info("dataset %s: %d rows held out as test; split='all' keeps all", name, held_out)
+    if not found["rows"][part]:
+        raise DataError(f"dataset={name!r} has no usable rows in its split {split!r}.")
+    return datasets.Dataset.from_file(str(folder / f"{part}.arrow"))
+
+
+def _say_left_out(found: Mapping[str, Any], part: str, split: str, name: str) -> None:
+    """Warn of rows that cannot be used, and of those that are too long."""
     dropped = found["empty"]
-    count = dropped[split] if found["own_split"] else sum(dropped.values())
+    count = dropped[part] if found["own_split"] else sum(dropped.values())
     if count:
         log.warning("dataset %s: %d rows without prompt or response left out", name, count)
-    held_out = 0 if found["own_split"] else found["rows"]["test"]
-    if split == "train" and held_out:
-        log.info("dataset %s: %d rows held out as test; split='all' keeps all", name, held_out)
-    if not found["rows"][split]:
-        raise DataError(f"dataset={name!r} has no usable rows in its split {split!r}.")
-    return datasets.Dataset.from_file(str(folder / f"{split}.arrow"))
+    long, of = found["long"][part]
+    if long:
+        most = f"more than max_instance_tokens={found['max_instance_tokens']}"
+        log.warning("dataset %s, split %s: %d of %d rows left out, %s", name, split, long, of, most)

@@ -55,9 +55,10 @@ def describe(
         max_tokens: tokens of prompt and response together above which an instance is over-long.
 
     Returns:
-        Rows read from the source and where they are: left out as empty, by the split, a cap or a
-        list of tasks (or as further right responses of one instance), in the other split, not in
-        this selection, or among the instances (only where the dataset comes from `tma.load`);
+        Rows read from the source and where they are: left out as empty, as longer than was asked
+        for, by the split, a cap or a list of tasks (or as further right responses of one instance,
+        or because no template of the suite fits), in the other split, not in this selection, or
+        among the instances (only where the dataset comes from `tma.load`);
         instances, tasks, duplicates (rows whose task, prompt and response stand in an earlier row),
         over-long rows, and percentiles of the tokens of prompt, response and both.
 
@@ -138,11 +139,13 @@ def _read(dataset: Dataset) -> dict[str, int]:
     if found is None or not files & {*SPLITS}:  # rows that were made anew, as by `map`
         return {}
     empty, kept = sum(found["empty"].values()), sum(found["rows"].values())
+    long = sum(count for count, _ in found["long"].values())
     own = sum(count for split, count in found["rows"].items() if split in files)
     return {
         "rows read": found["read"],
         "rows left out: empty prompt or response": empty,
-        "rows left out: by split or cap": found["read"] - empty - kept,
+        "rows left out: over max_instance_tokens": long,
+        "rows left out: by split or cap": found["read"] - empty - long - kept,
         "rows in the other split": kept - own,
         "rows not in this selection": max(0, own - _different(dataset)),
     }

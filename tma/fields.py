@@ -1,4 +1,4 @@
-"""Rows of the data wheel's files → the named fields that the templates of `pocket.toml` fill in.
+"""Rows of the data wheel's files → the named fields that the templates of `suite.toml` fill in.
 
 One function a form of row. Each takes the row, the row before it (the source of a wrong candidate)
 and the source's random generator; a field that the row cannot give is empty, and such a row is not
@@ -16,9 +16,13 @@ Row = dict[str, Any]
 Fields = dict[str, str]
 
 
+_BLANKS = re.compile(r"[ \t\xa0]{2,}|[\t\xa0]")
+
+
 def clean(value: object) -> str:
     """Return text without runs of blanks and without the residue of spreadsheet line ends."""
-    return re.sub(r"[ \t\xa0]+", " ", str(value)).replace("_x000D_", "").strip()
+    # Single blanks, which are most, are not replaced by themselves.
+    return _BLANKS.sub(" ", str(value)).replace("_x000D_", "").strip()
 
 
 def _first_sentence(text: str) -> str:

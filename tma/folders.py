@@ -13,16 +13,17 @@ from pathlib import Path
 
 from tma.batches import Batch, named, wanted
 from tma.errors import DataError
-from tma.names import data_suffix
+from tma.names import PACKED, data_suffix
 from tma.readers import read
-from tma.store import digest, file_digest
+from tma.splits import SPLITS
+from tma.store import digest, known_digest
 
 _SPLIT = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-"""Words in the names of files and folders → split."""
+"""Words in the names of files and folders, in small letters → split."""
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}")
 _NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that describe a dataset."""
@@ -81,11 +82,23 @@ def by_split(root: Path) -> dict[str, list[Path]]:
     return out
 
 
+def says_split(root: Path) -> bool:
+    """Return whether a file or folder that lies right in a folder says what is training or test.
+
+    Nothing deeper is looked at: a folder that was named by mistake may be large.
+    """
+    with named(root):
+        entries = [path for path in root.iterdir() if not path.name.startswith(".")]
+    files = [path for path in entries if path.is_file() and data_suffix(path) is not None]
+    below = {path.name.lower() for path in entries if path.is_dir()} & {*_SPLIT}
+    return bool({*SPLITS} & ({_split(file, root) for file in files} | {_SPLIT[n] for n in below}))
+
+
 def configurations(root: Path) -> list[Path]:
     """Return the subfolders that hold one configuration each; none where the files lie plain."""
     base = root / "data" if (root / "data").is_dir() else root
     folders = [path for path in sorted(base.iterdir()) if path.is_dir()]
-    return [path for path in folders if path.name not in _SPLIT and _data_files(path)]
+    return [path for path in folders if path.name.lower() not in _SPLIT and _data_files(path)]
 
 
 def key(chosen: Sequence[Part], root: Path) -> str:
@@ -94,7 +107,7 @@ def key(chosen: Sequence[Part], root: Path) -> str:
     for part in chosen:
         with named(part.file):
             name = part.file.relative_to(root).as_posix()
-            texts += [name, part.split or "", file_digest(part.file)]
+            texts += [name, part.split or "", known_digest(part.file)]
     return digest(*texts)
 
 
@@ -113,11 +126,12 @@ def _data_files(root: Path) -> list[Path]:
 def _split(file: Path, root: Path) -> str:
     """Return the split that a folder above the file, else the file itself is named after."""
     for step in file.relative_to(root).parts[:-1]:
-        if step in _SPLIT:
-            return _SPLIT[step]
-    stem = file.name.partition(".")[0]
+        if step.lower() in _SPLIT:
+            return _SPLIT[step.lower()]
+    plain = file.with_suffix("") if file.suffix in PACKED else file
+    stem = plain.stem.lower()
     shard = _SHARD.fullmatch(stem)
-    found = {_SPLIT[word] for word in re.split(r"[-_ 0-9]+", stem) if word in _SPLIT}
+    found = {_SPLIT[word] for word in re.split(r"[-_. 0-9]+", stem) if word in _SPLIT}
     if shard is not None and found:
         # A shard's split is named in full: train_sft is not train.
         return _SPLIT.get(shard[1], shard[1])

@@ -163,8 +163,8 @@ class Reading:
         return made._replace(meta=_json(meta)) if meta else made
 
     def _unused(self, row: Row, rest: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the cells that are no part of the instance."""
-        used = {*self.format.needs, *self.format.also, self.task}
+        """Return the cells that are no part of the instance; the source dataset always."""
+        used = {*self.format.needs, *self.format.also, self.task} - {self.source}
         return {k: v for k, v in row.items() if k not in used and v is not None} | dict(rest)
 
 

@@ -7,6 +7,7 @@ that says which login or which local copy is needed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,8 +31,9 @@ def split_id(name: str) -> tuple[str, str | None]:
     return found, configuration or None
 
 
+@cache
 def splits(name: str, configuration: str | None = None, **given: Any) -> Mapping[str, Dataset]:
-    """Return the splits of a hub dataset.
+    """Return the splits of a hub dataset; the hub is asked once a process.
 
     Args:
         name: hub id.
@@ -49,15 +51,16 @@ def splits(name: str, configuration: str | None = None, **given: Any) -> Mapping
     return found
 
 
-def configurations(name: str) -> list[str]:
-    """Return the names of a dataset's configurations.
+@cache
+def configurations(name: str) -> tuple[str, ...]:
+    """Return the names of a dataset's configurations; the hub is asked once a process.
 
     Raises:
         DataError: as for `splits`.
     """
     import datasets
 
-    return list(_asked(name, lambda more: datasets.get_dataset_config_names(name, **more)))
+    return tuple(_asked(name, lambda more: datasets.get_dataset_config_names(name, **more)))
 
 
 def key(parts: Mapping[str, Dataset]) -> str:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from tma.batches import BATCH_BYTES, BATCH_ROWS, Batch
 from tma.errors import DataError
 from tma.formats import Instance, Reading, check_mapped, content_key, reading
-from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, is_own
+from tma.splits import SPLITS, TEST, TRAIN, Labels, Plan, assign, capped, is_own
 from tma.store import write_json
+from tma.tokens import is_longer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,6 +45,8 @@ class Source:
     """How they are split."""
     columns: Mapping[str, str] | None = None
     """Which columns they are read from; None: recognised."""
+    max_tokens: int | None = None
+    """Tokens of an instance at most (see `tma.tokens`); None: any number."""
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -107,21 +110,25 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
         DataError: the first row that cannot be used, or why the dataset cannot be split.
     """
     draft = folder / "rows.arrow"
-    staged = _Stage(source.columns, empty, name)
+    staged = _Stage(source.columns, empty, name, source.max_tokens)
     _write(draft, _schema(COLUMNS[1:]), (staged.add(batch) for batch in source.batches()))
     staged.check()
     labels = staged.labels()
-    chosen = assign(labels, source.plan)
-    counts = {}
+    there = assign(labels, source.plan)
+    chosen = capped(there, labels, source.plan)
+    counts, long = {}, {}
     for split, number in zip(SPLITS, (TRAIN, TEST), strict=True):
         kept = chosen == number
         before = counters(labels.key[kept], staged.counters()[kept])
         rows = _numbered(draft, kept, labels.key, before)
         _write(folder / f"{split}.arrow", _schema(COLUMNS), rows)
         counts[split] = int(kept.sum())
+        too_long = int((there == -number).sum())
+        long[split] = [too_long, too_long + int((there == number).sum())]
     draft.unlink()
     empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
-    found = {"rows": counts, "read": staged.read(), "empty": empties}
+    found = {"rows": counts, "read": staged.read(), "empty": empties, "long": long}
+    found |= {"max_instance_tokens": source.max_tokens, "source": staged.source_column()}
     own = is_own(labels, source.plan)
     write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
 
@@ -147,11 +154,13 @@ class _Stage:
     columns: Mapping[str, str] | None
     policy: str
     name: str
+    most: int | None = None
     part: array[int] = field(default_factory=lambda: array("b"))
     task: array[int] = field(default_factory=lambda: array("q"))
     source: array[int] = field(default_factory=lambda: array("q"))
     key: array[int] = field(default_factory=lambda: array("Q"))
     counter: array[int] = field(default_factory=lambda: array("q"))
+    long: array[int] = field(default_factory=lambda: array("b"))
     tasks: dict[str, int] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     empty: Counter[int] = field(default_factory=Counter)
@@ -172,6 +181,7 @@ class _Stage:
             key = content_key(row.task, str(row.prompt), str(row.response))
             self.key.append(int(key, 16))
             self.counter.append(_counter(row.id))
+            self.long.append(self._is_long(row))
         return _texts(made, COLUMNS[1:])
 
     def _made(self, batch: Batch) -> list[Instance]:
@@ -206,12 +216,21 @@ class _Stage:
             raise DataError(f"the {field_} is empty; empty='drop' leaves such rows out.")
         self.empty[part] += 1
 
+    def _is_long(self, row: Instance) -> bool:
+        most, texts = self.most, (str(row.prompt), str(row.response))
+        return most is not None and is_longer(*texts, most)
+
+    def source_column(self) -> str | None:
+        """Return the column with the source dataset of each row; None: there is none."""
+        return self._reading.source if self._reading is not None else None
+
     def labels(self) -> Labels:
         """Return the labels of all rows."""
         task, source = (np.frombuffer(a, dtype=np.int64) for a in (self.task, self.source))
         part = np.frombuffer(self.part, dtype=np.int8)
         key, tests = np.frombuffer(self.key, dtype=np.uint64), self.empty[TEST] > 0
-        return Labels(part, task, source, key, list(self.tasks), list(self.sources), tests)
+        long = np.frombuffer(self.long, dtype=np.bool_)
+        return Labels(part, task, source, key, list(self.tasks), list(self.sources), tests, long)
 
     def counters(self) -> NDArray[np.int64]:
         """Return the counter of each row's saved id, from 1; 0 without one."""

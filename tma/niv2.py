@@ -22,7 +22,7 @@ from tma.batches import Batch, batched, named
 from tma.conversations import Row
 from tma.errors import DataError
 from tma.splits import OWN, SPLITS, Plan
-from tma.store import digest, file_digest
+from tma.store import digest, known_digest
 
 EXAMPLES = 2
 """Solved examples in a prompt at most."""
@@ -96,7 +96,7 @@ def task_files(root: Path) -> dict[str, list[Path]]:
 def checkout_key(root: Path) -> str:
     """Return the SHA-256 of the track's names and contents."""
     files = task_files(root)
-    parts = ((split, f.name, file_digest(f)) for split in files for f in files[split])
+    parts = ((split, f.name, known_digest(f)) for split in files for f in files[split])
     return digest(*(text for part in parts for text in part))
 
 

@@ -23,7 +23,7 @@ from tma.conversations import Row
 from tma.errors import DataError
 from tma.json_text import DECODER, UTF8, JsonText, bad_text
 from tma.names import data_suffix
-from tma.store import file_digest, folder_digest
+from tma.store import folder_digest, known_digest
 
 LONGEST = 2**28
 """Bytes of one line or one CSV cell at most."""
@@ -66,8 +66,8 @@ def content(path: Path) -> str:
     """Return the SHA-256 of what is read: of a file, or of names and contents in a folder."""
     with named(path):
         if not path.is_dir():
-            return file_digest(path)
-        return folder_digest(path, "**/*")
+            return known_digest(path)
+        return folder_digest(path, "**/*", known_digest)
 
 
 @contextmanager
@@ -274,8 +274,8 @@ def check_place(path: Path) -> None:
     """Refuse a folder that `datasets.save_to_disk` did not write, before its files are read."""
     if path.is_dir() and not is_arrow_folder(path):
         raise DataError(
-            f"{path} is a folder; expected a .jsonl, .json, .csv or .parquet file, or a folder "
-            "that datasets.save_to_disk wrote."
+            f"{path} is a folder; expected a .jsonl, .json, .csv or .parquet file, a folder with "
+            "such files named train and test, or a folder that datasets.save_to_disk wrote."
         )
 
 

@@ -5,6 +5,7 @@ Only labels are looked at, one number a row, so that the rows themselves can sta
 
 from __future__ import annotations
 
+import difflib
 import random
 from array import array
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.errors import DataError
+from tma.errors import DataError, wrong
 
 Numbers = NDArray[np.int64]
 
@@ -40,6 +41,12 @@ class Plan:
     """Instances a task at most, in training and in test; rows without a task are not counted."""
     tasks: tuple[int, int] | None = None
     """Training tasks at most, and test tasks; a smaller dataset is divided in their ratio."""
+    held_out: tuple[str, ...] = ()
+    """Tasks and source datasets that test while all others train; (): as `by` says."""
+    left_out: tuple[str, ...] = ()
+    """Those that do neither, where some are held out."""
+    partial: bool = False
+    """Whether the dataset may lack some of these names."""
     first_test: bool = False
     """Whether the cap takes a test task's first instances; otherwise it chooses by seed."""
     seed: int = 0
@@ -64,17 +71,23 @@ class Labels:
     """Names of the source datasets."""
     has_test: bool = False
     """Whether the source has test rows beside these: all of them may be empty."""
+    long: NDArray[np.bool_] | None = None
+    """Whether a row has more tokens than wanted, (n,); None: none has."""
 
 
 def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
-    """Return what every row is for: TRAIN, TEST or 0 (left out), (n,).
+    """Return what every row is for before a cap, (n,): TRAIN, TEST or 0 (left out); -TRAIN or -TEST
+    if it is too long for that. What is held out does not depend on lengths.
 
     Raises:
         DataError: there is too little to hold anything out, no source dataset to split by, or the
             source's own split has tasks on both sides, or is not there.
+        ParameterError: a name that is held out is none of the dataset's.
     """
     if plan.by == ALL:
         out = np.full(len(labels.part), TRAIN, dtype=np.int8)
+    elif plan.held_out:
+        out = _by_name(labels, plan)
     elif is_own(labels, plan):
         _check_own(labels)
         out = labels.part.copy()
@@ -82,6 +95,14 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
     else:
         units, number = _units(labels, plan.by or "task")
         out = _divided(number, plan)[units]
+    if labels.long is not None:
+        out[labels.long] *= -1
+    return out
+
+
+def capped(chosen: NDArray[np.int8], labels: Labels, plan: Plan) -> NDArray[np.int8]:
+    """Return what every row is for under the plan's caps, (n,); too long rows are not counted."""
+    out = chosen.copy()
     for split, most in zip((TRAIN, TEST), plan.per_task, strict=True):
         if most is not None:
             _cap(out, split, most, labels, plan)
@@ -91,7 +112,46 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
 def is_own(labels: Labels, plan: Plan) -> bool:
     """Return whether the source's own split stands."""
     tests = labels.has_test or bool((labels.part == TEST).any())
-    return plan.by == OWN or (plan.by is None and tests)
+    return not plan.held_out and (plan.by == OWN or (plan.by is None and tests))
+
+
+def _by_name(labels: Labels, plan: Plan) -> NDArray[np.int8]:
+    if not plan.partial:
+        _check_names(labels, plan.held_out)
+    out = np.full(len(labels.part), TRAIN, dtype=np.int8)
+    out[_named(labels, plan.held_out)] = TEST
+    out[_named(labels, plan.left_out)] = 0
+    return out
+
+
+def _named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return which rows are of these tasks and source datasets, (n,); a task is taken whole, also
+    where only some of its rows are of such a dataset.
+    """
+    # A row without a name has the number -1: it reads the last entry.
+    sources, tasks = (
+        np.array([*(name in names for name in known), False])
+        for known in (labels.sources, labels.tasks)
+    )
+    own = sources[labels.source]
+    tasks[labels.task[own]] = True
+    tasks[-1] = False
+    return np.asarray(own | tasks[labels.task])
+
+
+def _check_names(labels: Labels, names: Sequence[str]) -> None:
+    known = sorted({*labels.tasks, *labels.sources})
+    for name in names:
+        if name in known:
+            continue
+        if not known:
+            raise wrong("held_out", name, "None: the dataset has neither tasks nor source datasets")
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
+        raise wrong(
+            "held_out",
+            name,
+            f"names of the {len(known)} tasks and source datasets, such as {', '.join(near)}",
+        )
 
 
 def _check_own(labels: Labels) -> None:
