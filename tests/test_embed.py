@@ -1,28 +1,37 @@
 from __future__ import annotations
 
-import io
+import logging
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 import tma
+from tma.errors import ParameterError
+from tma.shards import Shards
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Letters:
-    """An encoder that counts letters: a real one to the protocol, and it counts its calls."""
+    """An encoder that counts letters: a real one to the protocol, and it keeps what it is given."""
 
     name = "letters/1"
 
     def __init__(self) -> None:
-        self.calls = 0
+        self.given: list[str] = []
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.calls += 1
+        self.given += texts
         return np.array([[t.count(c) for c in "abc"] for t in texts], dtype=np.float32)
 
 
@@ -33,13 +42,51 @@ def test_rows_are_divided_by_their_length() -> None:
     assert rows.dtype == np.float32
 
 
-def test_equal_texts_are_encoded_once() -> None:
+def test_a_text_is_encoded_once_in_whatever_list_it_stands(own_cache: Path) -> None:
     encoder = Letters()
-    first = tma.embed(["abc", "abcc"], encoder)
-    np.testing.assert_array_equal(tma.embed(["abc", "abcc"], encoder), first)
-    assert encoder.calls == 1
-    tma.embed(["abcc", "abc"], encoder)
-    assert encoder.calls == 2
+    first = tma.embed(["abc", "abcc", "a"], encoder)
+    assert encoder.given == ["abcc", "abc", "a"]
+    again = tma.embed(["a", "b", "abcc", "abc"], encoder)
+    assert encoder.given[3:] == ["b"]
+    np.testing.assert_array_equal(again[[3, 2, 0]], first)
+    np.testing.assert_array_equal(again[1], [0, 1, 0])
+    assert len(list(own_cache.glob("embeddings/*/*.safetensors"))) == 2
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_of_3000_texts_with_30_new_ones_30_are_encoded() -> None:
+    encoder = Letters()
+    texts = [f"a {row}" for row in range(3000)]
+    tma.embed(texts[30:], encoder)
+    encoder.given.clear()
+    assert tma.embed(texts, encoder).shape == (3000, 3)
+    assert sorted(encoder.given) == sorted(texts[:30])
+
+
+class Drifting:
+    """An encoder whose embedding of a text depends on where the text stands."""
+
+    name = "drifting/1"
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return np.array([[1, row / 10, len(text)] for row, text in enumerate(texts)], np.float32)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_equal_texts_have_equal_rows() -> None:
+    first = tma.embed(["one", "longer", "one", "more", "one"], Drifting())
+    second = tma.embed(["longest", "one"], Drifting())
+    assert len(np.unique(first, axis=0)) == 3
+    for row in (first[2], first[4], second[1]):
+        np.testing.assert_array_equal(row, first[0])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_hundred_equal_texts_are_one_to_the_encoder() -> None:
+    encoder = Letters()
+    rows = tma.embed(["aab"] * 100, encoder)
+    np.testing.assert_allclose(rows, [[2 / 5**0.5, 1 / 5**0.5, 0]] * 100, rtol=1e-6)
+    assert encoder.given == ["aab"]
 
 
 def test_another_encoder_does_not_read_the_cache_of_the_first() -> None:
@@ -47,20 +94,189 @@ def test_another_encoder_does_not_read_the_cache_of_the_first() -> None:
     second.name = "letters/2"
     tma.embed(["bca"], first)
     tma.embed(["bca"], second)
-    assert second.calls == 1
+    assert second.given == ["bca"]
 
 
-def test_the_file_is_the_one_that_numpy_writes(own_cache: Path) -> None:
-    rows = tma.embed(["abc", "b"], Letters())
-    [file] = (own_cache / "embeddings").glob("*.npy")
-    expected = io.BytesIO()
-    np.save(expected, rows)
-    assert file.read_bytes() == expected.getvalue()
+def test_a_shard_holds_keys_beside_unit_rows(own_cache: Path) -> None:
+    tma.embed(["c", "bb"], Letters())
+    [file] = own_cache.glob("embeddings/*/*")
+    assert file.name == "00000001.safetensors"
+    (own_cache / "plain").touch()
+    assert file.stat().st_mode == (own_cache / "plain").stat().st_mode
+    shard = load_file(file)
+    assert shard["rows"].tolist() == [[0, 1, 0], [0, 0, 1]]
+    # What `b2sum -l 128` prints of the two texts.
+    assert [bytes(key).hex() for key in shard["keys"]] == [
+        "eb197d391df54cd9d10ac517d4cc24a0",
+        "caec17f4b8159d486ca352209a0fc2d5",
+    ]
 
 
 def test_a_text_that_gives_no_direction_is_named() -> None:
     with pytest.raises(ValueError, match="embedding row 1 has length 0"):
-        tma.embed(["a", "xyz"], Letters())
+        tma.embed(["a", "xyz", "b", "xyz", "zyx"], Letters())
+
+
+@pytest.mark.parametrize(("data", "shown"), [("one text", "'one text'"), (b"one", "b'one'")])
+def test_one_text_is_no_list_of_letters(data: object, shown: str) -> None:
+    with pytest.raises(ParameterError, match=rf"^data={shown} .* a list of texts, such as \["):
+        tma.embed(data)
+
+
+def test_no_text_at_all_is_named() -> None:
+    with pytest.raises(ParameterError, match=r"^data=\[\] .*; expected one text at least\."):
+        tma.embed([], Letters())
+
+
+class Odd:
+    """An encoder that gives an array of its own."""
+
+    name = "odd/1"
+
+    def __init__(self, *shape: int) -> None:
+        self.shape = shape
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        assert texts
+        return np.ones(self.shape, np.float32)
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (3, 3), (2,), (0,)])
+def test_an_encoder_that_gives_too_few_rows_is_named(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"shape \([\d, ]+\) for 2 texts; expected one row a text"):
+        tma.embed(["a", "b"], Odd(*shape))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_two_models_of_one_name_are_told_apart_by_their_columns() -> None:
+    tma.embed(["a", "b"], Odd(2, 3))
+    with pytest.raises(ValueError, match=r"rows of 4 columns beside rows of 3 .* another name"):
+        tma.embed(["a", "c", "b"], Odd(1, 4))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "changed"])
+def test_a_damaged_shard_is_named_once_and_made_again(
+    own_cache: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Letters()
+    rows = tma.embed(["abc", "b"], encoder)
+    tma.embed(["c"], encoder)
+    [file, _] = sorted(own_cache.glob("embeddings/*/*.safetensors"))
+    raw = file.read_bytes()
+    file.write_bytes(
+        {"cut": raw[:-1], "empty": b"", "changed": raw[:-50] + b"?" + raw[-49:]}[damage]
+    )
+    encoder.given.clear()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            again = tma.embed(["abc", "b", "c"], encoder)
+            np.testing.assert_array_equal(again, [*rows, [0, 0, 1]])
+    assert encoder.given == ["abc", "b"]
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"{file} is damaged (")
+    names = sorted(found.name for found in file.parent.iterdir())
+    assert names == ["00000001.damaged", "00000002.safetensors", "00000003.safetensors"]
+
+
+@given(draw=st.data())
+def test_a_shard_with_another_byte_or_a_shorter_one_gives_no_other_rows(
+    draw: st.DataObject,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        changed(Path(folder) / "shards", draw)
+
+
+def changed(folder: Path, draw: st.DataObject) -> None:
+    keys = [bytes([number]) * 16 for number in range(3)]
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4)
+    written = Shards(folder, keys)
+    with written.writing():
+        written.add(keys, rows)
+    file = folder / "00000001.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[draw.draw(st.integers(0, len(raw) - 1))] = draw.draw(st.integers(0, 255))
+    file.write_bytes(raw[: draw.draw(st.integers(len(raw) - 20, len(raw)))])
+    read = Shards(folder, keys)
+    read.read()
+    assert list(read.missing) == keys or read.of(keys).tolist() == rows.tolist()
+
+
+class Stopped(Letters):
+    """An encoder that is stopped by the user at its 5,000th text."""
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        if len(self.given) + len(texts) > 5000:
+            raise KeyboardInterrupt
+        return super().encode(texts)
+
+
+def test_what_was_written_before_an_interruption_is_not_encoded_again(own_cache: Path) -> None:
+    texts = [f"a {row:04}" for row in range(6000)]
+    with pytest.raises(KeyboardInterrupt):
+        tma.embed(texts, Stopped())
+    assert len(list(own_cache.glob("embeddings/*/*"))) == 1
+    encoder = Letters()
+    assert tma.embed(texts, encoder).shape == (6000, 3)
+    assert encoder.given == texts[4096:]
+
+
+PROCESS = """
+import sys, time
+import numpy as np
+import tma
+
+class Slow:
+    name = "slow/1"
+    def encode(self, texts):
+        print(*texts, flush=True)
+        time.sleep(1)
+        return np.array([[len(text), 1] for text in texts], np.float32)
+
+print(f"{tma.embed(sys.argv[1:], Slow())[0, 0]:.4f}")
+"""
+
+
+def test_two_processes_encode_a_text_once(own_cache: Path) -> None:
+    here = os.environ | {"TMA_CACHE": str(own_cache)}
+
+    def start(*texts: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", PROCESS, *texts]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=here)
+
+    with start("aaa", "b") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "aaa b\n"
+        with start("aaa", "cc") as second:
+            assert second.communicate(timeout=60) == ("cc\n0.9487\n", None)
+        assert first.communicate(timeout=60) == ("0.9487\n", None)
+    names = sorted(file.name for file in own_cache.glob("embeddings/*/*"))
+    assert names == ["00000001.safetensors", "00000002.safetensors"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next_shard(own_cache: Path) -> None:
+    tma.embed(["a"], Letters())
+    [folder] = own_cache.glob("embeddings/*/")
+    (folder / ".new-0123-half").mkdir()
+    tma.embed(["b"], Letters())
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "00000001.safetensors",
+        "00000002.safetensors",
+    ]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_only_long_work_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"b {row}" for row in range(2001)]
+    tma.embed(texts[:1000], Letters())
+    assert capsys.readouterr().err == ""
+    tma.embed(texts, Letters())
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" [")[0] for line in lines] == [
+        "embeddings: 0/1001",
+        "embeddings: 1001/1001",
+    ]
+    tma.embed(texts, Letters())
+    assert capsys.readouterr().err == ""
 
 
 def test_real_sentences_lie_near_their_paraphrase(cache: Path) -> None:
@@ -76,4 +292,4 @@ def test_real_sentences_lie_near_their_paraphrase(cache: Path) -> None:
     near, far = rows[0] @ rows[1], rows[0] @ rows[2]
     assert near > 0.7
     assert far < 0.3
-    assert len(list((cache / "embeddings").glob("*.npy"))) >= 1
+    assert list(cache.glob("embeddings/*/*.safetensors"))
