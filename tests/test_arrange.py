@@ -118,6 +118,39 @@ def test_what_a_side_selects_can_be_shuffled() -> None:
     assert len(shuffled) > 3
 
 
+def test_a_round_of_a_pool_stands_in_the_sequence_of_storage() -> None:
+    # One round takes rows 0 and 4, another 1 and 3; whichever the seed draws first.
+    for seed in range(9):
+        found = arranged("tma_min", pool=7, seed=seed, limit=4)
+        assert found == [0, 4, 1, 3]
+
+
+def test_what_is_cut_off_a_round_of_a_pool_does_not_follow_storage() -> None:
+    taken = {
+        tuple(arranged("tma_min", pool=7, seed=seed, limit=1, exact_limit=True))
+        for seed in range(9)
+    }
+    assert taken == {(0,), (4,)}
+    # Without a pool the lowest row stays.
+    assert arranged("tma_min", limit=1, exact_limit=True) == [0]
+
+
+def test_of_rows_that_tie_in_a_pool_the_one_drawn_first_is_nearest() -> None:
+    equal = circle([5, 5, 5, 5])
+    first = {
+        int(tma.arrange("tma_min", equal, Y, pool=4, seed=seed, limit=1)[0]) for seed in range(20)
+    }
+    assert first == {0, 1, 2, 3}
+
+
+def test_rounds_are_shuffled_within_and_stay_in_their_sequence() -> None:
+    made = {tuple(arranged("tma_nft", limit=4, within="shuffled", seed=s)) for s in range(20)}
+    # The nearest round {0, 4}, then the farthest: 200° is farthest from 0° and 90° alike.
+    plain = arranged("tma_nft", limit=4)
+    assert {frozenset(order[:2]) for order in made} == {frozenset(plain[:2])}
+    assert {order[:2] for order in made} == {(0, 4), (4, 0)}
+
+
 @pytest.mark.parametrize("side", ["tma_min", "tma_max"])
 def test_a_shuffled_side_holds_what_the_side_takes_from_the_same_pool(side: str) -> None:
     for seed in range(5):

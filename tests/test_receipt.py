@@ -70,6 +70,34 @@ def test_an_order_that_goes_by_no_similarity_embeds_nothing(
         tma.arrange_dataset(train, test, strict, encoder=Refusing())
 
 
+class Counting(Lengths):
+    """An encoder that counts the texts that it is asked for."""
+
+    name = "counting/1"
+    texts = 0
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.texts += len(texts)
+        return super().encode(texts)
+
+
+def test_an_order_of_a_pool_embeds_the_pool_alone(
+    dataset_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path))
+    train, test = (tma.load(str(dataset_file), split=s) for s in ("train", "test"))
+    X, Y = (tma.embed(part, Lengths()) for part in (train, test))
+    for within in ("row", "shuffled"):
+        method = Method("tma_nft", limit=6, seed=3, pool=9, within=within, exact_limit=True)
+        encoder = Counting()
+        found = tma.arrange_dataset(train, test, method, encoder=encoder)
+        given = {"limit": 6, "seed": 3, "pool": 9, "within": within, "exact_limit": True}
+        assert found.rows.tolist() == tma.arrange("tma_nft", X, Y, **given).tolist()
+        assert list(found.ids) == train.select(found.rows)["id"]
+        # Once: equal texts, and those of the first order, are not encoded again.
+        assert encoder.texts <= 9 + len(test)
+
+
 def test_anybody_can_compute_the_digest() -> None:
     expected = hashlib.sha256('["a","ü"]'.encode()).hexdigest()
     assert ids_digest(["a", "ü"]) == expected

@@ -112,7 +112,7 @@ def test_an_exact_limit_cuts_the_last_round() -> None:
 def test_what_a_cut_round_takes_does_not_depend_on_how_it_is_sorted() -> None:
     # The nearest pair of the round {0, 1} is row 1 (89° and 90°); a cut keeps row 0.
     train, test = circle([0, 89]), circle([5, 90])
-    for within in ("row", "similarity"):
+    for within in ("row", "similarity", "shuffled"):
         assert listed(tma.test_centric_rounds(train, test, 1, within=within, exact_limit=True)) == [
             [0]
         ]
@@ -124,8 +124,20 @@ def test_sorted_rounds_hold_the_rows_of_unsorted_ones(
 ) -> None:
     given = {"limit": min(limit, len(pair[0])), "farthest": farthest, "exact_limit": True}
     plain = tma.test_centric_rounds(*pair, **given)
-    by_similarity = tma.test_centric_rounds(*pair, **given, within="similarity")
-    assert [sorted(found.tolist()) for found in by_similarity] == listed(plain)
+    for within in ("similarity", "shuffled"):
+        found = tma.test_centric_rounds(*pair, **given, within=within)
+        assert [sorted(one.tolist()) for one in found] == listed(plain)
+
+
+def test_a_round_is_shuffled_by_its_seed() -> None:
+    train, test = circle(list(range(0, 90, 3))), circle(list(range(1, 90, 9)))
+    made = [
+        listed(tma.test_centric_rounds(train, test, within="shuffled", seed=seed))
+        for seed in (0, 0, 1)
+    ]
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+    assert made[0] != listed(tma.test_centric_rounds(train, test))
 
 
 @pytest.mark.parametrize("limit", [0, 7, 1000])

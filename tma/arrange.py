@@ -82,13 +82,15 @@ def arrange(
         weight: w of WSD; None: mean(MD)/mean(AD), the paper's.
         collision: TMA: "set", two test rows may take the same row (the paper's), or "each", every
             test row takes its own, by ascending test row.
-        within: TMA, inside a round: "row", ascending row number (the paper's), or "similarity",
-            in the round's own sense (a half that is turned round, turned round as well).
+        within: TMA, inside a round: "row", ascending row number (the paper's; where data is stored
+            task by task, a round is then in cluster order), "similarity", in the round's own sense
+            (a half that is turned round, turned round as well), or "shuffled", by the seed.
         exact_limit: TMA: cut the last round, so that each side takes just the rows wanted of it.
         exclude_near_duplicates: leave out training rows with at least this cosine similarity to a
             test row; how many is logged.
         pool: rows that the seed draws, before near-duplicates are left out; only these are
-            arranged. None: all. One seed draws one pool, whatever then arranges it.
+            arranged, and held in memory. None: all. One seed draws one pool, whatever then arranges
+            it. Of the rows of a pool that tie, the one drawn first comes first.
         pool_by: what is drawn: "row", single rows, or "task", one task after another, whole but for
             the last.
         texts: training and test texts; needed by `measure="bigram_kl"`.
@@ -120,8 +122,35 @@ def arrange_by(
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
     device: str | None = None,
+    pool: Order | None = None,
 ) -> tuple[Order, Rows]:
-    """Return the order of a method as `arrange` does, and what it was made from."""
+    """Return the order of a method as `arrange` does, and what it was made from.
+
+    Given `pool`, the numbers of the rows that `drawn` draws, X, tasks and texts are those of just
+    these rows, so that the others need no embeddings.
+    """
+    rows = prepared(method, X, Y, tasks=tasks, texts=texts, device=device, pool=pool)
+    return rows.stored[ordered(rows)], rows
+
+
+def ordered(rows: Rows) -> Order:
+    """Return an order as numbers of the rows of `rows.X`."""
+    made = _ORDERS[order_name(rows.method.name)](rows) if len(rows.numbers) else _joined([])
+    rows.X.check()  # an order that needs no embeddings has not read them
+    return made
+
+
+def prepared(
+    method: Method,
+    X: NDArray[np.floating],
+    Y: NDArray[np.floating],
+    *,
+    tasks: Sequence[str | None] | None = None,
+    texts: Texts | None = None,
+    device: str | None = None,
+    pool: Order | None = None,
+) -> Rows:
+    """Return what an order is made from: the pool that is drawn, less near-duplicates."""
     from tma.rows import unit_pair
 
     train, test = unit_pair(X, Y)
@@ -130,46 +159,61 @@ def arrange_by(
     texts = None if texts is None else (list(texts[0]), list(texts[1]))
     check_length("tasks", tasks, "X", len(train))
     check_texts(texts, len(train), len(test))
-    rows = Rows(train, test.float32, np.arange(len(train)), tasks, texts, method, device)
-    drawn = _pool(rows)
-    numbers = _usable(method.exclude_near_duplicates, train, test, drawn, device)
-    rows = replace(rows, numbers=numbers, left_out=len(drawn) - len(numbers))
-    made = _ORDERS[order_name(method.name)](rows) if len(rows.numbers) else _joined([])
-    train.check()  # an order that needs no embeddings has not read them
-    return made, rows
+    every = np.arange(len(train))
+    stored = every if pool is None else pool
+    rows = Rows(train, test.float32, stored, every, tasks, texts, method, device)
+    if pool is None and method.pool is not None:
+        rows = _only(rows, _pool(rows, method.pool))
+    numbers = _usable(method.exclude_near_duplicates, rows.X, test, rows.numbers, device)
+    return replace(rows, numbers=numbers, left_out=len(rows.numbers) - len(numbers))
 
 
-def _pool(rows: Rows) -> Order:
-    """Return the ascending numbers of the rows that the seed draws."""
-    if rows.method.pool is None:
-        return rows.numbers
-    # A stream of its own: the draw must not come back in the shuffling.
-    random = np.random.default_rng([rows.method.seed, 1])
+def _only(rows: Rows, drawn: Order) -> Rows:
+    """Return what an order is made from, with the rows drawn alone, in the sequence drawn."""
+    from tma.rows import UnitRows
+
+    rows.X.check()
+    tasks = None if rows.tasks is None else [rows.tasks[row] for row in drawn]
+    texts = None if rows.texts is None else ([rows.texts[0][row] for row in drawn], rows.texts[1])
+    X, numbers = UnitRows(rows.X.array[drawn], rows.X.name), np.arange(len(drawn))
+    return replace(rows, X=X, stored=drawn, numbers=numbers, tasks=tasks, texts=texts)
+
+
+def _pool(rows: Rows, size: int) -> Order:
+    """Return the numbers of the rows that the seed draws, in the sequence in which it does."""
     if rows.method.pool_by == "row":
-        shuffled = random.permutation(rows.numbers)
-    else:
-        shuffled = _joined(_shuffled_tasks(rows, random))
-    return np.sort(shuffled[: rows.method.pool])
+        return drawn(len(rows.numbers), size, rows.method.seed)
+    return _joined(_shuffled_tasks(rows, _stream(rows.method.seed)))[:size]
+
+
+def drawn(count: int, size: int, seed: int) -> Order:
+    """Return the numbers of the `size` of `count` rows that a seed draws, in its sequence."""
+    return _stream(seed).permutation(count)[:size]
+
+
+def _stream(seed: int) -> np.random.Generator:
+    """Return a stream of its own: the draw must not come back in the shuffling."""
+    return np.random.default_rng([seed, 1])
 
 
 def _usable(
-    threshold: float | None, X: UnitRows, Y: UnitRows, drawn: Order, device: str | None
+    threshold: float | None, X: UnitRows, Y: UnitRows, numbers: Order, device: str | None
 ) -> Order:
-    """Return which of the drawn training rows may be used."""
+    """Return which of the rows of X may be used."""
     if threshold is None:
-        return drawn
+        return numbers
     from tma.duplicates import near_duplicates
 
-    found = near_duplicates(X, Y, threshold, device=device).duplicate[drawn]
+    found = near_duplicates(X, Y, threshold, device=device).duplicate
     count = int(found.sum())
     log.warning(
         "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
         "least %g) and are left out",
         count,
-        len(drawn),
+        len(numbers),
         threshold,
     )
-    return drawn[~found]
+    return numbers[~found]
 
 
 @order("random")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange import arrange_by, sides
+from tma.arrange import arrange_by, ordered, prepared, sides
 from tma.embed import Encoder
 from tma.errors import ParameterError
 from tma.method import Method
@@ -109,9 +109,10 @@ def audit(
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    order, rows = arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)
-    near, far = sides(rows)
-    coverage, served = _coverage(rows, order)
+    rows = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
+    made = ordered(rows)
+    order, (near, far) = rows.stored[made], sides(rows)
+    coverage, served = _coverage(rows, made)
     agreement = shared = None
     if other is not None:
         for name, one, two in (("X", X, other[0]), ("Y", Y, other[1])):
@@ -123,7 +124,7 @@ def audit(
     return Audit(
         method,
         len(order),
-        len(rows.X),
+        len(X),
         rows.left_out,
         tuple(map(len, near)),
         tuple(map(len, far)),
@@ -172,7 +173,8 @@ def _coverage(rows: Rows, order: Order) -> tuple[NDArray[np.float64], Order]:
 def _hubs(rows: Rows) -> tuple[tuple[int, int], ...]:
     if not len(rows.numbers):
         return ()
-    row, count = np.unique(_nearest(rows, rows.numbers), return_counts=True)
+    nearest = rows.stored[_nearest(rows, rows.numbers)]
+    row, count = np.unique(nearest, return_counts=True)
     most = np.argsort(-count, kind="stable")[:HUBS]
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
 

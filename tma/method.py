@@ -53,7 +53,7 @@ COLLISIONS = ("set", "each")
 """What happens when two test rows want the same training row in one round of TMA."""
 POOLS = ("row", "task")
 """What a pool is drawn by."""
-WITHIN = ("row", "similarity")
+WITHIN = ("row", "similarity", "shuffled")
 """The sequence inside a round of TMA."""
 
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
@@ -81,7 +81,8 @@ class Method:
     collision: str = "set"
     """TMA: set (two test rows may take the same row) or each (every test row its own)."""
     within: str = "row"
-    """TMA, inside a round: row (ascending row number) or similarity (in the round's own sense)."""
+    """TMA, inside a round: row (ascending row number), similarity (in the round's own sense), or
+    shuffled (by the seed)."""
     exact_limit: bool = False
     """TMA: cut the last round, so that each side takes just the rows wanted of it."""
     exclude_near_duplicates: float | None = None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma import data
-from tma.arrange import arrange_by
+from tma.arrange import arrange_by, drawn
 from tma.embed import Encoder, MiniLM, embed
 from tma.errors import DataError, OrderError
 from tma.method import Method
@@ -157,19 +157,24 @@ def arrange_dataset(
         AssetError: the built-in encoder cannot be fetched.
     """
     encoder = encoder or MiniLM()
+    pool = None
+    if method.pool is not None and method.pool_by == "row":  # the other rows need no embeddings
+        pool = drawn(len(train), method.pool, method.seed)
+    source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
     X, Y = (
         embed(data, encoder) if method.embeds else np.ones((len(data), 1), np.float32)
-        for data in (train, test)
+        for data in (source, test)
     )
     rows, made_from = arrange_by(
         method,
         X,
         Y,
-        tasks=_tasks(train),
+        tasks=_tasks(source),
         # Only one measure reads words; the others need no second copy of all texts.
-        texts=(data.texts(train), data.texts(test)) if method.measure == "bigram_kl" else None,
+        texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
         device=device,
+        pool=pool,
     )
     known = train["id"]
     ids = tuple(known[row] for row in rows.tolist())

@@ -29,11 +29,14 @@ class Rows:
     """What an order may look at."""
 
     X: UnitRows
-    """Training embeddings, (n, d) unit rows; `X.array` is what the caller gave."""
+    """Training embeddings, (n, d) unit rows: all of the caller's, or the pool in the sequence in
+    which it was drawn, so that ties do not follow how data is stored."""
     Y: NDArray[np.float32]
     """Test embeddings, (m, d) unit rows."""
+    stored: Order
+    """The caller's number of each row of X, (n,)."""
     numbers: Order
-    """Ascending numbers of the training rows that may be used."""
+    """Ascending numbers of the rows of X that may be used."""
     tasks: Sequence[str | None] | None
     """Task of each training row, or None."""
     texts: Texts | None
@@ -56,6 +59,10 @@ class Rows:
         """A generator that starts from the seed."""
         return np.random.default_rng(self.method.seed)
 
+    def shuffles(self, *, farthest: bool) -> np.random.Generator:
+        """The generator that shuffles within the rounds of one side; another one than `random`."""
+        return np.random.default_rng([self.method.seed, 2 + farthest])
+
 
 def test_centric_rounds(
     X: NDArray[np.floating],
@@ -66,6 +73,7 @@ def test_centric_rounds(
     collision: str = "set",
     within: str = "row",
     exact_limit: bool = False,
+    seed: int = 0,
     device: str | None = None,
 ) -> list[Order]:
     """Return the rounds of TMA.
@@ -79,8 +87,10 @@ def test_centric_rounds(
             rows choose one after another, by ascending number, each its own row.
         within: the sequence inside a round. "row": ascending row number (the paper's rule).
             "similarity": the row that is nearest to the test row that took it comes first; for
-            `farthest` the farthest.
+            `farthest` the farthest. "shuffled": by the seed. Data is usually stored task by task,
+            so that "row" puts the rows of a task next to each other; "shuffled" does not.
         exact_limit: cut the last round, so that just `limit` rows come out.
+        seed: seed of the shuffling.
         device: where products are computed; None: a GPU if there is one. No influence on rounds.
 
     Returns:
@@ -90,15 +100,16 @@ def test_centric_rounds(
         ParameterError: an unknown rule or limit; it is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
-    Source: the paper's section on TMA; `each` and `similarity` are this package's variants.
+    Source: the paper's section on TMA; `each`, `similarity` and `shuffled` are this package's
+    variants.
     """
     from tma.rows import unit_pair
 
     name = "tma_max" if farthest else "tma_min"
-    method = Method(name, limit, collision=collision, within=within, exact_limit=exact_limit)
+    method = Method(name, limit, seed, collision=collision, within=within, exact_limit=exact_limit)
     train, test = unit_pair(X, Y)
-    Y32 = test.float32
-    rows = Rows(train, Y32, np.arange(len(train)), None, None, method, device)
+    every = np.arange(len(train))
+    rows = Rows(train, test.float32, every, every, None, None, method, device)
     found = list(rounds(rows, rows.limit, farthest=farthest))
     train.check()  # no round, and nothing has been read
     return found
@@ -153,17 +164,21 @@ def _own_rows(nearest: Nearest, tests: int) -> Order:
 
 def rounds(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]:
     """Yield the rounds, each in its own sequence; an exact limit cuts the last one."""
-    taken = 0
+    taken, random = 0, rows.shuffles(farthest=farthest)
     for picked in picks(rows, limit, farthest=farthest):
         found = np.unique(picked[picked >= 0])
         if rows.method.within == "similarity":
             found = _by_similarity(rows, picked, farthest=farthest)
+        elif rows.method.within == "shuffled":
+            found = random.permutation(found)
+        else:
+            found = found[np.argsort(rows.stored[found])]
         yield cut(found, limit - taken) if rows.method.exact_limit else found
         taken += len(found)
 
 
 def cut(found: Order, count: int) -> Order:
-    """Return the `count` lowest rows of a round, in its own sequence.
+    """Return the `count` lowest rows of a round, in its own sequence; of a pool, those drawn first.
 
     What is taken does not depend on how a round is sorted: else orders that differ in that would
     differ in their instances too.
