@@ -44,7 +44,6 @@ from tma import models
 from tma.config import RunConfig
 from tma.encode import Encoded, encode
 from tma.evaluate import arithmetic, resolve_precision, response_losses
-from tma.heap import freed_memory_kept
 from tma.packing import packs
 from tma.train import train
 
@@ -110,8 +109,7 @@ def ours_trains(work: Work) -> None:
 
 def ours_measures(work: Work) -> None:
     packed = packs(work.model, work.device)
-    with freed_memory_kept():  # as in the loop, which measures between two steps
-        found = response_losses(work.model, work.rows, ROWS * WIDTH, work.precision, packed=packed)
+    found = response_losses(work.model, work.rows, ROWS * WIDTH, work.precision, packed=packed)
     work.loss = float(found.sum() / work.tokens)
 
 

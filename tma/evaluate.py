@@ -14,17 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from tma.encode import Encoded, MicroBatch, micro_batches
+from tma.head import token_losses
 from tma.packing import borders, packed_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-LOGIT_ROWS = 64
-"""Rows of logits that are turned into losses at once: in float32 all of them would be the largest
-block of memory of a step."""
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -63,9 +59,7 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     given = borders(batch.lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
-    targets = batch.targets.to(device)
-    parts = zip(torch.split(logits, LOGIT_ROWS), torch.split(targets, LOGIT_ROWS), strict=True)
-    losses = torch.cat([cross_entropy(rows.float(), to, reduction="none") for rows, to in parts])
+    losses = token_losses(logits, batch.targets.to(device))
     sums = torch.zeros(len(batch.ids), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)
 

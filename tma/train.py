@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from tma.evaluate import (
     response_losses,
     summed_losses,
 )
-from tma.heap import freed_memory_kept
+from tma.head import in_parts, tied_on_cpu
 from tma.models import check_positions
 from tma.packing import packs
 from tma.progress import progress
@@ -79,12 +80,12 @@ def train(
         )
     steps = list(_steps(ordered, config))
     check_positions(model, config, ordered, test)
-    with freed_memory_kept():
-        loop = _Loop(model, config, states, answer)
-        done = len(loop.history.steps)
-        check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
-        loop.go_through(steps, test, untrained)
-        loop.accelerator.free_memory()
+    loop = _Loop(model, config, states, answer)
+    done = len(loop.history.steps)
+    check_order(loop.history.consumed, [row.id for rows in steps[:done] for row in rows])
+    loop.go_through(steps, test, untrained)
+    loop.accelerator.free_memory()
+    model.zero_grad()  # gives the buffers back
     return loop.history
 
 
@@ -135,6 +136,9 @@ class _Loop:
         self.precision = resolve_precision(config.precision, self.accelerator.device)
         _prepare(model, config)
         self.packed = config.packs and packs(model, self.accelerator.device)
+        # Several processes exchange whole gradients; compiled code has none that are sparse.
+        alone = self.accelerator.num_processes == 1 and not config.compile
+        self.in_place = alone and tied_on_cpu(model)
         self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
         self.history = History()
         self.answered = set[int]()
@@ -196,10 +200,11 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        # Buffers that stay leave no holes in the heap for others to break up.
+        self.optimizer.zero_grad(set_to_none=not self.in_place)
         self.history.consumed += consumed
         entry = {"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens}
-        self.history.steps.append(entry)
+        self.history.steps.append(entry | variety(rows))
         self.pace = f"{len(rows) / (time.monotonic() - started):.1f} inst/s"
         return loss
 
@@ -210,7 +215,7 @@ class _Loop:
         batches = micro_batches(own or rows[:1], self.config.micro_tokens, packed=self.packed)
         scale = self.accelerator.num_processes / tokens if own else 0.0
         total, seen = torch.zeros((), device=self.accelerator.device), list[str]()
-        with arithmetic(self.model, self.precision, packed=self.packed):
+        with arithmetic(self.model, self.precision, packed=self.packed), self._head():
             for batch in batches:
                 last = batch is batches[-1]
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
@@ -222,6 +227,9 @@ class _Loop:
         # Micro-batches go by length; within the step the order is the one given.
         seen = sorted(seen, key=lambda name: places.get(name, len(own))) if own else []
         return total, _undealt(gather_object([seen]))
+
+    def _head(self) -> AbstractContextManager[None]:
+        return in_parts(self.model) if self.in_place else nullcontext()
 
     def measure(
         self, step: int, test: Sequence[Encoded], known: Sequence[dict[str, Any]] = ()
@@ -239,13 +247,10 @@ class _Loop:
     ) -> list[dict[str, Any]]:
         # Several processes exchange buffers or weights in a forward pass: one without an instance
         # takes part with another's.
-        sums = response_losses(
-            self.model,
-            own or test[:1],
-            self.config.micro_tokens,
-            self.precision,
-            packed=self.packed,
-        )[: len(own)]
+        rows, budget = own or test[:1], self.config.micro_tokens
+        with self._head():
+            losses = response_losses(self.model, rows, budget, self.precision, packed=self.packed)
+        sums = losses[: len(own)]
         made: list[dict[str, Any]] = [
             {"step": step, "id": row.id, "task": row.task, "loss_sum": float(loss)}
             | {"tokens": row.response_tokens}
@@ -278,6 +283,21 @@ class _Loop:
         if bool(flag):
             self.states.save(self.accelerator, self.model, self.optimizer, self.history)
             self._saved = time.monotonic()
+
+
+def variety(rows: Sequence[Encoded]) -> dict[str, float]:
+    """Return how many tasks and answers a step holds.
+
+    Returns:
+        effective_tasks: exp(-Σ p ln p) over the shares p of the tasks (an instance without one is a
+        task): their number where all are as frequent; distinct_answers: number of different
+        responses, as tokens.
+    """
+    counts = Counter(row.id if row.task is None else row.task for row in rows)
+    shares = [count / len(rows) for count in counts.values()]
+    entropy = -sum(share * math.log(share) for share in shares)
+    answers = {row.tokens[row.response_start :] for row in rows}
+    return {"effective_tasks": math.exp(entropy), "distinct_answers": len(answers)}
 
 
 def _accelerator() -> Accelerator:
