@@ -130,6 +130,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": 72,
             "seeds": 3,
             "verdict": "supported",
+            "runs": None,
         },
         {
             "claim": "C1",
@@ -141,6 +142,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": None,
             "seeds": None,
             "verdict": "not tested at this scale",
+            "runs": None,
         },
     ]
 
@@ -165,8 +167,11 @@ def test_unknown_claims_and_verdicts_are_refused() -> None:
         Verdict("C1", "01", "", 0, 0, 0, 1, 1, "true")
 
 
+MADE = claims.made_from(["x", "y"])
+
+
 def leave(folder: Path, names: list[str]) -> Path:
-    made = [replace(untested(name, "why"), notebook=folder.name) for name in names]
+    made = [replace(untested(name, "why"), notebook=folder.name, runs=MADE) for name in names]
     write(folder / "claims.json", made)
     return folder
 
@@ -191,15 +196,22 @@ def test_each_claim_needs_one_verdict(tmp_path: Path) -> None:
         collect([most, more])
 
 
-def test_verdicts_of_a_later_run_than_the_notebook_are_not_gathered(tmp_path: Path) -> None:
+def test_verdicts_of_other_runs_than_the_notebook_shows_are_not_gathered(tmp_path: Path) -> None:
     folders = [leave(tmp_path / "b", SEQUENCE[::2]), leave(tmp_path / "a", SEQUENCE[1::2])]
-    written = (tmp_path / "a" / "claims.json").stat().st_mtime
-    (tmp_path / "a.ipynb").touch()
-    os.utime(tmp_path / "a.ipynb", (written + 1, written + 1))
+    (tmp_path / "a.ipynb").write_text(f"Made from {MADE}.")
+    os.utime(tmp_path / "a.ipynb", (0, 0))  # as a checkout or a copy leaves it
     assert len(collect(folders)) == len(SEQUENCE)
-    os.utime(tmp_path / "a.ipynb", (written - 1, written - 1))
-    with pytest.raises(DataError, match=r"claims.json is newer than .*a.ipynb: a later run"):
+    (tmp_path / "a.ipynb").write_text(f"Made from {claims.made_from(['x', 'z'])}.")
+    with pytest.raises(DataError, match=r"of 2 runs, \w+, which .*a\.ipynb does not show"):
         collect(folders)
+    write(tmp_path / "a" / "claims.json", [untested("C1", "why")])
+    with pytest.raises(DataError, match="of unknown runs"):
+        collect(folders)
+
+
+def test_runs_are_named_by_their_keys_in_any_sequence() -> None:
+    assert claims.made_from(["y", "x", "x"]) == claims.made_from(["x", "y"]) == MADE
+    assert MADE.startswith("2 runs, ")
 
 
 def test_the_notebook_beside_a_folder_has_its_whole_name(
@@ -208,8 +220,7 @@ def test_the_notebook_beside_a_folder_has_its_whole_name(
     folder = leave(tmp_path / "llama-3.2", SEQUENCE)
     for name in ("llama-3.ipynb", "llama-3.2.ipynb"):
         (tmp_path / name).touch()
-        os.utime(tmp_path / name, (0, 0))
-    with pytest.raises(DataError, match=r"newer than .*llama-3\.2\.ipynb"):
+    with pytest.raises(DataError, match=r"which .*llama-3\.2\.ipynb does not show"):
         collect([folder])
     (tmp_path / "llama-3.2.ipynb").unlink()
     monkeypatch.chdir(folder)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,11 +91,54 @@ def test_every_scale_has_every_preset() -> None:
 
 
 def test_settings_travel_as_json() -> None:
-    data = {"columns": {"prompt": "q", "response": "a"}, "per_task": (20, None), "by": "source"}
+    data: dict[str, Any] = {"columns": {"prompt": "q", "response": "a"}, "per_task": (20, None)}
+    data |= {"by": "source", "max_instance_tokens": 128}
     config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[1, 2], **data)
     assert config.per_task == (20, None)
     assert config.eval_at == (1, 2)
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
+    named = RunConfig.at("pocket", order="random", held_out=["xsum", "imdb", "xsum"])
+    assert named.held_out == ("imdb", "xsum")
+    assert RunConfig.from_json(json.loads(json.dumps(named.to_json()))) == named
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fold", "words"),
+    [
+        ("suite", 4, None),
+        ("suite", "validation", None),
+        ("pocket", 0, None),
+        ("p3", 4, None),
+        ("p3:{file}", 0, None),
+        ("suite", 5, "fold=5 cannot be used; expected one of: 0, 1, 2, 3, 4, validation"),
+        ("suite", "0", "fold='0' .* expected one of: 0, 1"),
+        ("suite", True, "fold=True .* expected one of: 0, 1"),
+        ("suite", 1.0, "fold=1.0 "),
+        ("p3", "validation", "fold='validation' .* expected one of: 0, 1, 2, 3, 4"),
+        ("{file}", 0, "fold=0 .* has no folds, only suite, pocket, p3 have. Name .* in held_out"),
+        ("flan-mini", 0, "dataset='flan-mini' has no folds"),
+    ],
+)
+def test_which_folds_a_dataset_has(
+    tmp_path: Path, dataset: str, fold: object, words: str | None
+) -> None:
+    (tmp_path / "p3.jsonl").touch()
+    given = {"dataset": dataset.format(file=tmp_path / "p3.jsonl"), "fold": fold}
+    if words is None:
+        assert RunConfig.at("pocket", order="random", **given).fold == fold
+        return
+    with pytest.raises(ParameterError, match=words):
+        RunConfig.at("pocket", order="random", **given)
+
+
+def test_test_data_from_elsewhere_has_a_whole_path_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.jsonl").touch()
+    config = RunConfig.at("pocket", order="random", test_dataset="mine.jsonl")
+    assert config.with_whole_paths().test_dataset == str((tmp_path / "mine.jsonl").resolve())
+    assert config.with_whole_paths().dataset == "pocket"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +150,19 @@ def test_settings_travel_as_json() -> None:
         ({"by": "tasks"}, "by='tasks' .*did you mean task"),
         ({"per_task": (1, 2, 3)}, "per_task=.* one number, or two"),
         ({"test_limit": 0}, "test_limit=0 .* at least 1"),
+        ({"max_instance_tokens": 0}, "max_instance_tokens=0 .* at least 1"),
+        ({"held_out": "imdb"}, "held_out='imdb' .* names of tasks or source datasets"),
+        ({"held_out": []}, r"held_out=\[\] .* names of tasks or source datasets"),
+        ({"held_out": [1]}, r"held_out=\[1\] "),
+        ({"by": "task", "fold": 1}, "by='task' and fold=1 each say .* Give only one"),
+        ({"held_out": ["a"], "fold": 1}, r"held_out=\('a',\) and fold=1 each say"),
+        ({"test_dataset": "nivv2"}, r"test_dataset='nivv2' .* \(did you mean niv2\?\)"),
+        (
+            {"test_dataset": "p3", "by": "task"},
+            "test_dataset='p3' takes every row and holds none out, which by='task' asks for",
+        ),
+        ({"test_dataset": "p3", "fold": 0}, "test_dataset='p3' .* which fold=0 asks for"),
+        ({"test_dataset": "p3", "held_out": ["a"]}, r"which held_out=\('a',\) asks for"),
         ({"columns": "prompt"}, "columns='prompt' .* names"),
         ({"eval_at": 3}, "eval_at=3 .* a list of steps"),
         ({"batch_size": 0}, "batch_size=0 .* at least 1"),

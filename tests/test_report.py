@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -48,9 +49,12 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
         claims.tested("C6", "loss", judged),
         claims.untested("C7", "no data"),
     ]
-    shown = report.saved_verdicts(study, made)
-    assert claims.read(study.out / "claims.json") == made
+    runs = {"a": [tma.Run(Path("runs/x")), tma.Run(Path("runs/y"))]}
+    shown = report.saved_verdicts(study, made, runs)
+    of = claims.made_from(["x", "y"])
+    assert claims.read(study.out / "claims.json") == [replace(one, runs=of) for one in made]
     assert repr(shown) == shown.text
+    assert f"Made from {of}." in shown.text and f"Made from {of}." in shown.html
     for form in (shown.text, shown._repr_html_()):
         assert "long " * 19 in form
         assert "-0.200" in form and "–" in form and "<NA>" not in form and "NaN" not in form

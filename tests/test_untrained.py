@@ -99,9 +99,10 @@ def test_what_decides_a_loss_names_the_file(config: RunConfig, change: dict[str,
     assert untrained.place(config, "weights", longer) != usual
 
 
-def test_weights_of_the_hub_are_not_known_by_their_name(config: RunConfig) -> None:
+def test_weights_of_the_hub_are_known_by_their_commit(config: RunConfig) -> None:
     named = replace(config, model="owner/name")
-    assert untrained.place(named, "owner/name", TEST) is None
+    commits = {untrained.place(named, f"owner/name@{commit}", TEST) for commit in "aab"}
+    assert len(commits) == 2
     assert untrained.read(None) == []
 
 

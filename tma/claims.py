@@ -9,13 +9,13 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, ParameterError, check_choice, wrong
-from tma.store import write_json
+from tma.store import digest, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +89,8 @@ class Verdict:
     """Seeds."""
     verdict: str
     """One of `VERDICTS`."""
+    runs: str | None = None
+    """The runs it was made from, by `made_from`."""
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, tuple(CLAIMS))
@@ -211,6 +213,12 @@ def _record(claim: str, *values: Any) -> Verdict:
     return Verdict(claim, NOTEBOOKS[claim], *values)
 
 
+def made_from(keys: Iterable[str]) -> str:
+    """Return how many runs there are, and a digest of their keys: what verdicts were made from."""
+    known = sorted(set(keys))
+    return f"{len(known)} runs, {digest(*known)[:12]}"
+
+
 def write(path: Path, verdicts: Sequence[Verdict]) -> None:
     """Write verdicts as a JSON list of objects, atomically."""
     write_json(path, [dataclasses.asdict(verdict) for verdict in verdicts])
@@ -234,7 +242,7 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
     """Return the verdicts in the `claims.json` of each folder, in the sequence of `CLAIMS`.
 
     Raises:
-        DataError: a file cannot be read, there is none, it is of a later run than the notebook
+        DataError: a file cannot be read, there is none, it is of other runs than the notebook
             beside its folder, or a claim has not just one verdict.
     """
     if not folders:
@@ -255,21 +263,23 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
 
 
 def check_same_run(folder: Path) -> None:
-    """Refuse verdicts that were written after the notebook beside their folder, if there is one.
+    """Refuse verdicts of other runs than the notebook beside their folder shows, if there is one.
 
     Raises:
-        DataError: another run, with other parameters maybe, left them there.
+        DataError: the notebook, executed with other parameters maybe, is not of these runs.
     """
     folder = folder.absolute()
     notebook, verdicts = folder.parent / f"{folder.name}.ipynb", folder / "claims.json"
     if not (notebook.is_file() and verdicts.is_file()):
         return
-    if verdicts.stat().st_mtime > notebook.stat().st_mtime:
-        raise DataError(
-            f"{verdicts} is newer than {notebook}: a later run, with other parameters maybe, wrote "
-            f"it. Remove {notebook}, run `make notebooks`, and give runs of your own another "
-            "output_dir."
-        )
+    shown = notebook.read_text("utf-8")
+    for made in {verdict.runs for verdict in read(verdicts)}:
+        if made is None or made not in shown:
+            raise DataError(
+                f"{verdicts} is of {made or 'unknown runs'}, which {notebook} does not show: "
+                "somebody ran it with other parameters. Remove the notebook, run `make "
+                "notebooks`, and give runs of your own another output_dir."
+            )
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -277,7 +287,7 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict[str, Any]] = [dataclasses.asdict(verdict) for verdict in verdicts]
-    columns = [field.name for field in dataclasses.fields(Verdict)]
+    columns = [field.name for field in dataclasses.fields(Verdict) if field.name != "runs"]
     typed: Any = {"estimate": float, "low": float, "high": float, "n": "Int64", "seeds": "Int64"}
     return pd.DataFrame(rows, columns=columns).astype(typed).set_index("claim")
 

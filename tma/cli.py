@@ -1,4 +1,4 @@
-"""The command `tma`: train a run, list the runs.
+"""The command `tma`: train a run; list, export and import runs; make those of the study.
 
 `accelerate launch -m tma.cli train …` trains with several processes.
 """
@@ -10,8 +10,9 @@ import json
 import sys
 from collections.abc import Sequence
 
+from tma import published
 from tma.config import RunConfig
-from tma.errors import ParameterError, TmaError
+from tma.errors import ParameterError, TmaError, check_count
 from tma.runs import run, runs
 from tma.scales import SCALES
 
@@ -49,9 +50,33 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--state-minutes", type=float, default=10, help="time between two states")
     train.add_argument("--save-model", action="store_true", help="keep the trained model")
     train.set_defaults(function=_train)
-    listing = commands.add_parser("runs", help="list runs with status, last step and test loss")
-    listing.set_defaults(function=_runs)
+    _add_runs(commands.add_parser("runs", help="list runs with status, last step and test loss"))
+    _add_study(commands.add_parser("study", help="make the runs of the study that are missing"))
     return parser
+
+
+def _add_runs(runs: argparse.ArgumentParser) -> None:
+    runs.set_defaults(function=_runs)
+    commands = runs.add_subparsers()
+    export = commands.add_parser("export", help="write finished runs into a folder, with checksums")
+    export.add_argument("keys", nargs="+", metavar="KEY", help="names of runs, or their beginnings")
+    export.add_argument("folder")
+    export.set_defaults(function=_export)
+    taking = commands.add_parser(
+        "import", help="take the runs of such a folder; none is overwritten"
+    )
+    taking.add_argument("folder")
+    taking.set_defaults(function=_import)
+
+
+def _add_study(study: argparse.ArgumentParser) -> None:
+    study.add_argument("--scale", default="study", choices=tuple(SCALES))
+    study.add_argument("--arms", help="names of arms, such as 1,2; without it all")
+    study.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each")
+    study.add_argument("--p3", default="p3", help="the dataset P3, such as p3:FILE for a copy")
+    study.add_argument("--export", metavar="FOLDER", help="write runs there as they are finished")
+    study.add_argument("--list", action="store_true", help="only say what is done and what is left")
+    study.set_defaults(function=_study)
 
 
 def _train(options: argparse.Namespace) -> list[str]:
@@ -66,6 +91,27 @@ def _train(options: argparse.Namespace) -> list[str]:
         return []
     final = made.losses[made.losses["step"] == made.losses["step"].max()]
     return [str(made.folder), f"test loss {final['loss'].mean():.4f} nats a token"]
+
+
+def _export(options: argparse.Namespace) -> list[str]:
+    written = published.export(options.keys, options.folder)
+    return [f"{len(written)} runs written to {options.folder}, the others were there"]
+
+
+def _import(options: argparse.Namespace) -> list[str]:
+    taken, there = published.import_runs(options.folder)
+    return [f"{len(taken)} runs taken, {len(there)} were there"]
+
+
+def _study(options: argparse.Namespace) -> list[str]:
+    from tma import arms
+
+    chosen = arms.chosen(options.arms)
+    if options.list:
+        return arms.listing(options.scale, chosen, options.p3).to_string(index=False).splitlines()
+    check_count("jobs", options.jobs, 1)
+    made = arms.make(options.scale, chosen, options.p3, options.jobs, options.export)
+    return [f"{made} runs made; all of the arms {', '.join(a.name for a in chosen)} are finished"]
 
 
 def _setting(text: str) -> tuple[str, object]:

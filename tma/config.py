@@ -8,6 +8,7 @@ at once.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -16,9 +17,41 @@ from typing import Any
 
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.method import Method
-from tma.names import BUILT_IN, DATASETS, EMPTY, UNITS, check_dataset, check_model
+from tma.names import (
+    BUILT_IN,
+    BUILT_IN_DATA,
+    DATASETS,
+    EMPTY,
+    FOLDS,
+    UNITS,
+    check_dataset,
+    check_fold,
+    check_model,
+    check_one_split,
+    checked_names,
+)
 from tma.scales import SCALES, Scale
 
+log = logging.getLogger(__name__)
+
+FOUND = (
+    "model",
+    "reward_model",
+    "dataset",
+    "columns",
+    "by",
+    "per_task",
+    "test_limit",
+    "empty",
+    "data_seed",
+    "test_dataset",
+    "held_out",
+    "fold",
+    "twins",
+    "max_instance_tokens",
+)
+"""Settings that say where weights and data are found and which rows are taken; in a run's key their
+content stands for them."""
 CHOICES = {
     "empty": EMPTY,
     "by": (None, *UNITS),
@@ -31,6 +64,7 @@ CHOICES = {
 COUNTS = {
     "limit": 1,
     "test_limit": 1,
+    "max_instance_tokens": 1,
     "epochs": 1,
     "max_new_tokens": 1,
     "batch_size": 1,
@@ -40,6 +74,8 @@ COUNTS = {
     "micro_tokens": 8,
 }
 """Whole numbers among the settings, each with the least it may be."""
+OPTIONAL = ("limit", "test_limit", "max_instance_tokens")
+"""Those that may be None."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +116,18 @@ class RunConfig:
     """Field → column of the dataset; None: recognised (see `tma.load`)."""
     by: str | None = None
     """What training and test must not share: task, source, or instance; None: as the dataset."""
+    held_out: tuple[str, ...] | None = None
+    """Tasks and source datasets that test while all others train; None: as the dataset."""
+    fold: int | str | None = None
+    """Which fold tests, 0 to 4 or validation, of a dataset that has folds; None: as the dataset."""
+    test_dataset: str | None = None
+    """Dataset of which every row tests, while every row of `dataset` trains; None: a part of
+    `dataset` tests."""
+    twins: float | None = None
+    """Share of the test instances whose source row, under another template, takes a place in the
+    seed's pool: near-duplicates by design, of the suite alone. None: none."""
+    max_instance_tokens: int | None = None
+    """Leave out instances with more tokens for the encoder; None: none."""
     per_task: tuple[int | None, int | None] | None = None
     """Instances a task at most, in training and in test; None: as the dataset."""
     test_limit: int | None = None
@@ -133,6 +181,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_model(self.model, BUILT_IN)
         check_dataset(self.dataset)
+        self._check_split()
         for name, known in CHOICES.items():
             check_choice(name, getattr(self, name), known)
         # Equal runs get equal settings, by which they are named.
@@ -141,7 +190,7 @@ class RunConfig:
         object.__setattr__(self, "per_task", checked_caps(self.per_task))
         object.__setattr__(self, "columns", checked_columns(self.columns))
         for name, least in COUNTS.items():
-            if getattr(self, name) is not None or name not in ("limit", "test_limit"):
+            if getattr(self, name) is not None or name not in OPTIONAL:
                 check_count(name, getattr(self, name), least)
         _ = self.method  # refuses what does not fit together
         if self.micro_tokens < self.max_tokens:
@@ -156,6 +205,26 @@ class RunConfig:
                 raise wrong(name, getattr(self, name), "true or false")
         if self.reward_model is not None:
             self._check_reward()
+        if self.twins is not None:
+            self._check_twins(self.twins)
+
+    def _check_split(self) -> None:
+        object.__setattr__(self, "held_out", checked_names(self.held_out))
+        check_fold(self.dataset, self.fold)
+        every = None
+        if self.test_dataset is not None:
+            check_dataset(self.test_dataset, "test_dataset")
+            every = f"test_dataset={self.test_dataset!r}"
+        check_one_split(every, by=self.by, held_out=self.held_out, fold=self.fold)
+
+    def _check_twins(self, twins: object) -> None:
+        fits = self.dataset in BUILT_IN_DATA and self.pool is not None and self.pool_by == "row"
+        number = isinstance(twins, int | float) and not isinstance(twins, bool) and 0 < twins <= 1
+        if not (number and fits):
+            names = " or ".join(BUILT_IN_DATA)
+            raise wrong(
+                "twins", twins, f"a share in (0, 1] with dataset={names} and a pool of rows"
+            )
 
     def _check_reward(self) -> None:
         check_model(self.reward_model, (), "reward_model")
@@ -184,6 +253,8 @@ class RunConfig:
         check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         check_model(model, (*base.models, *BUILT_IN))
+        if model in base.learning_rates:
+            changes.setdefault("learning_rate", base.learning_rates[model])
         if "steps" in changes and "limit" in changes:
             raise ParameterError(
                 f"steps={changes['steps']!r} and limit={changes['limit']!r} both say how many "
@@ -193,13 +264,18 @@ class RunConfig:
         check_count("batch_size", batch_size, 1)
         steps, dataset = changes.pop("steps", base.steps), changes.pop("dataset", None)
         check_count("steps", steps, 1)
-        own = {f.name for f in fields(cls)} - {"dataset", "pool"}
+        apart = {"model", "dataset", "pool", "max_instance_tokens"}
+        own = {f.name for f in fields(cls)} - apart
         shared = own & {f.name for f in fields(Scale)}
         settings: dict[str, Any] = {
             "dataset": base.dataset if dataset is None else dataset,
             "limit": steps * batch_size,
             **{f: getattr(base, f) for f in shared},
         }
+        if (dataset or base.dataset).partition(":")[0] in FOLDS and base.folds:
+            settings["max_instance_tokens"] = base.max_instance_tokens
+            if not {"by", "held_out", "test_dataset"} & changes.keys():
+                settings["fold"] = seed % base.folds
         weights = base.models.get(model, model)
         return cls(model=weights, order=order, seed=seed, **(settings | changes))
 
@@ -221,7 +297,7 @@ class RunConfig:
         """
         local: dict[str, Any] = {
             name: str(Path(value).resolve())
-            for name in ("model", "dataset", "reward_model")
+            for name in ("model", "dataset", "test_dataset", "reward_model")
             if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
             if Path(value).exists()
         }
@@ -231,10 +307,42 @@ class RunConfig:
         """Return the settings as values that JSON can hold."""
         return dataclasses.asdict(self)
 
+    @property
+    def deciding(self) -> dict[str, Any]:
+        """The settings that a run's key holds, beside the content of data and weights.
+
+        Not those that only say where data and weights are found and which rows are taken (`FOUND`):
+        their content stands for them. Not those with their default value, so that a setting that is
+        added later renames no finished run.
+        """
+        usual = {f.name: f.default for f in fields(self)}
+        return {
+            name: value
+            for name, value in self.to_json().items()
+            if name not in FOUND and value != usual[name]
+        }
+
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
-        """Return settings from what `to_json` gave."""
-        return cls(**value)
+        """Return settings as they were stored; unknown and missing ones are told.
+
+        Nothing is checked: what was run stays readable when its model or data has gone, and when a
+        name is no longer known.
+        """
+        known = {field.name: field for field in fields(cls)}
+        stored = cls.__new__(cls)
+        for name, field in known.items():
+            usual = None if field.default is dataclasses.MISSING else field.default
+            given = value.get(name, usual)
+            object.__setattr__(stored, name, tuple(given) if isinstance(given, list) else given)
+        unknown, missing = [*value.keys() - known.keys()], [*known.keys() - value.keys()]
+        if unknown or missing:
+            log.info(
+                "stored settings of another version: not known %s; not there %s",
+                sorted(unknown),
+                sorted(missing),
+            )
+        return stored
 
 
 def check_positive(name: str, value: object, *, zero: bool) -> None:

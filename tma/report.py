@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tma.claims import Verdict, table, write
+from tma.claims import Verdict, made_from, table, write
 from tma.config import RunConfig
 from tma.data import texts
 from tma.intervals import Interval
@@ -54,7 +54,8 @@ def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
     """
     found: dict[str, list[str]] = {}
     for run in chain.from_iterable(runs.values()):
-        manifest = dict(run.manifest)
+        manifest = {"published": run.published, **run.manifest}
+        manifest.pop("receipt", None)
         for group in ("config", "inputs", "versions"):
             named = manifest.pop(group).items()
             manifest |= {n if group == "config" else f"{group}: {n}": v for n, v in named}
@@ -120,15 +121,22 @@ class Shown:
         return self.text
 
 
-def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict]) -> Shown:
-    """Write a chapter's verdicts into the output folder's claims.json; return them for display."""
-    write(study.out / "claims.json", verdicts)
+def saved_verdicts(
+    study: StudyConfig, verdicts: Sequence[Verdict], runs: Mapping[str, Sequence[Run]]
+) -> Shown:
+    """Write a chapter's verdicts into the output folder's claims.json; return them for display.
+
+    Both name the runs that they were made from, so that one is not taken for that of another run.
+    """
+    made = made_from(run.key for each in runs.values() for run in each)
+    write(study.out / "claims.json", [replace(verdict, runs=made) for verdict in verdicts])
     counts = ("n", "seeds")
     rows = table(verdicts).astype(dict.fromkeys(counts, object)).fillna(dict.fromkeys(counts, "–"))
     given: dict[str, Any] = {"float_format": "{:.3f}".format, "na_rep": "–"}
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
         # The class tells words from figures, which a page sets to the right.
-        return Shown(rows.to_html(classes="words", **given), rows.to_string(**given))
+        html, text = rows.to_html(classes="words", **given), rows.to_string(**given)
+    return Shown(f"{html}\n<p>Made from {made}.</p>", f"{text}\nMade from {made}.")
 
 
 def glue(**values: str | float | Interval | Verdict) -> None:

@@ -1,27 +1,30 @@
-"""A run is a folder named by what decides its numbers: the settings, the data, the weights.
+"""A run is a folder named by what decides its numbers: settings, content of data and weights.
 
-The manifest is written last, so that its existence means complete. A second caller of the same run
-waits for the lock and reads the result.
+Where model and data lie, what versions and what hardware computed it does not name it; the manifest
+says so. The manifest is written last, so that its existence means complete. A second caller of the
+same run waits for the lock and reads the result. Runs that come with the package (`tma.published`)
+are looked up before anything is trained.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import logging
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from tma import data
+from tma import data, published
 from tma.config import RunConfig, check_positive
 from tma.embed import MiniLM
-from tma.errors import DataError, ParameterError, check_count
+from tma.errors import AssetError, DataError, ParameterError, TmaError, check_count
 from tma.receipt import Receipt, read_ids, read_receipt
 from tma.store import cache_dir, canonical_json, digest, file_digest, is_locked, locked
 from tma.turns import alone, processes, said
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-FORMAT = 8
+log = logging.getLogger(__name__)
+
+FORMAT = 9
 """Raised when the same settings would give other numbers than before."""
 
 
@@ -44,18 +49,30 @@ class Run:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Settings, fingerprints, versions, hardware, processes, seconds of all sessions."""
+        """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds of all
+        sessions, and when it was finished.
+        """
         found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
         return found
 
     @property
+    def key(self) -> str:
+        """Its name: a digest of what decides its numbers."""
+        return self.folder.name
+
+    @property
+    def published(self) -> bool:
+        """Whether it came with the package, and was not made or imported here."""
+        return self.folder.parent == published.folder()
+
+    @property
     def config(self) -> RunConfig:
-        """The settings, with precision resolved."""
+        """The settings as they were stored; model and data need not be there."""
         return RunConfig.from_json(self.manifest["config"])
 
     @cached_property
     def losses(self) -> pd.DataFrame:
-        """One row a (step, test instance): step, id, task, loss_sum, tokens, and loss.
+        """One row a (step, test instance): step, id, task, source, loss_sum, tokens, and loss.
 
         `loss_sum` is summed over the response tokens, in nats; `loss` is loss_sum / tokens.
         """
@@ -66,7 +83,12 @@ class Run:
 
     @cached_property
     def training(self) -> pd.DataFrame:
-        """One row a step: step, loss (nats a response token), learning_rate, tokens."""
+        """One row a step: step, loss (nats a response token), learning_rate, tokens (of responses),
+        effective_tasks and distinct_answers.
+
+        effective_tasks: the exponential of the entropy of the step's tasks; distinct_answers: the
+        number of different responses.
+        """
         import pandas as pd
 
         return pd.read_parquet(self.folder / "training.parquet")
@@ -75,7 +97,8 @@ class Run:
     def answers(self) -> pd.DataFrame:
         """One row a (step answered, test instance): step, id, task, answer, scores.
 
-        rouge1, rougeL and exact_match from 0 to 1; reward where a reward model was given.
+        rouge1, rougeL and exact_match from 0 to 1; reward where a reward model was given. A
+        published run has the scores without the answers.
 
         Raises:
             ParameterError: the run was to make no answers.
@@ -138,39 +161,49 @@ def run(
         check_count("state_steps", state_steps, 1)
     if state_minutes is not None:
         check_positive("state_minutes", state_minutes, zero=True)
-    named = _named(config)
+    try:
+        named = _named(config)
+    except (AssetError, DataError, ParameterError) as error:
+        return Run(_kept(config, error))
+    named.check()
     folder = named.folder
-    if not said(_finished(folder, save_model)):
+    if not said(_found(named.key, save_model) is not None):
         with alone(folder):
-            if not said(_finished(folder, save_model)):
+            if not said(_found(named.key, save_model) is not None):
                 _make(named, state_minutes, state_steps, save_model)
             processes().wait_for_everyone()
     if processes().is_main_process:
         _tidy(folder)
-    return Run(folder)
+    return Run(_found(named.key) or folder)
 
 
 def stored(config: RunConfig) -> Run | None:
-    """Return the finished run of these settings if it is in the store; nothing is made.
+    """Return the finished run of these settings, made here or published; nothing is made.
 
     Raises:
         AssetError, DataError, ParameterError: as `run`.
     """
-    folder = _named(config).folder
-    return Run(folder) if complete(folder) else None
+    try:
+        named = _named(config)
+    except (AssetError, DataError, ParameterError) as error:
+        return Run(_kept(config, error))
+    named.check()
+    found = _found(named.key)
+    return None if found is None else Run(found)
 
 
 def complete(folder: Path) -> bool:
-    """Return whether a run's manifest can be read, and tables and settings are those it is of."""
+    """Return whether a run's manifest can be read, and is that of its settings and tables."""
     try:
-        manifest, config = (
-            json.loads((folder / name).read_text("utf-8"))
-            for name in ("manifest.json", "config.json")
-        )
-        whole: bool = manifest["sums"] == sums(folder, bool(config["generate_at"]))
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        whole: bool = manifest.get("key", folder.name) == folder.name
+        whole = whole and manifest["sums"] == sums(folder, bool(manifest["config"]["generate_at"]))
+        asked = folder / "config.json"  # a published run has none
+        if asked.is_file():
+            whole = whole and manifest["config"] == json.loads(asked.read_text("utf-8"))
     except (OSError, ValueError, LookupError, TypeError):
         return False
-    return whole and manifest["config"] == config
+    return whole
 
 
 def sums(folder: Path, answered: bool) -> dict[str, str]:
@@ -192,7 +225,7 @@ def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
 
 @dataclass(frozen=True)
 class _Named:
-    """What decides a run's numbers, and the folder that is named by it."""
+    """What decides a run's numbers, and the name that follows from it."""
 
     config: RunConfig
     inputs: dict[str, str]
@@ -200,20 +233,66 @@ class _Named:
     test: Dataset
 
     @property
+    def key(self) -> str:
+        return key(self.config, self.inputs)
+
+    @property
     def folder(self) -> Path:
-        named = {"config": self.config.to_json(), "inputs": self.inputs, "format": FORMAT}
-        return cache_dir() / "runs" / digest(canonical_json(named))[:20]
+        """Where the run is made."""
+        return cache_dir() / "runs" / self.key
+
+    def check(self) -> None:
+        """Refuse data that leaves nothing to train on or to test with."""
+        if not len(self.train) or not len(self.test):
+            raise DataError(
+                f"dataset={self.config.dataset!r} has {len(self.train)} training and "
+                f"{len(self.test)} test instances; expected at least one of each."
+            )
+
+
+def key(config: RunConfig, inputs: Mapping[str, str]) -> str:
+    """Return the name of a run: a digest of what decides its numbers.
+
+    Args:
+        config: its settings, of which those count that `RunConfig.deciding` gives.
+        inputs: what stands for the content of data, weights and encoder.
+    """
+    named = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
+    return digest(canonical_json(named))[:20]
 
 
 def _named(config: RunConfig) -> _Named:
-    config = _resolved(config)
+    config = config.with_whole_paths()
     train, test = data.load_both(config)
-    if not len(train) or not len(test):
-        raise DataError(
-            f"dataset={config.dataset!r} has {len(train)} training and {len(test)} test instances; "
-            "expected at least one of each."
-        )
     return _Named(config, _inputs(config, train, test), train, test)
+
+
+def _found(key: str, save_model: bool = False) -> Path | None:
+    """Return the folder of a finished run, made here or published, with its model if wanted."""
+    own, known = cache_dir() / "runs" / key, published.folder()
+    if complete(own) and (not save_model or (own / "model").is_dir()):
+        return own
+    if known is not None and not save_model and complete(known / key):
+        return known / key
+    return None
+
+
+def _kept(config: RunConfig, error: TmaError) -> Path:
+    """Return the finished run of settings whose model or data cannot be had; else raise the error.
+
+    It is found by the settings as they were stored, paths by their last part.
+    """
+    wanted = published.portable(config.to_json())
+    folders = [cache_dir() / "runs", *filter(None, [published.folder()])]
+    for file in (file for folder in folders for file in sorted(folder.glob("*/manifest.json"))):
+        try:
+            stored = RunConfig.from_json(json.loads(file.read_text("utf-8"))["config"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue
+        if published.portable(stored.to_json()) == wanted and complete(file.parent):
+            log.warning("%s The stored run of the same settings is read instead.", error)
+            return file.parent
+    raise error
 
 
 def _make(
@@ -228,11 +307,6 @@ def _make(
     # The model and its optimizer hold each other in cycles; the next run of the same process must
     # not have to wait for their memory.
     gc.collect()
-
-
-def _finished(folder: Path, save_model: bool) -> bool:
-    """Return whether a run is complete, with its model if that is wanted."""
-    return complete(folder) and (not save_model or (folder / "model").is_dir())
 
 
 def _tidy(folder: Path) -> None:
@@ -250,23 +324,19 @@ def _tidy(folder: Path) -> None:
             states.remove()
 
 
-def _resolved(config: RunConfig) -> RunConfig:
-    """Return the settings with precision settled, and with local paths that hold everywhere."""
-    from tma.evaluate import resolve_precision
-
-    config = config.with_whole_paths()
-    return replace(config, precision=resolve_precision(config.precision, processes().device))
-
-
 def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
+    """Return what stands for the content that decides a run's tables."""
     from tma.models import fingerprint
 
     found = {
         "train": data.fingerprint(train),
         "test": data.fingerprint(test),
         "model": fingerprint(config.model),
-        "encoder": MiniLM().name,
     }
+    if config.method.embeds:
+        found["encoder"] = MiniLM().name
+    if any(data.sources(test)):  # the tables name them
+        found["sources"] = digest(canonical_json(data.sources(test)))
     if config.generate_at:  # ids do not hold what else is right, which the scores depend on
         found["references"] = digest(canonical_json(data.references(test)))
     if config.reward_model is not None:
@@ -295,16 +365,25 @@ class Entry:
 
 def runs() -> list[Entry]:
     """Return all runs of the cache, finished or not, by name."""
-    return [_entry(path.parent) for path in sorted(cache_dir().glob("runs/*/config.json"))]
+    folders = {file.parent for n in ("config", "manifest") for file in _files(f"{n}.json")}
+    return [_entry(folder) for folder in sorted(folders)]
+
+
+def _files(name: str) -> Iterator[Path]:
+    return cache_dir().glob(f"runs/*/{name}")
 
 
 def _entry(folder: Path) -> Entry:
     config = dict[str, Any]()
     try:
         # Not as RunConfig: its model or data may be gone.
-        config.update(json.loads((folder / "config.json").read_text("utf-8")))
+        stored = next(
+            folder / n for n in ("config.json", "manifest.json") if (folder / n).is_file()
+        )
+        found = json.loads(stored.read_text("utf-8"))
+        config.update(found["config"] if stored.name == "manifest.json" else found)
         return Entry(folder.name, config, *_progress(folder))
-    except (OSError, ValueError, LookupError, TypeError):
+    except Exception:  # whatever stands in a foreign folder, the others are listed
         return Entry(folder.name, config, "damaged", None, None)
 
 

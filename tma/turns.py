@@ -36,6 +36,7 @@ def said(value: bool) -> bool:
     """Return what the main process says, in every process: they must do the same."""
     from accelerate.utils import broadcast_object_list
 
+    processes()  # begins the exchange, on the CPU where there is no GPU
     heard = [value]
     broadcast_object_list(heard)
     return heard[0]

@@ -1,8 +1,7 @@
 """Test losses before training: taken once for runs that begin with the same model.
 
-They are shared where weights are known by their content, between runs of one process each. What
-names them is all that decides them, threads and versions included, so that a run has the numbers
-that it would have measured itself.
+They are shared between runs of one process each. What names them follows the rule for a run's key:
+settings and content, not versions or hardware.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from accelerate import PartialState
 from tma.config import RunConfig
 from tma.encode import Encoded
 from tma.errors import StateError
-from tma.runs import FORMAT, hardware
+from tma.runs import FORMAT
 from tma.store import cache_dir, canonical_json, digest, write_json
 
 SETTINGS = ("micro_tokens", "precision", "attention", "compile")
@@ -31,20 +29,18 @@ def place(config: RunConfig, weights: str, test: Sequence[Encoded]) -> Path | No
     """Return the file of a model's losses before training; None where they are not shared.
 
     Args:
-        config: settings, with precision resolved.
-        weights: fingerprint of the model. A hub id does not say which weights it stands for now.
+        config: settings.
+        weights: fingerprint of the model.
         test: test instances.
     """
     # Several processes would have to agree on whether the file is there.
-    if weights == config.model or PartialState().num_processes > 1:
+    if PartialState().num_processes > 1:
         return None
     named = {
         "settings": {name: getattr(config, name) for name in SETTINGS},
         "weights": weights,
         "test": [asdict(row) for row in test],
         "format": FORMAT,
-        "versions": [version(name) for name in ("torch", "transformers")],
-        "hardware": hardware(),
     }
     return cache_dir() / "untrained" / f"{digest(canonical_json(named))[:20]}.json"
 
