@@ -4,10 +4,8 @@ import ast
 import json
 import os
 import re
-import runpy
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-import tma
-from tma import claims, statistics
+from tma import claims
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -86,8 +83,8 @@ def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
     [parameters] = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
     other = nbformat.read(NOTEBOOKS[-1], as_version=4).cells
     [expected] = [c.source for c in other if "parameters" in c.metadata.get("tags", [])]
-    assert parameters.splitlines()[:8] == expected.replace("04_tma", path.stem).splitlines()
-    own = [line.split(":")[0] for line in parameters.splitlines()[8:]]
+    assert parameters.splitlines()[:9] == expected.replace("04_tma", path.stem).splitlines()
+    own = [line.split(":")[0] for line in parameters.splitlines()[9:]]
     assert own == (["reward_model"] if path.stem == NAMES[0] else [])
     told = "\n".join(c.source for c in cells if c.cell_type == "markdown")
     for part in ("**Question.**", "**What the paper found.**", "## Method", "## What is run here"):
@@ -111,9 +108,10 @@ def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
 def test_a_wrong_parameter_stops_at_once_with_one_message(
     tmp_path: Path, parameter: tuple[str, str], words: str
 ) -> None:
-    start = time.monotonic()
-    done = papermill(tmp_path / "out.ipynb", "-p", *parameter)
-    assert time.monotonic() - start < 15
+    cache = {"TMA_CACHE": str(tmp_path / "cache")}
+    done = papermill(tmp_path / "out.ipynb", "-p", *parameter, environment=cache)
+    # At once: nothing was fetched, trained or written.
+    assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ParameterError: {words}")
@@ -208,7 +206,7 @@ def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: s
     # 27 training tasks: all eight instances of each, or four in the samples of whole tasks.
     training = 108 if name in ("02_similarity", "03_granularity") else 216
     described = str(outputs(notebook, "text/markdown")[0])
-    assert f"{training} training and 18 test instances" in described
+    assert f"{training} training and 19 test instances" in described
     drawn = outputs(notebook, "image/svg+xml")
     assert len([one for one in drawn if str(one).count("<path") > 10]) > len(FIGURES[name])
     out = executed / "out" / name
@@ -250,7 +248,7 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     assert list(untested) == ["C1", "C3"]
     assert untested["C3"].endswith("no value")
     found = [v for v in found if v.claim not in untested]
-    assert {v.n for v in found} == {18}
+    assert {v.n for v in found} == {19}
     assert {v.seeds for v in found} == {2}
 
 
@@ -278,30 +276,15 @@ def test_a_notebook_that_runs_again_trains_nothing(
     assert first.read_text() == second.read_text()
 
 
-def test_one_thing_is_changed_at_a_time(
-    cache: Path, tiny_model: Path, thirty_tasks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(cache)  # where the folder of results would be made
-    script = runpy.run_path(str(ROOT / "book" / "begins.py"))
-    given = {"model": str(tiny_model), "dataset": str(thirty_tasks), "seeds": 1, "steps": 1}
-    changed = script["Change"]("more steps, fewer rows", {"steps": 2}, {"pool": 40})
-    [row] = script["table"]([changed], given).to_dict("records")
-    study = tma.study_settings({"scale": "pocket", "output_dir": "out", **given, "steps": 2})
-    near, random = (tma.run_all({o: study.pooled(o, pool=40)})[o] for o in ("tma_nft", "tma_rt"))
-    assert near[0].config.pool == 40
-    gap = statistics.contrast(near, random, "area")
-    assert (
-        row["NFT − RT, along the way"].strip("*")
-        == f"{gap.estimate:+.3f} ({gap.low:+.3f} to {gap.high:+.3f})"
-    )
-    assert (row["changed"], row["rounds in half"]) == ("more steps, fewer rows", "1")
-    assert row["C6"] in claims.VERDICTS
-
-
 def test_help_explains_each_parameter() -> None:
     command = [sys.executable, "-m", "papermill", "--help-notebook"]
     text = subprocess.check_output([*command, str(ROOT / "notebooks" / "04_tma.ipynb")], text=True)
-    for name in ("model: str", "scale: str", "dataset: Optional[str]", "seeds: Optional[int]"):
+    for name in (
+        "model: Optional[str]",
+        "scale: str",
+        "dataset: Optional[str]",
+        "seeds: Optional[int]",
+    ):
         assert f"  {name} (default" in text
     assert "steps: Optional[int] (default None)" in text
     assert "output_dir: str" in text

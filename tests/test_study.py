@@ -10,6 +10,7 @@ from datasets import Dataset
 import tma
 from tests.conftest import circle, unit
 from tma.errors import ParameterError
+from tma.scales import SCALES
 from tma.study import StudyConfig, _reaching
 
 # What stands in a notebook after its parameters cell.
@@ -27,6 +28,18 @@ LARGE = {**GIVEN, "scale": "study", "dataset": "p3"}
 def test_the_scale_fills_what_is_not_given() -> None:
     study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
     assert study == StudyConfig("llama", "pocket", "pocket", 1, 8, "out")
+    own = [tma.study_settings({**GIVEN, "scale": s, "model": None}).model for s in SCALES]
+    assert own == ["llama", "gemma", "llama"]
+
+
+def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    given = {"dataset": str(tmp_path / "train.jsonl"), "test_dataset": str(tmp_path / "test.jsonl")}
+    study = tma.study_settings(GIVEN | given)
+    assert study.pooled("tma_nft")[0].test_dataset == given["test_dataset"]
+    with pytest.raises(ParameterError, match=r"test_dataset='nosuch\.jsonl'"):
+        tma.study_settings({**GIVEN, "test_dataset": "nosuch.jsonl"})
 
 
 @pytest.mark.parametrize(
@@ -34,7 +47,6 @@ def test_the_scale_fills_what_is_not_given() -> None:
     [
         ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
         ({"model": 7}, "model=7 "),
-        ({"model": None}, "model=None "),
         ({"model": ""}, "model='' "),
         ({"dataset": 0}, "dataset=0 "),
         ({"output_dir": None}, "output_dir=None "),
@@ -65,6 +77,29 @@ def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused() -> No
         tma.study_settings({**GIVEN, "In": injected, "modle": "gemma"})
 
 
+def test_a_value_that_the_notebook_does_not_go_on_with_is_refused() -> None:
+    # Without its tag the notebook's own cell of parameters runs after papermill's.
+    cells = ["", "# Parameters\nsteps = 5\nmodel = 'llama'\n", "steps = None"]
+    with pytest.raises(ParameterError, match=r"steps=5 was given, .* steps=None: .* lost its tag"):
+        tma.study_settings({**GIVEN, "In": cells})
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_with_the_parameters(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    for place in ("file", "file/out"):
+        with pytest.raises(ParameterError, match=r"output_dir='.*file.*' .* can be written"):
+            tma.study_settings({**GIVEN, "output_dir": str(tmp_path / place)})
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert tma.study_settings({**GIVEN, "output_dir": "~/out"}).out == tmp_path / "home" / "out"
+    assert not (tmp_path / "~").exists()
+
+
 def test_every_seed_draws_a_sample_of_its_own() -> None:
     study = tma.study_settings({**GIVEN, "seeds": 3})
     for order in ("random", "nearest", "cluster"):
@@ -78,7 +113,7 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
     # Chapter 1 compares no orders.
     assert tma.study_settings(GIVEN, early=True).sampled("random")[0].pool_by == "row"
     large = tma.study_settings(LARGE).sampled("cluster")[0]
-    assert (large.pool, large.pool_by, large.per_task) == (3200, "row", (None, 5))
+    assert (large.pool, large.pool_by, large.per_task) == (1024, "row", (1000, None))
 
 
 def test_an_order_that_no_seed_changes_is_run_once() -> None:
@@ -167,7 +202,7 @@ def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -
     assert (config.dataset, config.pool, config.per_task) == ("flan-mini", None, (None, 5))
     assert paper.sampled("random")[0].per_task is None  # as Flan-mini is capped
     assert (paper.base.block_rounds, paper.base.blocks) == (5, 6)
-    assert tma.study_settings({**GIVEN, "scale": "study"}).dataset == "p3"
+    assert tma.study_settings({**GIVEN, "scale": "study"}).dataset == "suite"
 
 
 def test_data_without_tasks_is_told_apart() -> None:
@@ -205,12 +240,12 @@ def test_how_many_instances_reach_a_threshold() -> None:
 
 
 def test_thresholds_are_of_what_any_seed_draws() -> None:
-    # 30,000 rows of which each seed draws 20,000; row k lies 40 + k/1000 degrees away.
-    X, Y = circle(np.arange(30_000) / 1000 + 40), circle([0])
+    # 15,000 rows of which each seed draws 10,000; row k lies 40 + k/500 degrees away.
+    X, Y = circle(np.arange(15_000) / 500 + 40), circle([0])
     study = tma.study_settings({**LARGE, "seeds": 3})
     drawn = np.unique([study.drawn(X, Y, seed) for seed in range(3)])
-    assert 20_000 < len(drawn) < 30_000
-    cosines = np.cos(np.radians(drawn / 1000 + 40))
+    assert 10_000 < len(drawn) < 15_000
+    cosines = np.cos(np.radians(drawn / 500 + 40))
     found = study.thresholds(X, Y)
     assert found == pytest.approx(np.quantile(cosines, [0.99, 0.95]), abs=6e-4)
     reached = study.reached(X, Y)[found[1]]
@@ -245,7 +280,11 @@ def test_near_duplicates_are_thresholds_where_there_are_some() -> None:
 
 
 def test_one_notebook_has_a_parameter_more() -> None:
-    given = {**GIVEN, "reward_model": "some/model", "In": ["# Parameters\nreward_model = 1"]}
+    given = {
+        **GIVEN,
+        "reward_model": "some/model",
+        "In": ["# Parameters\nreward_model = 'some/model'"],
+    }
     study = tma.study_settings(given, early=True)
     assert study.sampled("random")[0].reward_model == "some/model"
     assert study.sampled("nearest")[0].reward_model is None
@@ -258,5 +297,7 @@ def test_one_notebook_has_a_parameter_more() -> None:
 def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     taken.write_text("")
-    with pytest.raises(ParameterError, match=r"output_dir=.*the name of a folder"):
+    with pytest.raises(
+        ParameterError, match=r"output_dir=.*a folder that can be written \(File exists\)"
+    ):
         tma.study_settings({**GIVEN, "output_dir": str(taken)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -15,6 +15,8 @@ class Scale:
     """For whom it is."""
     models: Mapping[str, str]
     """Preset name to built-in weights or hub id."""
+    model: str
+    """The preset of its published results."""
     dataset: str
     """Name of the dataset."""
     steps: int
@@ -26,7 +28,7 @@ class Scale:
     max_tokens: int
     """Tokens of an instance at most."""
     learning_rate: float
-    """Peak rate of AdamW."""
+    """Peak rate of AdamW, of models that `learning_rates` does not name."""
     eval_every: int
     """Steps between two evaluations."""
     sampled_every: int
@@ -35,6 +37,12 @@ class Scale:
     """Tokens of a micro-batch at most, padding included."""
     pool: int | None
     """Instances that each seed draws, and TMA chooses from; None: all the data, for every seed."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """The same of a preset, chosen on validation data alone (`benchmarks/learning_rate.py`)."""
+    folds: int | None = None
+    """Folds of its dataset, of which seed s tests number s modulo `folds`; None: one split."""
+    max_instance_tokens: int | None = None
+    """Longer instances are left out; None: as the dataset."""
     per_task: tuple[int | None, int | None] | None = None
     """Instances a task at most, in training and in test; None: as the dataset."""
     test_limit: int | None = None
@@ -44,7 +52,9 @@ class Scale:
     max_new_tokens: int = 128
     """Tokens of an answer at most."""
     seeds: int = 3
-    """Seeds of a notebook's comparisons."""
+    """Seeds of a notebook's main comparisons."""
+    fewer_seeds: int = 3
+    """Seeds of the other ones."""
     task_size: int | None = None
     """Instances of a task in the samples of chapters 1 to 3, which are then of whole tasks; None:
     samples of single instances are large enough to hold many of each task."""
@@ -54,6 +64,8 @@ class Scale:
     """Blocks of rounds that are compared at most."""
     block_rounds: int = 5
     """Rounds of a block."""
+    block_limit: int | None = None
+    """Instances taken of each block; None: as many as each holds in every seed's pool."""
     near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
     """Cosine similarities to a test instance from which training instances are left out."""
     left_out: tuple[float, ...] = (0.01, 0.05)
@@ -80,6 +92,7 @@ SCALES: dict[str, Scale] = {
     "pocket": Scale(
         "minutes on two CPU cores",
         _SMALL,
+        model="llama",
         dataset="pocket",
         steps=8,
         early_steps=20,
@@ -91,26 +104,40 @@ SCALES: dict[str, Scale] = {
         micro_tokens=2048,
         pool=920,
         task_size=4,
-        test_limit=18,
+        test_limit=19,
         max_new_tokens=20,
         block_rounds=2,
         left_out=(),  # twelve runs more, of which none decides, would not be minutes
     ),
     "study": Scale(
-        "under an hour on one GPU",
+        "the published results: some nights on two CPU cores",
         _SMALL,
-        dataset="p3",
-        steps=200,
-        early_steps=200,
-        learning_rate=2e-5,
-        pool=20_000,
-        per_task=(None, 5),
-        test_limit=600,
-        **_PAPER,
+        model="gemma",
+        dataset="suite",
+        steps=64,
+        early_steps=64,
+        batch_size=16,
+        max_tokens=256,
+        learning_rate=1e-4,
+        eval_every=16,
+        sampled_every=16,
+        micro_tokens=2048,
+        pool=10_000,
+        learning_rates={"gemma": 5e-5, "llama": 1e-4},
+        folds=5,
+        max_instance_tokens=128,
+        per_task=(1000, None),
+        test_limit=240,
+        max_new_tokens=32,
+        seeds=5,
+        blocks=4,
+        block_rounds=3,
+        block_limit=256,
     ),
     "paper": Scale(
         "the paper's settings",
         _LARGE,
+        model="llama",
         dataset="flan-mini",
         steps=1800,
         early_steps=1800,

@@ -10,6 +10,7 @@ its own.
 from __future__ import annotations
 
 import ast
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from tma.config import RunConfig
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
-from tma.names import check_dataset, check_model
+from tma.names import check_dataset, check_model, expanded
 from tma.scales import SCALES, Scale
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class StudyConfig:
     """Folder for the figures and tables."""
     reward_model: str | None = None
     """Folder or hub id of a model that scores answers; None: none does."""
+    test_dataset: str | None = None
+    """Known name, hub id, file, or folder of which every row tests; None: a part of `dataset`."""
     answers: bool = False
     """Whether runs in random order answer the test prompts, at `checkpoints`."""
 
@@ -60,11 +63,13 @@ class StudyConfig:
         check_choice("scale", self.scale, tuple(SCALES))
         check_model(self.model, tuple(SCALES[self.scale].models))
         check_dataset(self.dataset)
+        if self.test_dataset is not None:
+            check_dataset(self.test_dataset, "test_dataset")
         check_count("seeds", self.seeds, 1)
         check_count("steps", self.steps, 1)
         if self.reward_model is not None:
             check_model(self.reward_model, (), "reward_model")
-        if not isinstance(self.output_dir, str) or Path(self.output_dir).is_file():
+        if not isinstance(self.output_dir, str):
             raise wrong("output_dir", self.output_dir, "the name of a folder")
 
     @property
@@ -73,15 +78,30 @@ class StudyConfig:
         return SCALES[self.scale]
 
     @property
+    def fewer(self) -> range:
+        """Seeds of what is not a main comparison."""
+        return range(min(self.seeds, self.base.fewer_seeds))
+
+    @property
     def limit(self) -> int:
         """N, training instances wanted of an order."""
         return self.steps * self.base.batch_size
 
     @property
     def out(self) -> Path:
-        """The output folder, made when first asked for."""
-        folder = Path(self.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        """The output folder, made when first asked for.
+
+        Raises:
+            ParameterError: it cannot be made, or not be written.
+        """
+        folder = expanded(self.output_dir)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            expected = f"a folder that can be written ({error.strerror})"
+            raise wrong("output_dir", self.output_dir, expected) from error
         return folder
 
     def sampled(self, order: str, **changes: Any) -> list[RunConfig]:
@@ -278,14 +298,18 @@ class StudyConfig:
             "limit": self.limit,
             "eval_at": self.doubling,
         }
+        if self.test_dataset is not None:
+            settings["test_dataset"] = self.test_dataset
+        changes = dict(changes)
+        seeds = changes.pop("seeds", range(self.seeds))
         made = [
-            RunConfig.at(self.scale, order=order, seed=seed, **(settings | dict(changes)))
-            for seed in range(self.seeds)
+            RunConfig.at(self.scale, order=order, seed=seed, **(settings | changes))
+            for seed in seeds
         ]
         return made if order in SHUFFLED or made[0].pool is not None else made[:1]
 
 
-PARAMETERS = ("model", "scale", "dataset", "seeds", "steps", "output_dir")
+PARAMETERS = ("model", "scale", "dataset", "test_dataset", "seeds", "steps", "output_dir")
 """Names of the parameters of every notebook."""
 
 
@@ -305,20 +329,29 @@ def study_settings(
         ParameterError: a name or a value cannot be used.
     """
     known = (*PARAMETERS, "reward_model") if early else PARAMETERS
-    for name in _injected(namespace.get("In", ())):
+    for name, value in _injected(namespace.get("In", ())):
         if name not in known:
             raise wrong("parameter name", name, choices(known, name))
+        if namespace.get(name) != value:
+            raise ParameterError(
+                f"{name}={value!r} was given, but the notebook goes on with "
+                f"{name}={namespace.get(name)!r}: the cell of its own parameters has lost its tag "
+                "`parameters`, and ran after those given. Put the tag back."
+            )
     values: dict[str, Any] = {name: namespace.get(name) for name in known}
     scale = values["scale"]
     check_choice("scale", scale, tuple(SCALES))
-    own = {"steps": "early_steps" if early else "steps", "seeds": "seeds", "dataset": "dataset"}
+    own = {name: name for name in ("model", "dataset", "seeds", "steps")}
+    own |= {"steps": "early_steps"} if early else {}
     for name, of_scale in own.items():
         if values[name] is None:
             values[name] = getattr(SCALES[scale], of_scale)
     check_count("steps", values["steps"], least_steps)
     # Where chapter 1 is no longer than the others, all share its runs.
     shared = SCALES[scale].early_steps == SCALES[scale].steps
-    return StudyConfig(**values, answers=early or shared)
+    study = StudyConfig(**values, answers=early or shared)
+    _ = study.out  # refused now, and not after all training
+    return study
 
 
 def _reaching(nearest: NDArray[np.float64], threshold: float) -> int:
@@ -328,8 +361,13 @@ def _reaching(nearest: NDArray[np.float64], threshold: float) -> int:
     return int((nearest >= threshold - TOLERANCE).sum())
 
 
-def _injected(cells: Sequence[str]) -> list[str]:
-    """Return the names that papermill's cell assigns, from the sources of the cells that ran."""
+def _injected(cells: Sequence[str]) -> list[tuple[str, Any]]:
+    """Return the names that papermill's cell assigns, with values, from the cells that ran."""
     own = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    found = [node for cell in own for node in ast.walk(ast.parse(cell))]
-    return [n.id for n in found if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    found = [node for cell in own for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+    return [
+        (target.id, ast.literal_eval(node.value))
+        for node in found
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    ]
