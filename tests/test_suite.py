@@ -98,6 +98,14 @@ def test_the_suite_is_the_same_everywhere(
     assert not {*data.sources(parts[0])} & (tested | kept_back)
 
 
+@pytest.mark.parametrize("by", ["task", "source", "instance"])
+def test_no_split_trains_on_or_tests_what_is_for_validation(by: str) -> None:
+    parts = [tma.load("suite", split=split, by=by) for split in ("train", "test")]
+    assert all(len(part) > 1000 for part in parts)
+    kept_back = {*suite.folds()["validation"]}
+    assert not {name for part in parts for name in data.sources(part)} & kept_back
+
+
 def test_without_a_fold_the_first_one_tests() -> None:
     first, named = (tma.load("suite", split="test", **f) for f in ({}, {"fold": 0}))
     assert first["id"][:] == named["id"][:]

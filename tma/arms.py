@@ -6,6 +6,7 @@ a question, its model and seeds, and named settings; a run that two arms name is
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from tma import published
 from tma.config import RunConfig
-from tma.errors import check_choice
-from tma.runs import stored
+from tma.errors import AssetError, DataError, check_choice
+from tma.runs import Run, stored
 from tma.scales import SCALES
 from tma.store import canonical_json
 from tma.study import StudyConfig
 
 if TYPE_CHECKING:
     import pandas as pd
+
+log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
 
@@ -215,6 +218,8 @@ def make(
 ) -> int:
     """Make the runs of arms that are missing; return their number.
 
+    Arms whose data cannot be had, as P3 where there is no hub, are left out with a warning.
+
     Args:
         scale: pocket, study, or paper.
         arms: some of `ARMS`.
@@ -229,7 +234,8 @@ def make(
 
     from tma.jobs import make as make_all
 
-    runs = [(config, stored(config)) for _, _, config in plan(scale, arms, p3)]
+    rows, unavailable = _found(scale, arms, p3)
+    runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
     done = [run for _, run in runs if run is not None]
     _export([run.key for run in done if not run.published], export)
     missing = [config for config, run in runs if run is None]
@@ -242,6 +248,26 @@ def make(
             bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
             bar.update()
     return len(missing)
+
+
+def _found(
+    scale: str, arms: Sequence[Arm], p3: str
+) -> tuple[list[tuple[Arm, RunConfig, Run | None]], set[str]]:
+    """Return arm, settings and finished run of all runs, and the arms whose data cannot be had.
+
+    Of such an arm what is finished is found nevertheless; the others are not in its way.
+    """
+    rows, unavailable = list[tuple[Arm, RunConfig, Run | None]](), set[str]()
+    for arm, _, config in plan(scale, arms, p3):
+        run = None
+        try:
+            run = stored(config)
+        except (AssetError, DataError) as error:
+            if arm.name not in unavailable:
+                log.warning("Arm %s cannot be made here. %s", arm.name, error)
+            unavailable.add(arm.name)
+        rows.append((arm, config, run))
+    return rows, unavailable
 
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
@@ -257,7 +283,7 @@ def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    rows = [(arm, config, stored(config)) for arm, _, config in plan(scale, arms, p3)]
+    rows, _ = _found(scale, arms, p3)
     seconds = pd.Series(dtype=float)
     if any(run for *_, run in rows):
         made = [(c.model, run.manifest["seconds"]) for _, c, run in rows if run is not None]

@@ -86,7 +86,8 @@ class Wanted:
             base = replace(base, by=None, tasks=None, left_out=(), partial=False)
             base = replace(base, held_out=self.held_out)
         elif self.by is not None and self.by != base.by:
-            base = replace(base, by=self.by, tasks=None, held_out=(), left_out=())
+            # What a dataset keeps for validation is neither trained on nor tested by any split.
+            base = replace(base, by=self.by, tasks=None, held_out=())
         if self.per_task is not None:
             base = replace(base, per_task=self.per_task)
         return replace(base, seed=self.seed)

@@ -44,7 +44,7 @@ class Plan:
     held_out: tuple[str, ...] = ()
     """Tasks and source datasets that test while all others train; (): as `by` says."""
     left_out: tuple[str, ...] = ()
-    """Those that do neither, where some are held out."""
+    """Those that do neither."""
     partial: bool = False
     """Whether the dataset may lack some of these names."""
     first_test: bool = False
@@ -95,6 +95,7 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
     else:
         units, number = _units(labels, plan.by or "task")
         out = _divided(number, plan)[units]
+        out[_named(labels, plan.left_out)] = 0
     if labels.long is not None:
         out[labels.long] *= -1
     return out
