@@ -18,7 +18,7 @@ SEQUENCE = [
     *(f"C{number}" for number in range(1, 9)),
     "order against selection",
     "near-duplicates",
-    "collision and within-round rules",
+    "rule within a round",
 ]
 
 
