@@ -130,6 +130,8 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": 72,
             "seeds": 3,
             "verdict": "supported",
+            "others_low": None,
+            "others_high": None,
             "runs": None,
         },
         {
@@ -142,6 +144,8 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": None,
             "seeds": None,
             "verdict": "not tested at this scale",
+            "others_low": None,
+            "others_high": None,
             "runs": None,
         },
     ]
