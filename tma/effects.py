@@ -80,7 +80,7 @@ def effect(
 def combined(sides: Weighted, measure: str = "area", seed_sd: float | None = None) -> Effect:
     """Return a weighted sum of orders, as of two differences; arguments as those of `effect`."""
     check_choice("measure", measure, READINGS)
-    gaps = _Gaps.of(sides)
+    gaps = Gaps.of(sides)
     return gaps.effect(gaps.read(measure), seed_sd)
 
 
@@ -102,7 +102,7 @@ def course(
     first: Sequence[Run], second: Sequence[Run], seed_sd: float | None = None
 ) -> list[Interval]:
     """Return the difference of two orders after each step that both evaluated, for these tasks."""
-    gaps = _Gaps.of([(1, first), (-1, second)])
+    gaps = Gaps.of([(1, first), (-1, second)])
     steps = gaps.values.columns.to_numpy(np.int64)
     every = ((int(step), gaps.effect(gaps.values[step], seed_sd)) for step in steps)
     return [replace(found.tasks, step=step) for step, found in every]
@@ -257,7 +257,7 @@ def _by_seed(number: int, runs: Sequence[Run]) -> dict[int, Run]:
 
 
 @dataclass(frozen=True)
-class _Gaps:
+class Gaps:
     """A weighted sum of orders on each test instance of each seed."""
 
     values: pd.DataFrame
@@ -268,7 +268,7 @@ class _Gaps:
     """task, source and tokens of each instance, by id."""
 
     @classmethod
-    def of(cls, sides: Weighted) -> _Gaps:
+    def of(cls, sides: Weighted) -> Gaps:
         if not sides:
             raise wrong("sides", list(sides), "the runs of one order at least")
         weights = [weight for weight, _ in sides]

@@ -247,7 +247,7 @@ class StudyConfig:
             RunConfig.at(self.scale, order=order, seed=seed, **(settings | changes))
             for seed in seeds
         ]
-        return made if order in SHUFFLED or made[0].pool is not None else made[:1]
+        return made if order in SHUFFLED or any(c.pool is not None for c in made) else made[:1]
 
 
 PARAMETERS = ("model", "scale", "dataset", "test_dataset", "seeds", "steps", "output_dir")
