@@ -8,8 +8,16 @@ import pandas as pd
 import pytest
 
 from tests.stored_runs import FAR, NEAR, Losses, moved, stored
-from tma.effects import combined, contrasts, course, effect, jackknife, outweighs
-from tma.effects import spread_of_seeds, table
+from tma.effects import (
+    combined,
+    contrasts,
+    course,
+    effect,
+    jackknife,
+    outweighs,
+    spread_of_seeds,
+    table,
+)
 from tma.errors import ParameterError
 from tma.runs import Run
 

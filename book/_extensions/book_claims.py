@@ -12,7 +12,16 @@ from sphinx.util.docutils import SphinxDirective
 from tma.claims import CLAIMS, Verdict, read
 from tma.intervals import written
 
-HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n", "seeds", "verdict")
+HEADER = (
+    "",
+    "claim",
+    "measured here",
+    "estimate (95 % interval)",
+    "other datasets",
+    "n",
+    "seeds",
+    "verdict",
+)
 
 
 def row(verdict: Verdict) -> list[str]:
@@ -25,9 +34,15 @@ def row(verdict: Verdict) -> list[str]:
         CLAIMS[verdict.claim],
         verdict.measure,
         "–" if found is None else written(found, verdict.low, verdict.high),
+        _ends(verdict),
         *counts,
-        f"**{verdict.verdict}**",
+        f"**{verdict.verdict}**" + (", generalizes" if verdict.generalizes else ""),
     ]
+
+
+def _ends(verdict: Verdict) -> str:
+    low, high = verdict.others_low, verdict.others_high
+    return "–" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
 
 
 def markdown(verdicts: list[Verdict]) -> list[str]:
