@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -160,3 +161,27 @@ def test_stopped_at_any_moment_it_goes_on_and_repeats_nothing(
     assert all(stored(config) is not None for config in configs)
     for seed, stamp in times.items():
         assert (stamps[seed] / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_it_repeats_no_finished_run(
+    tiny_arm: list[RunConfig],
+) -> None:
+    import json
+
+    configs = [replace(tiny_arm[0], seed=80 + k) for k in range(8)]
+    given = [sys.executable, "-c", SCRIPT, json.dumps([c.to_json() for c in configs])]
+    moments, stamps = random.Random(0), dict[Path, int]()
+    for _ in range(5):
+        with subprocess.Popen(given, stdout=subprocess.DEVNULL) as started:
+            time.sleep(moments.uniform(1, 8))
+            started.send_signal(signal.SIGKILL)
+        for config in configs:
+            if run := stored(config):
+                stamps.setdefault(run.folder, (run.folder / "manifest.json").stat().st_mtime_ns)
+    time.sleep(2)
+    subprocess.run(given, check=True, capture_output=True)
+    assert all(stored(config) is not None for config in configs)
+    assert stamps
+    for folder, stamp in stamps.items():
+        assert (folder / "manifest.json").stat().st_mtime_ns == stamp

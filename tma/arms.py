@@ -121,9 +121,11 @@ _FIVE = [*MAIN][:5]
 _RATE = SCALES["study"].learning_rates["gemma"]
 NFT, FFT = "NFT shuffled in rounds − RT, {kind}", "FFT shuffled in rounds − RT, {kind}"
 """Names of the differences that tell the effect of order."""
+SELECTED, ORDERED = "MAX − MIN, both shuffled", "FFT − NFT, both shuffled in rounds"
+"""Names of the effect of selection, and of that of order which it is compared with."""
 SELECTION = {
-    "MAX − MIN, both shuffled": ("tma_max_rt", "tma_min_rt"),
-    "FFT − NFT, both shuffled in rounds": ("tma_fft, shuffled", "tma_nft, shuffled"),
+    SELECTED: ("tma_max_rt", "tma_min_rt"),
+    ORDERED: ("tma_fft, shuffled", "tma_nft, shuffled"),
     "FFT − NFT": ("tma_fft", "tma_nft"),
     "NFT − NFT shuffled in rounds": ("tma_nft", "tma_nft, shuffled"),
     "MIN shuffled − random": ("tma_min_rt", "random"),
@@ -301,17 +303,14 @@ def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def sides(chosen: Mapping[str, Mapping[str, Effect]]) -> tuple[dict[str, Effect], ...]:
-    """Return the effect of selection and that of order by reading, out of those of `SELECTION`."""
-    return tuple(
-        {measure: found[name] for measure, found in chosen.items() if name in found}
-        for name in [*SELECTION][:2]
-    )
+def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[str, Effect]:
+    """Return one of the differences by reading, so far as it is known."""
+    return {measure: effects[name] for measure, effects in found.items() if name in effects}
 
 
 def selection_against_order(runs: Runs, seed_sd: Mapping[str, float]) -> dict[str, Effect]:
     """Return by how much selection changes the loss more than order, by reading, if it is known."""
-    pairs = [*SELECTION.values()][:2]
+    pairs = SELECTION[SELECTED], SELECTION[ORDERED]
     if any(label not in runs for pair in pairs for label in pair):
         return {}
     one, other = ([(1, runs[first]), (-1, runs[second])] for first, second in pairs)

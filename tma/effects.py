@@ -269,6 +269,11 @@ class Gaps:
 
     @classmethod
     def of(cls, sides: Weighted) -> Gaps:
+        """Return the weighted sum of orders, seed by seed.
+
+        Raises:
+            ParameterError: no side, or no seed, test instance or step in common.
+        """
         if not sides:
             raise wrong("sides", list(sides), "the runs of one order at least")
         weights = [weight for weight, _ in sides]

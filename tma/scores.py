@@ -81,7 +81,8 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
             return own - (_mean_roughness(tables, against, clusters, left) if against else 0)
 
         n = len(clusters)
-        found[name] = jackknife(clusters.unique().tolist(), rough, n, len(runs)).within(-1, 1)
+        least = 0 if against is None else -1
+        found[name] = jackknife(clusters.unique().tolist(), rough, n, len(runs)).within(least, 1)
     return found
 
 
