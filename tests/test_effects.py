@@ -15,6 +15,7 @@ from tma.effects import (
     effect,
     jackknife,
     outweighs,
+    shown,
     spread_of_seeds,
     table,
 )
@@ -149,8 +150,16 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
     assert found["final"]["NFT − RT"].tasks.high == -0.5
     assert found["area"]["NFT − RT"].tasks.high == math.inf
     assert spread_of_seeds(runs, [*pairs.values()], "final") is None
-    shown = table(found["final"]).loc["NFT − RT"]
-    assert (shown["estimate"], shown["n"], shown["share below 0"]) == (-0.5, 4, 1)
+    row = table(found["final"]).loc["NFT − RT"]
+    assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
+    assert shown(found["final"]).loc["NFT − RT"].tolist() == [
+        "-0.500 (-0.500 to -0.500)",
+        "-0.500 to -0.500",
+        "-0.500 to -0.500",
+        "-0.500",
+        "-0.500",
+        "100%",
+    ]
 
 
 def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ MAIN: dict[str, Settings] = {
 }
 """What tells order, storage and selection apart: NFT and FFT against RT, the same instances; by the
 paper's rule and shuffled within rounds; the nearest alone and random instances, both shuffled."""
+DRAWN = ("tma_nft, shuffled", "tma_rt", "tma_fft, shuffled", "tma_min_rt", "random")
+"""Those that are drawn beside each other."""
 SAMPLED = ("round_robin", "random", "cluster", "nearest", "farthest")
 """Orders of one random sample."""
 

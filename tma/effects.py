@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from tma.errors import ParameterError, check_choice, wrong
-from tma.intervals import TAILS, Interval
+from tma.intervals import TAILS, Interval, ends, written
 from tma.runs import Run
 
 READINGS = ("final", "area")
@@ -160,21 +160,37 @@ def spread_of_seeds(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) 
 
 
 def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
-    """Return effects as rows for display, each with both intervals and what stands beside it."""
+    """Return effects as rows of numbers: the estimate, both intervals, what stands beside it."""
     rows = {
         name: {
             "estimate": e.estimate,
             "low": e.tasks.low,
             "high": e.tasks.high,
-            "other datasets: low": e.datasets.low,
-            "high ": e.datasets.high,
-            "without one: least": e.without_one[0],
-            "most": e.without_one[1],
+            "datasets_low": e.datasets.low,
+            "datasets_high": e.datasets.high,
+            "without_one_low": e.without_one[0],
+            "without_one_high": e.without_one[1],
             "median": e.median,
-            "by tokens": e.by_tokens,
-            "share below 0": e.improved,
+            "by_tokens": e.by_tokens,
+            "below_zero": e.improved,
             "n": e.tasks.n,
             "seeds": e.tasks.seeds,
+        }
+        for name, e in effects.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shown(effects: Mapping[str, Effect]) -> pd.DataFrame:
+    """Return effects as rows for display: each interval in one cell."""
+    rows = {
+        name: {
+            "difference (these tasks)": written(e.estimate, e.tasks.low, e.tasks.high),
+            "other datasets": ends(e.datasets.low, e.datasets.high),
+            "without one dataset": ends(*e.without_one),
+            "median": f"{e.median:+.3f}",
+            "by tokens": f"{e.by_tokens:+.3f}",
+            "below 0": f"{e.improved:.0%}",
         }
         for name, e in effects.items()
     }

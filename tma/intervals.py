@@ -89,6 +89,11 @@ def written(estimate: float, low: float | None, high: float | None) -> str:
     return f"{near} ({' to '.join(ends)})" if len(ends) == 2 else near
 
 
+def ends(low: float, high: float) -> str:
+    """Return the ends of an interval as tables write them."""
+    return f"{low:+.3f} to {high:+.3f}"
+
+
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
     """Return named intervals as rows for display: estimate, low, high, n, seeds."""
     columns = ["estimate", "low", "high", "n", "seeds"]

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tma import effects
 from tma.claims import Verdict, made_from, table, write
 from tma.config import RunConfig
 from tma.data import texts
-from tma.effects import Effect, courses
+from tma.effects import Effect
 from tma.intervals import Interval
 from tma.runs import Run, hardware
 from tma.scales import SCALES
@@ -166,7 +167,7 @@ def comparison(
 
         markdown: Any = display.Markdown
         return markdown(f"*Not made yet: the runs of {baseline}.*")
-    gaps = courses(runs, baseline, seed_sd)
+    gaps = effects.courses(runs, baseline, seed_sd)
     return saved(study, name, figures.comparison_figure(statistics.curves(runs), gaps, baseline))
 
 
@@ -177,6 +178,12 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     with new_file(study.out / f"{name}.txt") as draft:
         draft.write_text(rows.to_string(float_format="%.3f") + "\n", encoding="utf-8")
     return rows.round(3)
+
+
+def saved_effects(study: StudyConfig, name: str, found: Mapping[str, Effect]) -> pd.DataFrame:
+    """Write differences into the output folder, as `saved_table`; return them for display."""
+    saved_table(study, name, effects.table(found))
+    return effects.shown(found)
 
 
 @dataclass(frozen=True)

@@ -10,39 +10,28 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from tma.claims import CLAIMS, Verdict, read
-from tma.intervals import written
+from tma.intervals import ends, written
 
-HEADER = (
-    "",
-    "claim",
-    "measured here",
-    "estimate (95 % interval)",
-    "other datasets",
-    "n",
-    "seeds",
-    "verdict",
-)
+HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n · seeds", "verdict")
 
 
 def row(verdict: Verdict) -> list[str]:
     """Return the cells of a claim, whose name leads to its chapter; a dash where nothing is."""
     short = verdict.claim if len(verdict.claim) < 4 else "open"
-    found = verdict.estimate
-    counts = ["–" if count is None else str(count) for count in (verdict.n, verdict.seeds)]
+    number, size = "–", "–"
+    if verdict.estimate is not None:
+        number = written(verdict.estimate, verdict.low, verdict.high)
+        size = f"{verdict.n} · {verdict.seeds}"
+    if verdict.others_low is not None and verdict.others_high is not None:
+        number += f"; other datasets {ends(verdict.others_low, verdict.others_high)}"
     return [
         f"{{doc}}`{short} </notebooks/{verdict.notebook}>`",
         CLAIMS[verdict.claim],
         verdict.measure,
-        "–" if found is None else written(found, verdict.low, verdict.high),
-        _ends(verdict),
-        *counts,
+        number,
+        size,
         f"**{verdict.verdict}**" + (", generalizes" if verdict.generalizes else ""),
     ]
-
-
-def _ends(verdict: Verdict) -> str:
-    low, high = verdict.others_low, verdict.others_high
-    return "–" if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
 
 
 def markdown(verdicts: list[Verdict]) -> list[str]:
