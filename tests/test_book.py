@@ -207,7 +207,7 @@ def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
         "a|b",
         "-0.013 (-0.500 to +12.3); other datasets -0.500 to -0.250",
         "90 · 3",
-        "**supported**, generalizes",
+        "**supported, generalizes**",
     ]
     assert script["markdown"]([made])[2].count(r"a\|b") == 1
     why = claims.untested("near-duplicates", "there are none")

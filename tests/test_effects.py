@@ -156,8 +156,7 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
         "-0.500 (-0.500 to -0.500)",
         "-0.500 to -0.500",
         "-0.500 to -0.500",
-        "-0.500",
-        "-0.500",
+        "-0.500; -0.500",
         "100%",
     ]
 

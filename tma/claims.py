@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, ParameterError, check_choice, wrong
+from tma.intervals import written
 from tma.store import digest, write_json
 
 if TYPE_CHECKING:
@@ -311,15 +312,29 @@ def check_same_run(folder: Path) -> None:
             )
 
 
+def cells(verdict: Verdict) -> dict[str, str]:
+    """Return what is told of a verdict, for display; a dash where there is no number."""
+    number, size = "–", "–"
+    if verdict.estimate is not None:
+        number = written(verdict.estimate, verdict.low, verdict.high)
+        size = f"{verdict.n} · {verdict.seeds}"
+    others = (verdict.others_low, verdict.others_high)
+    if None not in others and others != (verdict.low, verdict.high):
+        number += "; other datasets {:+.3f} to {:+.3f}".format(*others)
+    return {
+        "measured here": verdict.measure,
+        "estimate (95 % interval)": number,
+        "n · seeds": size,
+        "verdict": verdict.verdict + (", generalizes" if verdict.generalizes else ""),
+    }
+
+
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Return verdicts as rows for display, by claim; what has no number is empty."""
+    """Return verdicts as rows for display, by claim."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = [dataclasses.asdict(verdict) for verdict in verdicts]
-    columns = [field.name for field in dataclasses.fields(Verdict) if field.name != "runs"]
-    numbers = ("estimate", "low", "high", "others_low", "others_high")
-    typed: Any = dict.fromkeys(numbers, float) | {"n": "Int64", "seeds": "Int64"}
-    return pd.DataFrame(rows, columns=columns).astype(typed).set_index("claim")
+    rows = {verdict.claim: cells(verdict) for verdict in verdicts}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -188,8 +188,7 @@ def shown(effects: Mapping[str, Effect]) -> pd.DataFrame:
             "difference (these tasks)": written(e.estimate, e.tasks.low, e.tasks.high),
             "other datasets": ends(e.datasets.low, e.datasets.high),
             "without one dataset": ends(*e.without_one),
-            "median": f"{e.median:+.3f}",
-            "by tokens": f"{e.by_tokens:+.3f}",
+            "median; by tokens": f"{e.median:+.3f}; {e.by_tokens:+.3f}",
             "below 0": f"{e.improved:.0%}",
         }
         for name, e in effects.items()

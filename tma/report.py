@@ -211,12 +211,10 @@ def saved_verdicts(
     """
     made = made_from(run.key for each in runs.values() for run in each)
     write(study.out / "claims.json", [replace(verdict, runs=made) for verdict in verdicts])
-    counts = ("n", "seeds")
-    rows = table(verdicts).astype(dict.fromkeys(counts, object)).fillna(dict.fromkeys(counts, "–"))
-    given: dict[str, Any] = {"float_format": "{:.3f}".format, "na_rep": "–"}
+    rows = table(verdicts)
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
         # The class tells words from figures, which a page sets to the right.
-        html, text = rows.to_html(classes="words", **given), rows.to_string(**given)
+        html, text = rows.to_html(classes="words"), rows.to_string()
     return Shown(f"{html}\n<p>Made from {made}.</p>", f"{text}\nMade from {made}.")
 
 

@@ -9,29 +9,17 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.claims import CLAIMS, Verdict, read
-from tma.intervals import ends, written
+from tma.claims import CLAIMS, Verdict, cells, read, untested
 
-HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n · seeds", "verdict")
+HEADER = ("", "claim", *cells(untested("C1", "")))
 
 
 def row(verdict: Verdict) -> list[str]:
     """Return the cells of a claim, whose name leads to its chapter; a dash where nothing is."""
     short = verdict.claim if len(verdict.claim) < 4 else "open"
-    number, size = "–", "–"
-    if verdict.estimate is not None:
-        number = written(verdict.estimate, verdict.low, verdict.high)
-        size = f"{verdict.n} · {verdict.seeds}"
-    if verdict.others_low is not None and verdict.others_high is not None:
-        number += f"; other datasets {ends(verdict.others_low, verdict.others_high)}"
-    return [
-        f"{{doc}}`{short} </notebooks/{verdict.notebook}>`",
-        CLAIMS[verdict.claim],
-        verdict.measure,
-        number,
-        size,
-        f"**{verdict.verdict}**" + (", generalizes" if verdict.generalizes else ""),
-    ]
+    *told, word = cells(verdict).values()
+    chapter = f"{{doc}}`{short} </notebooks/{verdict.notebook}>`"
+    return [chapter, CLAIMS[verdict.claim], *told, f"**{word}**"]
 
 
 def markdown(verdicts: list[Verdict]) -> list[str]:
