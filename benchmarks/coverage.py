@@ -1,8 +1,9 @@
-"""How often the 95 % intervals hold the truth, on simulated losses with a known difference of zero.
+"""How often the two 95 % intervals of a difference hold the truth, on simulated losses.
 
-Two orders, S seeds, 18 test tasks of one instance each, as at scale `pocket`. The difference of the
-two on a task and a seed is drawn as task effect + seed effect + noise, each normal with mean 0, so
-that the true difference is 0; an interval is right where it holds 0.
+The difference of two orders on a test instance and a seed is drawn as source dataset + task +
+instance + seed + noise, each normal with mean 0. The interval for these tasks is right where it
+holds the mean of the source and task effects that were drawn; the one for tasks of other datasets
+where it holds 0.
 
     python -m benchmarks.coverage [--quick] [--json FILE]
 """
@@ -11,72 +12,88 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from tma.bootstrap import resample
-
-TASKS = 18
-SIZES = (
-    (1.0, 0.0, 1.0),
-    (1.0, 0.2, 1.0),
-    (0.3, 0.3, 0.3),
-    (0.2, 0.5, 0.2),
-    (0.0, 1.0, 1.0),
-    (0.3, 0.0, 1.0),
-    (0.0, 0.0, 1.0),
-)
-"""Standard deviations of task effect, seed effect and noise; the last two: noise rules."""
+from tma.effects import Gaps
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """One line of the table."""
+class Design(NamedTuple):
+    """A design of a study."""
 
+    name: str
+    sources: int
+    tasks: int
+    """Of each source."""
+    instances: int
+    """Of each task."""
+    folds: int
     seeds: int
-    task_sd: float
-    seed_sd: float
-    noise_sd: float
-    samples: int
-    coverage: float
+    """Seed s tests fold s modulo `folds`."""
 
 
-def covered(seeds: int, sizes: tuple[float, float, float], number: int) -> bool:
-    """Return whether the interval of one simulated sample holds the true difference."""
-    random = np.random.default_rng([seeds, number])
-    task, seed, noise = sizes
-    gaps = (
-        task * random.normal(size=(TASKS, 1))
-        + seed * random.normal(size=seeds)
-        + noise * random.normal(size=(TASKS, seeds))
-    )
-    names = [f"t{k:02}" for k in range(TASKS)]
-    index = pd.MultiIndex.from_arrays([names, names], names=["task", "id"])
-    zero = [pd.DataFrame({1: np.zeros(TASKS)}, index) for _ in range(seeds)]
-    found = resample([[pd.DataFrame({1: column}, index) for column in gaps.T], zero], number)
-    interval = found.interval(found.means[:, 0, 0] - found.means[:, 1, 0])
-    return interval.low <= 0 <= interval.high
+DESIGNS = (
+    Design("pocket", 5, 4, 1, 1, 3),
+    Design("pocket, 5 seeds", 5, 4, 1, 1, 5),
+    Design("study, arm 1 with 1b", 28, 4, 11, 5, 10),
+    Design("a fifth of the study's sources", 6, 4, 11, 5, 10),
+)
+SIZES = (
+    (0.05, 0.1, 0.1, 0.03, 0.1),
+    (0.5, 0.3, 0.5, 0.03, 0.3),
+    (0.1, 0.1, 0.5, 0.1, 0.3),
+    (0.0, 0.0, 0.5, 0.0, 0.3),
+)
+"""Standard deviations of source, task, instance, seed and noise; the first are the pilot's."""
+
+
+def covered(design: Design, sizes: tuple[float, ...], number: int) -> tuple[bool, bool]:
+    """Return whether the two intervals of one simulated sample hold their truths."""
+    random = np.random.default_rng(number)
+    source, task, instance, seed, noise = sizes
+    count = design.sources * design.tasks * design.instances
+    tasks = np.arange(count) // design.instances
+    sources = tasks // design.tasks
+    fixed = source * random.normal(size=design.sources)[sources]
+    fixed = fixed + task * random.normal(size=design.sources * design.tasks)[tasks]
+    own = fixed + instance * random.normal(size=count)
+    names = pd.Index([f"i{k:05}" for k in range(count)], name="id")
+    about = pd.DataFrame({"task": tasks, "source": sources, "tokens": 1}, names)
+    parts = []
+    for s in range(design.seeds):
+        rows = np.flatnonzero(sources % design.folds == s % design.folds)
+        gap = own[rows] + seed * random.normal() + noise * random.normal(size=len(rows))
+        parts.append(pd.Series(gap, names[rows]))
+    finals = pd.concat(parts, keys=range(design.seeds), names=["run", "id"])
+    found = Gaps(finals.to_frame(), finals, about).effect(finals, None)
+    own_mean = float(fixed.mean())
+    held = found.tasks.low <= own_mean <= found.tasks.high
+    return held, found.datasets.low <= 0 <= found.datasets.high
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="200 samples a line instead of 1,000")
+    parser.add_argument("--quick", action="store_true", help="100 samples a line instead of 1,000")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    samples = 200 if arguments.quick else 1000
-    print(f"{'seeds':>5}{'task sd':>9}{'seed sd':>9}{'noise sd':>9}{'samples':>9}{'coverage':>10}")
+    samples = 100 if arguments.quick else 1000
+    columns = ["source_sd", "task_sd", "instance_sd", "seed_sd", "noise_sd"]
     lines = []
-    for seeds in (1, 3, 5):
+    for design in DESIGNS:
         for sizes in SIZES:
-            held = sum(covered(seeds, sizes, number) for number in range(samples))
-            lines.append(Coverage(seeds, *sizes, samples, held / samples))
-            print("{:>5}{:>9}{:>9}{:>9}{:>9}{:>10.3f}".format(*asdict(lines[-1]).values()))
+            held = np.array([covered(design, sizes, number) for number in range(samples)])
+            line = {"design": design.name, **dict(zip(columns, sizes, strict=True))}
+            for name, share in zip(
+                ("these tasks", "other datasets"), held.mean(axis=0), strict=True
+            ):
+                line[name] = float(share)
+            lines.append(line)
+    print(pd.DataFrame(lines).assign(samples=samples).to_string(index=False))
     if arguments.json:
-        rows = [asdict(line) for line in lines]
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", "ascii")
+        arguments.json.write_text(json.dumps(lines, indent=2) + "\n", "ascii")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ LONG = (
     "test_generate.py",
     "test_suite.py",
     "test_book.py",
-    "test_association.py",
+    "test_exposure.py",
     "test_untrained.py",
     "test_neighbours.py",
     "test_benchmarks.py",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -46,14 +47,14 @@ def test_what_the_arms_set_is_what_the_protocol_says() -> None:
     assert (nft.limit, nft.batch_size, nft.pool, nft.test_limit) == (1024, 16, 10_000, 240)
     assert nft.eval_at == (0, 1, 2, 4, 8, 16, 32, 64) and nft.eval_every == 16
     assert (nft.model, nft.learning_rate, nft.schedule) == ("gemma-3-270m", 1e-5, "cosine")
-    assert runs["3", "tma_rt", 2].schedule == "constant"
+    assert runs["3", "tma_rt, constant rate", 2].schedule == "constant"
     assert runs["4", "random", 1].model == "smollm2-135m-instruct"
     sample = runs["2", "random, sample", 0]
     assert (sample.pool, sample.generate_at[:3]) == (1024, (0, 1, 2))
     assert runs["6", "tma_rounds[3:6]", 0].limit == 256
-    assert runs["7a", "tma_nft", 0].twins == 0.5
-    assert runs["8b", "tma_nft", 0].learning_rate == 2e-5
-    assert (runs["5", "random", 0].dataset, runs["5", "random", 0].max_instance_tokens) == (
+    assert runs["7a", "tma_nft, 50% twins", 0].twins == 0.5
+    assert runs["8b", "tma_nft, twice the learning rate", 0].learning_rate == 2e-5
+    assert (runs["5", "random, P3", 0].dataset, runs["5", "random, P3", 0].max_instance_tokens) == (
         "p3",
         128,
     )
@@ -160,3 +161,27 @@ def test_stopped_at_any_moment_it_goes_on_and_repeats_nothing(
     assert all(stored(config) is not None for config in configs)
     for seed, stamp in times.items():
         assert (stamps[seed] / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_it_repeats_no_finished_run(
+    tiny_arm: list[RunConfig],
+) -> None:
+    import json
+
+    configs = [replace(tiny_arm[0], seed=80 + k) for k in range(8)]
+    given = [sys.executable, "-c", SCRIPT, json.dumps([c.to_json() for c in configs])]
+    moments, stamps = random.Random(0), dict[Path, int]()
+    for _ in range(5):
+        with subprocess.Popen(given, stdout=subprocess.DEVNULL) as started:
+            time.sleep(moments.uniform(1, 8))
+            started.send_signal(signal.SIGKILL)
+        for config in configs:
+            if run := stored(config):
+                stamps.setdefault(run.folder, (run.folder / "manifest.json").stat().st_mtime_ns)
+    time.sleep(2)
+    subprocess.run(given, check=True, capture_output=True)
+    assert all(stored(config) is not None for config in configs)
+    assert stamps
+    for folder, stamp in stamps.items():
+        assert (folder / "manifest.json").stat().st_mtime_ns == stamp

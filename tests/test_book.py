@@ -201,19 +201,18 @@ def test_no_stored_output_holds_an_address_of_memory() -> None:
 def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
     script = runpy.run_path(str(ROOT / "book" / "_extensions" / "book_claims.py"))
     made = claims.Verdict(
-        "C7", "03_granularity", "a|b", -0.0125, -0.5, 12.34, 90, 3, "inconclusive"
+        "C7", "03_granularity", "a|b", -0.0125, -0.5, 12.34, 90, 3, "supported", -0.5, -0.25
     )
     assert script["row"](made)[2:] == [
         "a|b",
-        "-0.013 (-0.500 to +12.3)",
-        "90",
-        "3",
-        "**inconclusive**",
+        "-0.013 (-0.500 to +12.3); other datasets -0.500 to -0.250",
+        "90 · 3",
+        "**supported, generalizes**",
     ]
     assert script["markdown"]([made])[2].count(r"a\|b") == 1
     why = claims.untested("near-duplicates", "there are none")
     assert script["row"](why)[0] == "{doc}`open </notebooks/04_tma>`"
-    assert script["row"](why)[3:6] == ["–", "–", "–"]
+    assert script["row"](why)[3:5] == ["–", "–"]
 
 
 def test_a_chart_stands_where_its_picture_is(site: Path) -> None:

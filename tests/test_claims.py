@@ -18,7 +18,7 @@ SEQUENCE = [
     *(f"C{number}" for number in range(1, 9)),
     "order against selection",
     "near-duplicates",
-    "collision and within-round rules",
+    "rule within a round",
 ]
 
 
@@ -130,6 +130,8 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": 72,
             "seeds": 3,
             "verdict": "supported",
+            "others_low": None,
+            "others_high": None,
             "runs": None,
         },
         {
@@ -142,6 +144,8 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "n": None,
             "seeds": None,
             "verdict": "not tested at this scale",
+            "others_low": None,
+            "others_high": None,
             "runs": None,
         },
     ]
@@ -249,9 +253,20 @@ def test_the_table_leaves_empty_what_was_not_tested() -> None:
             untested("C1", "why"),
         ]
     )
-    assert shown.loc["C6", "n"] == 72
-    assert shown.loc["C1", ["estimate", "low", "high", "n", "seeds"]].isna().all()
+    told = ["a: gap", "-0.200 (-0.300 to -0.100)", "72 · 3", "supported"]
+    assert shown.loc["C6"].tolist() == told
+    assert shown.loc["C1"].tolist() == ["why", "–", "–", "not tested at this scale"]
     assert shown.index.tolist() == ["C6", "C1"]
+
+
+def test_the_other_interval_is_told_where_it_is_another() -> None:
+    verdict = claims.tested("C6", "gap", judge_all({"a": (GAP, "negative")}), GAP.among(3))
+    assert claims.cells(verdict)["estimate (95 % interval)"] == (
+        "-0.200 (-0.300 to -0.100); other datasets -0.322 to -0.078"
+    )
+    assert claims.cells(verdict)["verdict"] == "supported, generalizes"
+    same = claims.tested("C1", "share", judge_all({"a": (GAP, "negative")}), GAP)
+    assert claims.cells(same)["estimate (95 % interval)"] == "-0.200 (-0.300 to -0.100)"
 
 
 def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:

@@ -7,13 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.stored_runs import Losses, stored
-from tma.effects import effect
+from tests.stored_runs import FAR, NEAR, Losses, moved, stored
+from tma.effects import (
+    combined,
+    contrasts,
+    course,
+    effect,
+    jackknife,
+    outweighs,
+    shown,
+    spread_of_seeds,
+    table,
+)
 from tma.errors import ParameterError
 from tma.runs import Run
 
 
 def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], seed: int) -> Run:
+    folder.mkdir(exist_ok=True)
     losses: Losses = {key: [2.0, 2.0, last] for key, last in finals.items()}
     made = stored(folder / f"{order}-{seed}", order, losses, seed)
     path = made.folder / "losses.parquet"
@@ -73,3 +84,139 @@ def test_the_mean_along_the_way_is_the_area_under_the_curve(tmp_path: Path) -> N
     assert effect(one, other, "final").estimate == pytest.approx(1.0)
     with pytest.raises(ParameterError, match="measure='best'"):
         effect(one, other, "best")
+
+
+def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
+    # Each seed moves both orders by as much: the pairs agree, however far the seeds lie apart.
+    near = [stored(tmp_path / f"n{s}", "nearest", moved(NEAR, s), s) for s in (0, 1, 2)]
+    far = [stored(tmp_path / f"f{s}", "farthest", moved(FAR, s), s) for s in (2, 1)]
+    found = effect(near, far, "final")
+    assert (found.estimate, found.tasks.low, found.tasks.high) == (-0.5, -0.5, -0.5)
+    assert (found.tasks.seeds, found.seed_sd) == (2, 0)
+    steps = course(near, far)
+    assert [(one.step, one.estimate) for one in steps] == [(0, 0), (2, -1), (4, -0.5)]
+
+
+def test_a_run_without_chance_stands_beside_every_seed(tmp_path: Path) -> None:
+    near = [stored(tmp_path / "near", "nearest", NEAR)]
+    far = [stored(tmp_path / f"f{s}", "random", moved(FAR, s), s) for s in (0, 1)]
+    found = effect(far, near, "final")
+    # 0.5 and 1.5: the variance between seeds is 1/2.
+    assert (found.estimate, found.tasks.seeds) == (1, 2)
+    assert found.seed_sd == pytest.approx(math.sqrt(0.5))
+
+
+def test_a_run_of_another_length_is_read_at_its_own_end(tmp_path: Path) -> None:
+    longer = {key: [*value, 0.0] for key, value in NEAR.items()}
+    near = [stored(tmp_path / "near", "tma_nft", NEAR)]
+    more = [stored(tmp_path / "more", "tma_rt", longer, steps=(0, 2, 4, 6))]
+    assert effect(more, near, "final", 0.0).estimate == -1.5
+    # Along the way both are the same curve, as far as both go.
+    assert effect(more, near, "area", 0.0).estimate == 0
+
+
+def test_differences_of_differences_and_their_sizes(tmp_path: Path) -> None:
+    def runs(name: str, a: float, b: float) -> list[Run]:
+        finals = {"a": a, "b": b}
+        losses = {key: [4, 2, 2 - finals[key[0]]] for key in NEAR}
+        return [stored(tmp_path / f"{name}{s}", "random", moved(losses, s), s) for s in (0, 1, 2)]
+
+    # Task a gains 1 by the one and 3 by the other, task b 0 and 2: the second gains 2 everywhere.
+    base, one, other = runs("base", 0, 0), runs("one", 1, 0), runs("other", 3, 2)
+    gain, greater = [(1, base), (-1, one)], [(1, base), (-1, other)]
+    assert combined(gain, "final") == effect(base, one, "final")
+    both = combined([*greater, (-1, base), (1, one)], "final")
+    assert (both.estimate, both.tasks.low, both.tasks.high) == (2, 2, 2)
+    assert outweighs(gain, greater, "final").estimate == -2
+    # The size counts, not the sign.
+    loss = [(-1, base), (1, other)]
+    assert outweighs(loss, gain, "final").estimate == 2
+    assert outweighs(loss, gain, "area").estimate == 0.5
+    with pytest.raises(ParameterError, match=r"sides=\[\] "):
+        combined([])
+
+
+def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
+    runs = {
+        "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)],
+        "tma_rt": [stored(tmp_path / "far", "tma_rt", FAR)],
+    }
+    pairs = {"NFT − RT": ("tma_nft", "tma_rt"), "FFT − RT": ("tma_fft", "tma_rt")}
+    found = contrasts(runs, pairs, {"final": 0.0})
+    assert {m: list(gaps) for m, gaps in found.items()} == {
+        "final": ["NFT − RT"],
+        "area": ["NFT − RT"],
+    }
+    assert found["final"]["NFT − RT"].tasks.high == -0.5
+    assert found["area"]["NFT − RT"].tasks.high == math.inf
+    assert spread_of_seeds(runs, [*pairs.values()], "final") is None
+    row = table(found["final"]).loc["NFT − RT"]
+    assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
+    assert shown(found["final"]).loc["NFT − RT"].tolist() == [
+        "-0.500 (-0.500 to -0.500)",
+        "-0.500 to -0.500",
+        "-0.500 to -0.500",
+        "-0.500; -0.500",
+        "100%",
+    ]
+
+
+def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path) -> None:
+    near = [stored(tmp_path / f"n{s}", "tma_nft", moved(NEAR, s), s) for s in (0, 1)]
+    far = [stored(tmp_path / f"f{s}", "tma_fft", moved(FAR, 3 * s), s) for s in (0, 1)]
+    base = [stored(tmp_path / f"r{s}", "tma_rt", NEAR, s) for s in (0, 1)]
+    runs = {"tma_nft": near, "tma_fft": far, "tma_rt": base}
+    pairs = [("tma_nft", "tma_rt"), ("tma_fft", "tma_rt"), ("tma_min", "tma_rt")]
+    assert spread_of_seeds(runs, pairs, "final") == pytest.approx(3 / math.sqrt(2))
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = {"a": 1.0, "b": 2.0, "c": 6.0}
+
+    def mean(left: str | None) -> float:
+        return float(np.mean([value for name, value in values.items() if name != left]))
+
+    found = jackknife([*values], mean, 3, 1)
+    # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
+    half = 4.30265 * math.sqrt(7 / 3)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
+    alone = jackknife(["a"], mean, 1, 1)
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    near = [stored(tmp_path / "near", "tma_nft", NEAR)]
+    fewer = {key: value for key, value in NEAR.items() if key != ("b", "b2")}
+    with pytest.raises(ParameterError, match=r"different test instances \(4 and 3"):
+        effect(near, [stored(tmp_path / "fewer", "tma_rt", fewer)])
+    with pytest.raises(ParameterError, match="no evaluated step in common"):
+        effect(near, [stored(tmp_path / "steps", "tma_rt", NEAR, steps=(1, 3, 5))])
+    with pytest.raises(ParameterError, match=r"side 2 has runs of seeds \[0, 0\]"):
+        effect(near, near * 2)
+    with pytest.raises(ParameterError, match=r"side 1 has runs of seeds \[\]"):
+        effect([], near)
+    one, two = ([stored(tmp_path / f"{s}", "random", NEAR, s) for s in p] for p in ((1, 2), (3, 4)))
+    with pytest.raises(ParameterError, match=r"the sides have seeds \[1, 2\] and \[3, 4\]"):
+        effect(one, two)
+    single = [stored(tmp_path / "single", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
+    assert effect(single, single, "final", 0.0).estimate == 0
+    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
+        effect(single, single, "area")
+
+
+def test_no_difference_in_truth_is_seldom_clear(tmp_path: Path) -> None:
+    """Twelve tasks of four instances in two folds, each tested by two seeds."""
+    random, clear = np.random.default_rng(0), 0
+    for sample in range(40):
+        gaps = random.normal(size=(2, 24))
+        seeds = 0.3 * random.normal(size=4)
+        runs = []
+        for seed in range(4):
+            fold = seed % 2
+            names = [(f"t{fold}{k // 4}", f"i{fold}{k}") for k in range(24)]
+            noise = random.normal(size=24) / 2
+            course = dict(zip(names, gaps[fold] + noise + seeds[seed], strict=True))
+            runs.append(run(tmp_path / str(sample), "tma_nft", course, seed))
+            runs.append(run(tmp_path / str(sample), "tma_rt", dict.fromkeys(names, 0.0), seed))
+        clear += effect(runs[::2], runs[1::2], "final").tasks.clear
+    assert clear <= 6  # two expected

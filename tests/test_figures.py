@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 
 from tests.stored_runs import FAR, NEAR, stored
 from tma import figures, panels, statistics, styles
-from tma.association import Association
+from tma.effects import Effect, course
 from tma.errors import ParameterError
+from tma.exposure import Association
 from tma.intervals import Interval
 from tma.runs import Run
 
@@ -32,7 +33,7 @@ def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
     from tma.method import ORDERS
 
     # Single rounds are no order to tell from others, but steps of one scale.
-    named = set(ORDERS) - {"tma_rounds[i:j]"}
+    named = set(ORDERS) - {"tma_rounds[i:j]"} | {"tma_nft, shuffled", "tma_fft, shuffled"}
     for table in (styles.PALETTE, styles.LABELS, styles.DASHES):
         assert set(table) == named
         assert len({str(value) for value in table.values()}) == len(named)
@@ -51,7 +52,7 @@ def test_rounds_are_steps_of_one_scale() -> None:
 
 
 def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
-    gaps = {"tma_nft": statistics.differences(runs["tma_nft"], runs["tma_fft"])}
+    gaps = {"tma_nft": course(runs["tma_nft"], runs["tma_fft"])}
     figure = figures.comparison_figure(statistics.curves(runs), gaps, "tma_fft")
     left, right = figure.axes
     assert left.get_xlabel() == right.get_xlabel() == "training step"
@@ -69,7 +70,7 @@ def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
         stored(tmp_path / "one", "tma_rt", NEAR),
         stored(tmp_path / "two", "tma_rt", FAR, seed=1),
     ]
-    gaps = {"tma_nft": statistics.differences(runs["tma_nft"], random)}
+    gaps = {"tma_nft": course(runs["tma_nft"], random)}
     curves = statistics.curves({**runs, "tma_rt": random})
     right = figures.comparison_figure(curves, gaps, "tma_rt").axes[1]
     assert legend(right) == ["seeds of RT, min to max"]
@@ -99,10 +100,9 @@ def test_metrics_have_a_panel_each_with_its_unit() -> None:
 
 
 def test_intervals_stand_under_their_names_from_the_top() -> None:
-    contrasts = {
-        "tma_nft": Interval(-1, -2, -0.5, 4, 1),
-        "no near-duplicates": Interval(0, -1, 1, 4, 1),
-    }
+    found = (Interval(-1, -2, -0.5, 4, 1), Interval(0, -1, 1, 4, 1))
+    ready = [Effect(one, one, (0, 0), 0, 0, 0, 0) for one in found]
+    contrasts = dict(zip(("tma_nft", "no near-duplicates"), ready, strict=True))
     axes = figures.intervals_figure(contrasts, band=(-0.25, 0.5)).axes[0]
     [band] = axes.patches
     assert (band.get_x(), band.get_width()) == (-0.25, 0.75)

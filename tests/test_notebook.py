@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from tma import claims
+from tma import arms, claims
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -183,7 +183,7 @@ CLAIMED = {
         "C7",
         "order against selection",
         "near-duplicates",
-        "collision and within-round rules",
+        "rule within a round",
     ],
 }
 FIGURES = {
@@ -193,10 +193,10 @@ FIGURES = {
     "04_tma": ["curves", "intervals", "intervals_area", "rounds"],
 }
 TABLES = {
-    "01_early_generalization": ["roughness"],
-    "02_similarity": ["orders"],
-    "03_granularity": ["granularity"],
-    "04_tma": ["intervals", "summary"],
+    "01_early_generalization": ["early", "roughness", "runs"],
+    "02_similarity": ["orders", "orders_area", "runs"],
+    "03_granularity": ["granularity", "granularity_area", "runs"],
+    "04_tma": ["blocks", "order", "runs", "selection_area", "selection_final", "summary", "twins"],
 }
 
 
@@ -223,19 +223,17 @@ def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: s
 
 def test_orders_are_compared_on_equal_terms(executed: Path) -> None:
     table = pd.read_csv(executed / "out" / "04_tma" / "summary.csv", index_col="order")
-    assert list(table.index[:6]) == [
-        *("tma_nft", "tma_rt", "tma_fft", "tma_min", "tma_max"),
-        "random",
-    ]
-    assert table.loc[["tma_min", "tma_max", "random"], "instances"].tolist() == [8, 8, 8]
+    assert list(table.index[:10]) == [*arms.MAIN, "tma_min", "tma_max", "tma_max_rt"]
+    alone = ["tma_min", "tma_max", "tma_min_rt", "tma_max_rt", "random"]
+    assert table.loc[alone, "instances"].tolist() == [8] * 5
     # An instance that both halves hold is used once.
-    same = table.loc[["tma_nft", "tma_rt", "tma_fft"], "instances"]
+    same = table.loc[[*arms.MAIN][:5], "instances"]
     assert same.nunique() == 1
     assert 6 <= same.iloc[0] <= 8
     assert (table["seeds"] == 2).all()
     blocks = table[table.index.str.contains(r"rounds\[")]["instances"]
     assert blocks.tolist() == [8] * len(blocks)
-    labelled = table[~table.index.str.contains("unlabelled")]
+    labelled = table[~table.index.str.contains("without labels")]
     assert labelled["first"].nunique() == 1
 
 
@@ -245,7 +243,7 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     assert [verdict.claim for verdict in found] == list(claims.CLAIMS)
     # A twentieth of two steps is no step, and behind the first of two intervals there is but one.
     untested = {v.claim: v.measure for v in found if v.verdict == "not tested at this scale"}
-    assert list(untested) == ["C1", "C3"]
+    assert list(untested) == ["C1", "C3", "near-duplicates"]
     assert untested["C3"].endswith("no value")
     found = [v for v in found if v.claim not in untested]
     assert {v.n for v in found} == {19}

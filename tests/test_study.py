@@ -1,17 +1,18 @@
 from __future__ import annotations
 
-import math
+import importlib
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets import Dataset
 
 import tma
-from tests.conftest import circle, unit
+from tests.conftest import circle
+from tma import data
 from tma.errors import ParameterError
 from tma.scales import SCALES
-from tma.study import StudyConfig, _reaching
+from tma.study import StudyConfig
 
 # What stands in a notebook after its parameters cell.
 GIVEN = {
@@ -149,51 +150,59 @@ def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
     assert other.sampled("random")[0].generate_at == other.checkpoints
 
 
-def test_blocks_hold_as_many_instances_as_the_smallest_of_them() -> None:
+@pytest.fixture
+def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
+    """Five training instances on a circle and two test instances, N = 32, blocks of two rounds."""
+    for name, count in (("train", 5), ("test", 2)):
+        rows = [{"prompt": f"{name} {k}", "response": "r"} for k in range(count)]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    angles = {f"train {k} r": angle for k, angle in enumerate([359, 11, 20, 30, 40])}
+    angles |= {"test 0 r": 0, "test 1 r": 10}
+    module = importlib.import_module("tma.embed")  # `tma.embed` is the function
+    monkeypatch.setattr(
+        module, "embed", lambda part: circle([angles[text] for text in data.texts(part)])
+    )
+    places = {n: str(tmp_path / f"{m}.jsonl") for n, m in
+              (("dataset", "train"), ("test_dataset", "test"))}  # fmt: skip
+    return tma.study_settings(GIVEN | places)
+
+
+def test_blocks_hold_as_many_instances_as_the_smallest_of_them(ring: StudyConfig) -> None:
     # Both test rows have a training row of their own; then both want 20°, 30° and 40° in turn.
-    train, test = circle([359, 11, 20, 30, 40]), circle([0, 10])
-    rounds = [found.tolist() for found in tma.test_centric_rounds(train, test)]
-    assert rounds == [[0, 1], [2], [3], [4]]
-    study = tma.study_settings(GIVEN)  # N = 32, blocks of two rounds
-    assert study.blocks(train, test) == (2, ["tma_rounds[0:2]", "tma_rounds[2:4]"])
-    assert study.blocks(train[:4], test) == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(3)])
-    with pytest.raises(ParameterError, match="2 training instances, which 2 test instances take"):
-        study.blocks(train[:2], test)
+    assert ring.blocks() == (2, ["tma_rounds[0:2]", "tma_rounds[2:4]"])
 
 
-def test_the_earliest_block_is_what_min_takes_of_every_pool() -> None:
-    random = np.random.default_rng(0)
-    X, Y = (unit(random.normal(size=(n, 5))) for n in (1500, 9))
-    study = tma.study_settings({**GIVEN, "steps": 3, "seeds": 3})  # N = 12, pools of 920
-    size, (earliest, *_) = study.blocks(X, Y)
-    assert (size, earliest) == (12, "tma_rounds[0:2]")
-    made = [study.pooled(order, limit=size) for order in (earliest, "tma_min")]
-    for block, least in zip(*made, strict=True):
-        rows = [
-            tma.arrange(c.order, X, Y, pool=c.pool, seed=c.seed, limit=size, exact_limit=True)
-            for c in (block, least)
-        ]
-        assert rows[0].tolist() == rows[1].tolist()
-        assert block.pool == least.pool == 920
+@pytest.mark.parametrize(("rows", "expected"), [(4, 3), (2, None)])
+def test_blocks_are_narrower_where_there_are_few_rounds(
+    ring: StudyConfig, rows: int, expected: int | None
+) -> None:
+    path = Path(ring.dataset)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
+    if expected is None:
+        with pytest.raises(ParameterError, match=r"too few training instances.*in one round"):
+            ring.blocks()
+        return
+    assert ring.blocks() == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(expected)])
 
 
-def test_the_pool_is_the_one_from_which_its_orders_choose() -> None:
-    random = np.random.default_rng(0)
-    X, Y = (unit(random.normal(size=(n, 5))) for n in (60, 9))
-    study = tma.study_settings(GIVEN)
-    for seed in range(3):
-        whole = tma.arrange("tma_nft", X, Y, pool=40, seed=seed)
-        assert study.drawn(X, Y, seed, pool=40).tolist() == sorted(whole)
-    assert study.drawn(X, Y).tolist() == list(range(60))  # the scale's pool is larger
+def test_the_blocks_of_the_published_study_are_fixed() -> None:
+    study = tma.study_settings({**GIVEN, "scale": "study", "model": None, "seeds": None})
+    names = [f"tma_rounds[{at}:{at + 3}]" for at in (0, 3, 6, 9)]
+    assert study.blocks() == (256, names)
 
 
-def test_half_of_an_order_takes_rounds_or_parts_of_one() -> None:
-    # A round of two, and then eight of one; half of N is 2, 4, and where N = 12 exceeds all ten.
-    train, test = circle([359, 11, *range(20, 100, 10)]), circle([0, 10])
-    for steps, rounds in ((1, 1), (2, 3), (3, 9)):
-        study = tma.study_settings({**GIVEN, "steps": steps})
-        assert study.half_rounds(train, test) == rounds
-    assert study.half_rounds(train, test, pool=1) == 1
+def test_what_is_published_is_the_study_as_it_was_planned() -> None:
+    given = {**GIVEN, "scale": "study", "model": None, "seeds": None}
+    assert tma.study_settings(given).is_published
+    assert tma.study_settings({**given, "model": "llama", "seeds": 3}).is_published
+    for changed in ({"dataset": "p3"}, {"steps": 32}, {"model": "some/model"}, {"scale": "pocket"}):
+        assert not tma.study_settings(given | changed).is_published
+
+
+def test_half_of_an_order_takes_so_many_rounds_at_least() -> None:
+    study = tma.study_settings({**GIVEN, "scale": "study"})  # half of 1,024
+    assert [study.half_rounds(tests) for tests in (240, 512, 600, 1)] == [3, 1, 1, 512]
 
 
 def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:
@@ -209,8 +218,8 @@ def test_data_without_tasks_is_told_apart() -> None:
     study = tma.study_settings(GIVEN)
     row = {"id": "a", "prompt": "p", "response": "r"}
     plain, named = (Dataset.from_list([row | {"task": task}] * 5) for task in (None, "t"))
-    assert study.kinds(named) == {"with labels": "", "without labels": ", unlabelled"}
-    assert study.kinds(plain) == {"without labels": ""}
+    assert study.kinds(named) == ("with labels", "without labels")
+    assert study.kinds(plain) == ("without labels",)
     with pytest.raises(ParameterError, match="'pocket' has 5 training instances without a task"):
         study.check_tasks(plain)
 
@@ -227,56 +236,6 @@ def test_orders_of_tasks_need_two_tasks_and_more_than_one_step() -> None:
 def test_a_chapter_may_need_steps_to_compare() -> None:
     with pytest.raises(ParameterError, match=r"steps=1 .* at least 2"):
         tma.study_settings({**GIVEN, "steps": 1}, least_steps=2)
-
-
-def test_how_many_instances_reach_a_threshold() -> None:
-    # Of 101 rows two lie within 18.2° (0.95) of the test row, four within 36.9° (0.8). A hundredth
-    # ends with the second at 15°, a twentieth with the sixth at 61°; their cosines are a little
-    # less than 0.966 and 0.485.
-    angles = [0, 15, 30, 36, *range(60, 157)]
-    found = tma.study_settings(LARGE).reached(circle(angles), circle([0]))
-    assert found.index.tolist() == [0.485, 0.8, 0.9, 0.95, 0.966]
-    assert found.tolist() == [5, 4, 2, 2, 1]
-
-
-def test_thresholds_are_of_what_any_seed_draws() -> None:
-    # 15,000 rows of which each seed draws 10,000; row k lies 40 + k/500 degrees away.
-    X, Y = circle(np.arange(15_000) / 500 + 40), circle([0])
-    study = tma.study_settings({**LARGE, "seeds": 3})
-    drawn = np.unique([study.drawn(X, Y, seed) for seed in range(3)])
-    assert 10_000 < len(drawn) < 15_000
-    cosines = np.cos(np.radians(drawn / 500 + 40))
-    found = study.thresholds(X, Y)
-    assert found == pytest.approx(np.quantile(cosines, [0.99, 0.95]), abs=6e-4)
-    reached = study.reached(X, Y)[found[1]]
-    assert reached == pytest.approx((cosines >= found[1]).sum(), abs=1)
-
-
-def test_an_equal_row_reaches_one_whatever_rounding_takes_off() -> None:
-    X = unit(np.random.default_rng(0).normal(size=(50, 384)))
-    study = tma.study_settings(GIVEN)
-    assert study._nearest(X, X).min() < 1  # by rounding
-    assert _reaching(study._nearest(X, X), 1.0) == 50
-
-
-def test_thresholds_leave_out_the_nearest_shares() -> None:
-    # Training row k lies k/2 degrees from the one test row: a hundredth of 101 rows is the first.
-    angles = np.radians(np.arange(101) / 2)
-    X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    found = tma.study_settings(LARGE).thresholds(X, np.array([[1, 0]], dtype=np.float32))
-    shares = [round(math.cos(math.radians(0.5)), 3), round(math.cos(math.radians(2.5)), 3)]
-    # 36 rows are as similar as 0.95 (18.2°), but more than half as similar as 0.9 (25.8°).
-    assert found == [*shares, 0.95]
-
-
-def test_near_duplicates_are_thresholds_where_there_are_some() -> None:
-    # Two of 101 rows lie within 18.2° (0.95) of the test row, two more within 36.9° (0.8).
-    angles = np.radians([0, 15, 30, 36, *range(60, 157)])
-    X = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
-    found = tma.study_settings(LARGE).thresholds(X, np.array([[1, 0]], dtype=np.float32))
-    # A hundredth of 101 rows is the first one at 15°, a twentieth the sixth at 61°.
-    fifteen, sixty_one = (round(math.cos(math.radians(angle)), 3) for angle in (15, 61))
-    assert found == [fifteen, 0.95, 0.9, 0.8, sixty_one]
 
 
 def test_one_notebook_has_a_parameter_more() -> None:

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 import tma
 from tma import claims, verdicts
-from tma.association import Association
+from tma.effects import Effect
+from tma.exposure import Association
 from tma.intervals import Interval
 
 STUDY = tma.study_settings({"model": "llama", "scale": "pocket", "output_dir": "out"})
-BELOW, ABOVE = Interval(-0.2, -0.3, -0.1, 18, 3), Interval(0.2, 0.1, 0.3, 18, 3)
-Pair = tuple[Interval, Interval]
-NFT, FFT = "NFT − RT, with labels", "FFT − RT, with labels"
+PUBLISHED = tma.study_settings({"model": None, "scale": "study", "output_dir": "out"})
+
+
+def effect(low: float, high: float, others: tuple[float, float] = (-1, 1)) -> Effect:
+    own = Interval((low + high) / 2, low, high, 18, 3)
+    return Effect(own, replace(own, low=others[0], high=others[1]), (0, 0), 0, 0, 0, 0)
+
+
+BELOW, ABOVE, AROUND = effect(-0.3, -0.1, (-0.4, -0.05)), effect(0.1, 0.3), effect(-0.3, 0.1)
+Pair = tuple[Effect, Effect]
+KINDS = ("with labels", "without labels")
+
+
+def turned(nft: Effect, fft: Effect) -> dict[str, Effect]:
+    """Differences by the paper's rule and shuffled, with labels and without."""
+    sides = {"NFT": nft, "FFT": fft}
+    return {name: sides[order] for name, (order, *_) in verdicts.turn_pairs(KINDS).items()}
 
 
 def interval(low: float, high: float) -> Interval:
@@ -39,7 +55,7 @@ def correlation(estimate: float, baseline: tuple[float, float]) -> Association:
 def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
     found = verdicts.steady(STUDY, {"rouge1": interval(0.1, 0.3), "rougeL": interval(0.05, 0.3)})
     assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
-    assert found.measure.startswith("rougeL: backward share of its movement")
+    assert found.measure.startswith("rougeL: share of its movement that no single turn makes")
     still = verdicts.steady(STUDY, {})
     assert (still.verdict, still.measure) == (
         "not tested at this scale",
@@ -48,34 +64,44 @@ def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
 
 
 def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
-    shares = {0.05: Interval(0.7, 0.6, 0.8, 18, 3), 0.1: Interval(0.8, 0.7, 0.9, 18, 3)}
-    found = verdicts.early(STUDY, shares, 20)
+    share = Interval(0.7, 0.6, 0.8, 18, 3)
+    found = verdicts.early(STUDY, share, 20)
     assert (found.estimate, found.low, found.verdict) == (
         pytest.approx(0.2),
         pytest.approx(0.1),
         "supported",
     )
-    late = verdicts.early(STUDY, shares, 19)
+    late = verdicts.early(STUDY, share, 19)
     assert (late.verdict, late.estimate) == ("not tested at this scale", None)
     assert late.measure == "5 % of 19 steps are less than one step"
+
+
+NEAREST, FARTHEST = "nearest − random", "farthest − random"
+COARSE, BLOCK = "nearest − coarse nearest", "tma_rounds[5:10] − tma_rounds[0:5]"
+RULE = "NFT − NFT shuffled in rounds"
 
 
 @pytest.mark.parametrize(
     ("found", "claim", "verdict"),
     [
-        (verdicts.similar_first(STUDY, BELOW, ABOVE), "C4", "supported"),
-        (verdicts.similar_first(STUDY, ABOVE, ABOVE), "C4", "not supported"),
-        (verdicts.fine(STUDY, BELOW), "C5", "supported"),
-        (verdicts.fine(STUDY, ABOVE), "C5", "not supported"),
-        (verdicts.turns(STUDY, {NFT: BELOW, FFT: ABOVE}), "C6", "supported"),
-        (verdicts.turns(STUDY, {NFT: BELOW, FFT: BELOW}), "C6", "not supported"),
-        (verdicts.earlier_rounds(STUDY, {"rounds[5:10]": ABOVE}), "C7", "supported"),
-        (verdicts.earlier_rounds(STUDY, {"rounds[5:10]": BELOW}), "C7", "not supported"),
         (
-            verdicts.rules(STUDY, {"each": BELOW, "sorted": interval(-1, 1)}),
-            "collision and within-round rules",
+            verdicts.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE, "x": AROUND}),
+            "C4",
             "supported",
         ),
+        (verdicts.similar_first(STUDY, {NEAREST: ABOVE, FARTHEST: ABOVE}), "C4", "not supported"),
+        (verdicts.fine(STUDY, {COARSE: BELOW}), "C5", "supported"),
+        (verdicts.fine(STUDY, {COARSE: ABOVE}), "C5", "not supported"),
+        (verdicts.turns(STUDY, turned(BELOW, ABOVE), KINDS), "C6", "supported"),
+        (verdicts.turns(STUDY, turned(BELOW, BELOW), KINDS), "C6", "not supported"),
+        (verdicts.earlier_rounds(STUDY, {BLOCK: ABOVE}, [BLOCK]), "C7", "supported"),
+        (verdicts.earlier_rounds(STUDY, {BLOCK: BELOW}, [BLOCK]), "C7", "not supported"),
+        (verdicts.rule(STUDY, {RULE: BELOW}), "rule within a round", "supported"),
+        (verdicts.rule(STUDY, {RULE: AROUND}), "rule within a round", "inconclusive"),
+        (verdicts.contamination(STUDY, {verdicts.TWINS: BELOW}), "near-duplicates", "supported"),
+        (verdicts.fine(STUDY, {}), "C5", "not decided yet"),
+        (verdicts.rule(STUDY, {}), "rule within a round", "not decided yet"),
+        (verdicts.selection(STUDY, {}, {}, {}, 920), "order against selection", "not decided yet"),
     ],
 )
 def test_the_side_of_zero_that_a_claim_means(
@@ -97,21 +123,37 @@ def test_a_correlation_has_to_exceed_what_chance_gives_it() -> None:
     assert (wide.verdict, wide.measure[:12]) == ("inconclusive", "as measured:")
 
 
-def test_near_duplicates_are_tested_where_there_are_some() -> None:
-    gains = {0.95: BELOW, 0.8: interval(-0.1, 0.1), 0.43: ABOVE}  # the last is no near-duplicate
-    found = verdicts.survives(STUDY, gains, 5)
-    assert (found.verdict, found.low) == ("inconclusive", -0.1)
-    assert found.measure.startswith("NFT − RT, similarity below 0.8: mean loss along the way")
-    assert verdicts.survives(STUDY, {0.9: BELOW, 0.43: ABOVE}, 5).verdict == "supported"
-    none = verdicts.survives(STUDY, {0.43: BELOW}, 0)
-    assert (none.verdict, none.estimate) == ("not tested at this scale", None)
-    assert none.measure == "no training instance is nearly a copy of a test instance"
-    most = verdicts.survives(STUDY, {0.97: BELOW}, 600)
-    assert most.verdict == "not tested at this scale"
-    assert most.measure.startswith("more than half of the training instances are nearly copies")
+def test_what_has_not_been_made_is_named() -> None:
+    along = turned(BELOW, ABOVE)
+    del along["NFT shuffled in rounds − RT, without labels"]
+    found = verdicts.turns(STUDY, along, KINDS)
+    assert (found.verdict, found.estimate) == ("not decided yet", None)
+    assert found.measure == "not made yet: NFT shuffled in rounds − RT, without labels"
+    # With labels alone, as where the data has none, all are there.
+    assert verdicts.turns(STUDY, along, KINDS[:1]).verdict == "supported"
 
 
-AROUND = interval(-0.3, 0.1)
+def test_the_published_study_waits_for_repeated_folds() -> None:
+    endless = effect(-math.inf, math.inf)
+    unknown = replace(endless, tasks=replace(endless.tasks, estimate=-0.2))
+    found = verdicts.fine(PUBLISHED, {COARSE: unknown})
+    assert (found.verdict, found.estimate) == ("not decided yet", None)
+    assert found.measure == f"not made yet: repeated folds (arm 1b), for {COARSE}"
+    assert verdicts.fine(STUDY, {COARSE: unknown}).verdict == "inconclusive"
+
+
+def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
+    found = verdicts.fine(STUDY, {COARSE: BELOW})
+    assert (found.others_low, found.others_high, found.generalizes) == (-0.4, -0.05, True)
+    assert not verdicts.fine(STUDY, {COARSE: ABOVE}).generalizes
+    assert not verdicts.fine(STUDY, {}).generalizes
+
+
+def test_only_the_suite_has_twins(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n')
+    own = verdicts.contamination(replace(STUDY, dataset=str(path)), {})
+    assert own.verdict == "not tested at this scale"
 
 
 @pytest.mark.parametrize(
@@ -137,31 +179,28 @@ def test_the_larger_effect_has_to_be_there(
 
 
 def test_a_study_of_one_seed_decides_nothing() -> None:
-    study, effect = replace(STUDY, seeds=1), {"area": BELOW}
-    shares = {0.05: Interval(0.7, 0.6, 0.8, 18, 1)}
+    study, one = replace(STUDY, seeds=1), {"area": BELOW}
     for found in (
-        verdicts.early(study, shares, 20),
-        verdicts.steady(study, {"rouge1": ABOVE}),
+        verdicts.early(study, Interval(0.7, 0.6, 0.8, 18, 1), 20),
+        verdicts.steady(study, {"rouge1": interval(0.1, 0.3)}),
         verdicts.together(study, correlation(0.5, (-0.2, 0.2))),
-        verdicts.similar_first(study, BELOW, ABOVE),
-        verdicts.fine(study, ABOVE),
-        verdicts.turns(study, {NFT: BELOW, FFT: ABOVE}),
-        verdicts.earlier_rounds(study, {"rounds[5:10]": ABOVE}),
+        verdicts.similar_first(study, {NEAREST: BELOW, FARTHEST: ABOVE}),
+        verdicts.fine(study, {COARSE: ABOVE}),
+        verdicts.turns(study, turned(BELOW, ABOVE), KINDS),
+        verdicts.earlier_rounds(study, {BLOCK: ABOVE}, [BLOCK]),
         verdicts.by_instance(study, correlation(0.5, (-0.2, 0.2))),
-        verdicts.selection(study, {"area": ABOVE}, effect, effect, 920),
-        verdicts.survives(study, {0.9: BELOW}, 5),
-        verdicts.rules(study, {"each": BELOW}),
+        verdicts.selection(study, {"area": ABOVE}, one, one, 920),
+        verdicts.contamination(study, {verdicts.TWINS: BELOW}),
+        verdicts.rule(study, {RULE: BELOW}),
     ):
         assert found.verdict == "inconclusive"
         assert found.measure.endswith("; one seed decides nothing")
     assert verdicts.steady(study, {}).measure == "no metric but the loss moves"
-    without = Interval(math.nan, -math.inf, math.inf, 18, 1)
-    assert verdicts.fine(study, without).measure.endswith("nats a token: no value")
-    # Orders without chance of all the data have one run for all seeds of a study.
-    assert verdicts.fine(STUDY, replace(BELOW, seeds=1)).verdict == "supported"
+    without = effect(math.nan, math.nan)
+    assert verdicts.fine(study, {COARSE: without}).measure.endswith("nats a token: no value")
 
 
 def test_a_claim_belongs_to_one_notebook() -> None:
     assert set(claims.NOTEBOOKS) == set(claims.CLAIMS)
-    assert verdicts.similar_first(STUDY, BELOW, ABOVE).notebook == "02_similarity"
-    assert verdicts.survives(STUDY, {}, 0).notebook == "04_tma"
+    assert verdicts.fine(STUDY, {}).notebook == "03_granularity"
+    assert verdicts.rule(STUDY, {}).notebook == "04_tma"

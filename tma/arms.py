@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma import published
 from tma.config import RunConfig
+from tma.effects import READINGS, Effect, Runs, combined, contrasts, outweighs, spread_of_seeds
 from tma.errors import AssetError, DataError, check_choice
 from tma.runs import Run, stored
 from tma.scales import SCALES
 from tma.store import canonical_json
 from tma.study import StudyConfig
+from tma.verdicts import TWINS, turn_pairs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +45,8 @@ MAIN: dict[str, Settings] = {
 }
 """What tells order, storage and selection apart: NFT and FFT against RT, the same instances; by the
 paper's rule and shuffled within rounds; the nearest alone and random instances, both shuffled."""
+DRAWN = ("tma_nft, shuffled", "tma_rt", "tma_fft, shuffled", "tma_min_rt", "random")
+"""Those that are drawn beside each other."""
 SAMPLED = ("round_robin", "random", "cluster", "nearest", "farthest")
 """Orders of one random sample."""
 
@@ -56,32 +61,51 @@ class Arm:
     """What it is for."""
     model: str
     """Preset."""
-    seeds: tuple[int, ...]
-    """Seeds; at scale `study` the fold is the seed modulo the number of folds."""
+    seeds: str
+    """all: those of the study; fewer: the first ones; repeat: as many more, which test the same
+    folds again."""
     pooled: Mapping[str, Settings] = field(default_factory=dict)
     """Label → settings of orders that select from a pool. The label begins with the order."""
     sampled: tuple[str, ...] = ()
     """Orders of one random sample."""
+    blocks: bool = False
+    """Whether blocks of rounds are among them."""
     changes: Settings = field(default_factory=dict)
     """Settings of all its runs."""
+    tag: str = ""
+    """What its labels end with, where they are not those of the main arm."""
 
-    def configs(self, scale: str, p3: str = "p3") -> dict[str, list[RunConfig]]:
-        """Return the settings of the arm's runs by label, one a seed.
+    def configs(self, study: StudyConfig) -> dict[str, list[RunConfig]]:
+        """Return the settings of the arm's runs by label, one a seed."""
+        common = {**self.changes, "seeds": self.seeds_of(study)}
+        found = {f"{order}, sample": study.sampled(order, **common) for order in self.sampled}
+        pooled = dict(self.pooled)
+        if self.blocks:
+            size, names = study.blocks()
+            pooled |= {name: {"limit": size} for name in names}
+        for label, settings in pooled.items():
+            found[label] = study.pooled(order_of(label), **(common | dict(settings)))
+        return {f"{label}, {self.tag}" if self.tag else label: c for label, c in found.items()}
+
+    def seeds_of(self, study: StudyConfig) -> range:
+        """Return the arm's seeds in a study."""
+        if self.seeds == "all":
+            return range(study.seeds)
+        if self.seeds == "fewer":
+            return study.fewer
+        folds = study.base.folds or 0
+        return range(folds, 2 * folds if study.seeds >= folds else folds)
+
+    def of(self, scale: str, p3: str = "p3") -> StudyConfig:
+        """Return the parameters of the study that makes the arm's runs.
 
         Args:
             scale: pocket, study, or paper.
             p3: the dataset P3, such as `p3:FILE` for a local copy.
         """
         base = SCALES[scale]
-        dataset = p3 if self.changes.get("dataset") == "p3" else base.dataset
-        study = StudyConfig(
-            self.model, scale, dataset, len(self.seeds), base.steps, output_dir="out", answers=True
-        )
-        common = {k: v for k, v in self.changes.items() if k != "dataset"} | {"seeds": self.seeds}
-        found = {f"{order}, sample": study.sampled(order, **common) for order in self.sampled}
-        for label, settings in self.pooled.items():
-            found[label] = study.pooled(order_of(label), **(common | dict(settings)))
-        return found
+        dataset = p3 if self.tag == P3 else base.dataset
+        return StudyConfig(self.model, scale, dataset, base.seeds, base.steps, "out", answers=True)
 
 
 def order_of(label: str) -> str:
@@ -93,67 +117,84 @@ def _plain(*labels: str) -> dict[str, Settings]:
     return {label: {} for label in labels}
 
 
-FIVE, THREE, MORE = tuple(range(5)), tuple(range(3)), tuple(range(5, 10))
+P3, UNLABELLED = "P3", "without labels"
+"""Tags of the arms on other data, and where single instances are held out."""
+_FIVE = [*MAIN][:5]
 _RATE = SCALES["study"].learning_rates["gemma"]
-_WIDTH, _HELD = SCALES["study"].block_rounds, SCALES["study"].block_limit
-BLOCKS = tuple(f"tma_rounds[{at}:{at + _WIDTH}]" for at in range(0, 4 * _WIDTH, _WIDTH))
-"""Four blocks of rounds of equal width."""
+NFT, FFT = "NFT shuffled in rounds − RT, {kind}", "FFT shuffled in rounds − RT, {kind}"
+"""Names of the differences that tell the effect of order."""
+SELECTED, ORDERED = "MAX − MIN, both shuffled", "FFT − NFT, both shuffled in rounds"
+"""Names of the effect of selection, and of that of order which it is compared with."""
+SELECTION = {
+    SELECTED: ("tma_max_rt", "tma_min_rt"),
+    ORDERED: ("tma_fft, shuffled", "tma_nft, shuffled"),
+    "FFT − NFT": ("tma_fft", "tma_nft"),
+    "NFT − NFT shuffled in rounds": ("tma_nft", "tma_nft, shuffled"),
+    "MIN shuffled − random": ("tma_min_rt", "random"),
+    "RT − random": ("tma_rt", "random"),
+    "MIN in round order − MIN shuffled": ("tma_min", "tma_min_rt"),
+}
+"""The same order on different instances, and different orders of the same: name → labels."""
 ARMS: tuple[Arm, ...] = (
-    Arm("1", "order, storage, selection and all of them together", "gemma", FIVE, MAIN),
+    Arm("1", "order, storage, selection and all of them together", "gemma", "all", MAIN),
     Arm(
         "2",
         "orders of one random sample; ROUGE and exact match in random order",
         "gemma",
-        THREE,
+        "fewer",
         sampled=(*SAMPLED, "coarse_nearest", "coarse_farthest"),
     ),
     Arm(
         "1b",
         "how far seeds differ on the same test tasks",
         "gemma",
-        MORE,
-        {label: MAIN[label] for label in [*MAIN][:5]},
+        "repeat",
+        {label: MAIN[label] for label in _FIVE},
     ),
     Arm(
         "3",
         "a constant learning rate: decay may cancel what an order gains",
         "gemma",
-        THREE,
+        "fewer",
         _plain("tma_nft", "tma_rt", "tma_fft"),
         changes={"schedule": "constant"},
+        tag="constant rate",
     ),
-    Arm("4", "another model, tuned on instructions before", "llama", THREE, MAIN, SAMPLED),
+    Arm("4", "another model, tuned on instructions before", "llama", "fewer", MAIN, SAMPLED),
     Arm(
         "5",
         "other data: P3",
         "gemma",
-        THREE,
+        "fewer",
         _plain("tma_nft", "tma_rt", "tma_fft", "tma_min_rt", "random"),
-        changes={"dataset": "p3"},
+        tag=P3,
     ),
     Arm(
         "6",
         "the nearest and the farthest alone; earlier and later rounds",
         "gemma",
-        THREE,
-        _plain("tma_min", "tma_max", "tma_max_rt") | {block: {"limit": _HELD} for block in BLOCKS},
+        "fewer",
+        _plain("tma_min", "tma_max", "tma_max_rt"),
+        blocks=True,
     ),
     Arm(
         "6b",
         "without task labels: single instances are held out",
         "gemma",
-        THREE,
-        {label: MAIN[label] for label in [*MAIN][:5]},
+        "fewer",
+        {label: MAIN[label] for label in _FIVE},
         changes={"by": "instance"},
+        tag=UNLABELLED,
     ),
     *(
         Arm(
             f"7{letter}",
             f"near-duplicates by design: {share:.0%} of the test instances have a twin in the pool",
             "gemma",
-            THREE,
+            "fewer",
             _plain("tma_nft", "tma_rt"),
             changes={"twins": share},
+            tag=f"{share:.0%} twins",
         )
         for letter, share in (("a", 0.5), ("b", 1.0))
     ),
@@ -162,9 +203,10 @@ ARMS: tuple[Arm, ...] = (
             f"8{letter}",
             f"robustness of NFT - RT: {what}",
             "gemma",
-            THREE,
+            "fewer",
             _plain("tma_nft", "tma_rt"),
             changes=changes,
+            tag=what,
         )
         for letter, what, changes in (
             ("a", "half the learning rate", {"learning_rate": _RATE / 2}),
@@ -174,6 +216,141 @@ ARMS: tuple[Arm, ...] = (
     ),
 )
 """All arms, the first one first."""
+
+
+def read(
+    study: StudyConfig, names: str, labels: Sequence[str] | None = None
+) -> dict[str, list[Run]]:
+    """Return the runs of arms by label, one a seed: from the store, or made now.
+
+    The published study takes nights: its chapters read what `tma study` has made so far. A label
+    whose runs are not all there is left out with a warning.
+
+    Args:
+        study: parameters of the notebook; its model is that of all arms.
+        names: of arms, such as "1,6".
+        labels: those that are needed; None: whichever there are.
+
+    Raises:
+        DataError: an order that is needed, or every order, lacks runs.
+        TmaError: what `tma.run` raises.
+    """
+    from tma.parallel import run_all
+
+    arms = [arm for arm in chosen(names) if study.suits(arm.changes)]
+    configs = {(a.name, label): made for a in arms for label, made in a.configs(study).items()}
+    configs = {
+        both: made
+        for both, made in configs.items()
+        if made and (labels is None or both[1] in labels)
+    }
+    if study.is_published:
+        found = _whole(configs)
+    else:
+        made = run_all({" ".join(both): own for both, own in configs.items()})
+        found = {both: made[" ".join(both)] for both in configs}
+    lacking = {*(labels or ())} - {label for _, label in found}
+    if lacking or not found:
+        raise DataError(
+            f"runs of {', '.join(sorted(lacking)) or 'all orders'} have not all been made at scale "
+            f"{study.scale!r}. Make them with `tma study --arms {names}`, or take a smaller scale "
+            "with -p scale pocket."
+        )
+    runs = dict[str, list[Run]]()
+    for (_, label), own in found.items():
+        runs[label] = runs.get(label, []) + own
+    return runs
+
+
+def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs of some orders of one random sample by order (arm 2), as `read` does."""
+    labels = {f"{order}, sample": order for order in orders}
+    found = read(study, "2", tuple(labels))
+    return {labels[label]: runs for label, runs in found.items()}
+
+
+def in_order(study: StudyConfig, sampled: Mapping[str, Sequence[Run]]) -> list[Run]:
+    """Return the runs that C8 is measured on: those of one sample, and of arm 1 where it is read.
+
+    Elsewhere chapter 4 makes arm 1, which this chapter does not wait for.
+    """
+    pooled = read(study, "1") if study.is_published else {}
+    return [run for runs in (*sampled.values(), *pooled.values()) for run in runs]
+
+
+def seed_sd(study: StudyConfig) -> dict[str, float]:
+    """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
+
+    Empty where folds have not been repeated, or each seed tests the same instances.
+    """
+    if not study.is_published:
+        return {}
+    runs = read(study, "1,1b")
+    pairs = [(label, "tma_rt") for label in _FIVE if label != "tma_rt"]
+    found = {m: spread_of_seeds(runs, pairs, m) for m in READINGS}
+    return {measure: sd for measure, sd in found.items() if sd is not None}
+
+
+def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the differences that C6 needs: name → labels of the first order and the second.
+
+    Args:
+        kinds: how data is split, in words: the keys of `StudyConfig.kinds`.
+    """
+    found = dict[str, tuple[str, str]]()
+    for name, (order, rule, kind) in turn_pairs(kinds).items():
+        end = f", {UNLABELLED}" if kind == UNLABELLED else ""
+        first = f"tma_{order.lower()}" + (", shuffled" if rule else "")
+        found[name] = (first + end, "tma_rt" + end)
+    return found
+
+
+def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[str, Effect]:
+    """Return one of the differences by reading, so far as it is known."""
+    return {measure: effects[name] for measure, effects in found.items() if name in effects}
+
+
+def selection_against_order(runs: Runs, seed_sd: Mapping[str, float]) -> dict[str, Effect]:
+    """Return by how much selection changes the loss more than order, by reading, if it is known."""
+    pairs = SELECTION[SELECTED], SELECTION[ORDERED]
+    if any(label not in runs for pair in pairs for label in pair):
+        return {}
+    one, other = ([(1, runs[first]), (-1, runs[second])] for first, second in pairs)
+    return {m: outweighs(one, other, m, _twice(seed_sd.get(m))) for m in READINGS}
+
+
+def twins(runs: Runs, seed_sd: Mapping[str, float]) -> dict[str, Effect]:
+    """Return NFT − RT along the way by the share of twins, and what all of them change."""
+    ends = {"no twins": "", "half with twins": ", 50% twins", "all with twins": ", 100% twins"}
+    pairs = {f"NFT − RT, {name}": ("tma_nft" + e, "tma_rt" + e) for name, e in ends.items()}
+    found = contrasts(runs, pairs, seed_sd)["area"]
+    if len(found) == len(pairs):
+        (first, second), _, (one, other) = pairs.values()
+        sides = [(1, runs[one]), (-1, runs[other]), (-1, runs[first]), (1, runs[second])]
+        found[TWINS] = combined(sides, "area", _twice(seed_sd.get("area")))
+    return found
+
+
+def _twice(sd: float | None) -> float | None:
+    """Return the standard deviation between seeds of a difference of two such differences."""
+    return None if sd is None else math.sqrt(2) * sd
+
+
+def _whole(
+    configs: Mapping[tuple[str, str], Sequence[RunConfig]],
+) -> dict[tuple[str, str], list[Run]]:
+    """Return the finished runs of those orders of arms that have them all."""
+    found = {both: [stored(config) for config in made] for both, made in configs.items()}
+    total = sum(map(len, found.values()))
+    missing = Counter(arm for (arm, _), runs in found.items() for run in runs if run is None)
+    for arm, count in missing.items():
+        log.warning(
+            "arm %s: %d runs not made yet; `tma study --arms %s` makes them", arm, count, arm
+        )
+    if missing:
+        log.warning("%d of %d runs are there", total - missing.total(), total)
+    whole = ((both, [run for run in runs if run is not None]) for both, runs in found.items())
+    return {both: runs for both, runs in whole if len(runs) == len(found[both])}
 
 
 def chosen(names: str | None) -> tuple[Arm, ...]:
@@ -203,8 +380,9 @@ def plan(
     """
     seen = set[str]()
     for arm in arms:
-        configs = arm.configs(scale, p3)
-        for seed in arm.seeds:
+        study = arm.of(scale, p3)
+        configs = arm.configs(study)
+        for seed in arm.seeds_of(study):
             for label, made in configs.items():
                 for config in (c for c in made if c.seed == seed):
                     text = canonical_json(config.to_json())
@@ -293,7 +471,8 @@ def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
         own = [(config, run) for each, config, run in rows if each is arm]
         left = [config for config, run in own if run is None]
         hours = sum(seconds.get(config.model, math.nan) for config in left) / 3600
-        row = (arm.name, arm.question, arm.model, len(arm.seeds), len(own), len(own) - len(left))
+        seeds = len(arm.seeds_of(arm.of(scale, p3)))
+        row = (arm.name, arm.question, arm.model, seeds, len(own), len(own) - len(left))
         table.append((*row, round(hours, 1)))
     columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
     return pd.DataFrame(table, columns=columns)

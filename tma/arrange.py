@@ -186,6 +186,13 @@ def _pool(rows: Rows, size: int) -> Order:
     return _joined(_shuffled_tasks(rows, _stream(rows.method.seed)))[:size]
 
 
+def pool_rows(method: Method, count: int) -> Order | None:
+    """Return the numbers of the rows that need embeddings, those that the seed draws; None: all."""
+    if method.pool is None or method.pool_by != "row":
+        return None
+    return drawn(count, method.pool, method.seed)
+
+
 def drawn(count: int, size: int, seed: int) -> Order:
     """Return the numbers of the `size` of `count` rows that a seed draws, in its sequence."""
     return _stream(seed).permutation(count)[:size]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, ParameterError, check_choice, wrong
+from tma.intervals import written
 from tma.store import digest, write_json
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ CLAIMS = {
     "a test instance's loss falls most where the data just seen is most similar to it.",
     "order against selection": "Open question, put as a claim: what is selected changes the loss "
     "more than the order in which one fixed set of instances is seen.",
-    "near-duplicates": "Open question, put as a claim: nearest-first stays below random when "
-    "training instances that nearly stand in the test set are left out.",
-    "collision and within-round rules": "Open question, put as a claim: whether two test instances "
-    "may take the same training instance in one round, or how a round is sorted, changes the loss.",
+    "near-duplicates": "Open question, put as a claim: nearest-first gains more, against random, "
+    "the more test instances have a near-duplicate in the training pool.",
+    "rule within a round": "Open question, put as a claim: whether a round is kept in the order in "
+    "which the data is stored, task by task, or shuffled changes the loss.",
 }
 """Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
 NOTEBOOKS = {
@@ -54,12 +55,18 @@ NOTEBOOKS = {
     **dict.fromkeys(("C6", "C7"), "04_tma"),
     "order against selection": "04_tma",
     "near-duplicates": "04_tma",
-    "collision and within-round rules": "04_tma",
+    "rule within a round": "04_tma",
 }
 """The notebook that tests each of them."""
 CLAIMED = ("negative", "positive")
 """The side of zero on which a claim puts a number."""
-VERDICTS = ("supported", "not supported", "inconclusive", "not tested at this scale")
+VERDICTS = (
+    "supported",
+    "not supported",
+    "inconclusive",
+    "not decided yet",
+    "not tested at this scale",
+)
 """What can be said of a claim."""
 
 
@@ -89,16 +96,28 @@ class Verdict:
     """Seeds."""
     verdict: str
     """One of `VERDICTS`."""
+    others_low: float | None = None
+    """Lower end of the 95 % interval for tasks of other datasets."""
+    others_high: float | None = None
+    """Upper end of it."""
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, tuple(CLAIMS))
         check_choice("verdict", self.verdict, VERDICTS)
-        for name in ("estimate", "low", "high"):  # JSON has no infinity
+        for name in ("estimate", "low", "high", "others_low", "others_high"):
+            # JSON has no infinity
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 object.__setattr__(self, name, None)
+
+    @property
+    def generalizes(self) -> bool:
+        """Whether the interval for tasks of other datasets excludes zero on the estimate's side."""
+        if self.estimate is None or self.others_low is None or self.others_high is None:
+            return False
+        return self.others_low > 0 if self.estimate > 0 else self.others_high < 0
 
 
 @dataclass(frozen=True)
@@ -180,7 +199,7 @@ def _clearness(low: float, high: float) -> float:
     return math.copysign(math.inf, low) if low else -0.5  # zero and nothing else: no difference
 
 
-def tested(claim: str, measure: str, judged: Judged) -> Verdict:
+def tested(claim: str, measure: str, judged: Judged, others: Interval | None = None) -> Verdict:
     """Return the record of a claim that was tested; without a value, it was not.
 
     Args:
@@ -188,6 +207,7 @@ def tested(claim: str, measure: str, judged: Judged) -> Verdict:
         measure: what the intervals are of, in words, with its unit; the name of the one that
             decides is put before it.
         judged: from `judge_all` or `judge_any`.
+        others: of the number that decides, the interval for tasks of other datasets.
 
     Raises:
         ParameterError: an unknown claim or verdict.
@@ -196,7 +216,8 @@ def tested(claim: str, measure: str, judged: Judged) -> Verdict:
     if not math.isfinite(found.estimate):
         return untested(claim, f"{judged.label}: {measure}: no value")
     numbers = (found.estimate, found.low, found.high, found.n, found.seeds)
-    return _record(claim, f"{judged.label}: {measure}", *numbers, judged.verdict)
+    ends = (None, None) if others is None else (others.low, others.high)
+    return _record(claim, f"{judged.label}: {measure}", *numbers, judged.verdict, *ends)
 
 
 def untested(claim: str, why: str) -> Verdict:
@@ -205,7 +226,16 @@ def untested(claim: str, why: str) -> Verdict:
     Raises:
         ParameterError: an unknown claim.
     """
-    return _record(claim, why, None, None, None, None, None, VERDICTS[3])
+    return _record(claim, why, None, None, None, None, None, "not tested at this scale")
+
+
+def undecided(claim: str, why: str) -> Verdict:
+    """Return the record of a claim whose runs have not all been made; `why` names what is missing.
+
+    Raises:
+        ParameterError: an unknown claim.
+    """
+    return _record(claim, why, None, None, None, None, None, "not decided yet")
 
 
 def _record(claim: str, *values: Any) -> Verdict:
@@ -282,14 +312,29 @@ def check_same_run(folder: Path) -> None:
             )
 
 
+def cells(verdict: Verdict) -> dict[str, str]:
+    """Return what is told of a verdict, for display; a dash where there is no number."""
+    number, size = "–", "–"
+    if verdict.estimate is not None:
+        number = written(verdict.estimate, verdict.low, verdict.high)
+        size = f"{verdict.n} · {verdict.seeds}"
+    others = (verdict.others_low, verdict.others_high)
+    if None not in others and others != (verdict.low, verdict.high):
+        number += "; other datasets {:+.3f} to {:+.3f}".format(*others)
+    return {
+        "measured here": verdict.measure,
+        "estimate (95 % interval)": number,
+        "n · seeds": size,
+        "verdict": verdict.verdict + (", generalizes" if verdict.generalizes else ""),
+    }
+
+
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Return verdicts as rows for display, by claim; what has no number is empty."""
+    """Return verdicts as rows for display, by claim."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = [dataclasses.asdict(verdict) for verdict in verdicts]
-    columns = [field.name for field in dataclasses.fields(Verdict) if field.name != "runs"]
-    typed: Any = {"estimate": float, "low": float, "high": float, "n": "Int64", "seeds": "Int64"}
-    return pd.DataFrame(rows, columns=columns).astype(typed).set_index("claim")
+    rows = {verdict.claim: cells(verdict) for verdict in verdicts}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -134,7 +134,7 @@ def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
     """
     train, test = (_part(config, split) for split in SPLITS)
     if config.test_limit is not None and config.test_limit < len(test):
-        test = test.select(_evenly(test["task"][:], config.test_limit, config.data_seed))
+        test = _limited(test, config.test_limit, config.data_seed)
     if config.twins is not None and config.pool is not None:
         train = _with_twins(train, test, config, round(config.twins * len(test)))
     return train, test
@@ -179,6 +179,17 @@ def _part(config: RunConfig, split: str) -> Dataset:
         seed=config.data_seed,
         max_source_tokens=config.max_tokens,
     )
+
+
+_limits = dict[tuple[str, int, int], "Dataset"]()
+"""Test instances under a limit: a grid of runs asks for the same ones again and again."""
+
+
+def _limited(test: Dataset, most: int, seed: int) -> Dataset:
+    key = (test._fingerprint, most, seed)
+    if key not in _limits:
+        _limits[key] = test.select(_evenly(test["task"][:], most, seed))
+    return _limits[key]
 
 
 def _evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]:

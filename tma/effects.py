@@ -1,32 +1,39 @@
-"""The difference of two orders, with an interval for these test tasks and one for other datasets.
+"""Differences of orders, and other numbers read off runs, with their intervals.
 
-The difference d_j of two orders on test instance j is that of two runs of the same seed, averaged
-over the seeds that test it; the estimate is the mean over all instances, of whichever fold. The
-first interval takes the tasks as given: it covers which of their instances were drawn and what a
-seed changes. The second takes the source datasets as a sample of others: it is clustered by them.
-Both are closed forms with Student's t; the protocol of the study (`book/protocol.md`) says why.
+A run's losses are on the test instances of its seed; at scale `study` another seed tests another
+fold. The difference d_j of two orders on test instance j is that of two runs of the same seed,
+averaged over the seeds that test it; the estimate is the mean over all instances, of whichever
+fold. One interval takes the tasks as given: it covers which of their instances were drawn and what
+a seed changes. Another takes the source datasets as a sample of others: it is clustered by them.
+Both are closed forms with Student's t; shares and correlations have the second one only, by the
+jackknife. The protocol of the study (`book/protocol.md`) says why.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from tma.bootstrap import matched
-from tma.errors import check_choice
-from tma.intervals import TAILS, Interval
+from tma.errors import ParameterError, check_choice, wrong
+from tma.intervals import TAILS, Interval, ends, written
 from tma.runs import Run
-from tma.statistics import READINGS
+
+READINGS = ("final", "area")
+"""What a curve is read by: the loss at its end, the mean loss along the way."""
+Weighted = Sequence[tuple[float, Sequence[Run]]]
+"""(weight, runs of one order), of a sum of orders."""
+Runs = Mapping[str, Sequence[Run]]
+"""Label of an order → its runs, one a seed."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What is known of the difference of two orders, first minus second, in nats a token."""
+    """What is known of a difference of orders, in nats a token."""
 
     tasks: Interval
     """The mean difference, with the interval for these tasks, over instances and seeds; endless
@@ -40,82 +47,335 @@ class Effect:
     by_tokens: float
     """Mean weighted by the response tokens of the instances."""
     improved: float
-    """Share of the test instances on which the first is better."""
+    """Share of the test instances on which it is below zero."""
     seed_sd: float
     """Standard deviation of the mean difference between seeds on the same test instances; NaN where
     none was repeated."""
 
     @property
     def estimate(self) -> float:
-        """The mean difference; negative: the first is better."""
+        """The mean difference; negative: the first order is better."""
         return self.tasks.estimate
 
 
 def effect(
     first: Sequence[Run], second: Sequence[Run], measure: str = "area", seed_sd: float | None = None
 ) -> Effect:
-    """Return the difference of two orders.
+    """Return the difference of two orders, first minus second.
 
     Args:
         first: runs of the one order, one a seed; seeds may test different folds.
         second: runs of the other; those of the same seed belong together.
-        measure: final: loss after the last step both evaluated; area: mean loss along the way
-            (trapezoids over the steps).
+        measure: final: loss at each run's own end; area: mean loss along the way, up to the last
+            step that both evaluated (trapezoids over the steps).
         seed_sd: standard deviation between seeds where no fold was tested by two; None: such an
             effect has an endless interval for these tasks.
 
     Raises:
-        ParameterError: an unknown measure, or no seed in common.
+        ParameterError: an unknown measure, or no seed, test instance or step in common.
     """
+    return combined([(1, first), (-1, second)], measure, seed_sd)
+
+
+def combined(sides: Weighted, measure: str = "area", seed_sd: float | None = None) -> Effect:
+    """Return a weighted sum of orders, as of two differences; arguments as those of `effect`."""
     check_choice("measure", measure, READINGS)
-    gaps = [_gap(one, other, measure) for one, other in matched(first, second)]
-    found = pd.concat(gaps, keys=range(len(gaps)), names=["run", "id"])
-    own_sd, degrees = _between_seeds(found)
-    table = found.groupby(level="id").agg(
-        gap=("gap", "mean"), task=("task", "first"), source=("source", "first"),
-        tokens=("tokens", "first"),
-    )  # fmt: skip
-    sd = own_sd if degrees else (math.nan if seed_sd is None else seed_sd)
-    seeds = len(gaps)
-    sums = table.groupby("source")["gap"].agg(["sum", "size"])
-    rest = (sums["sum"].sum() - sums["sum"]) / (sums["size"].sum() - sums["size"])
-    return Effect(
-        _for_tasks(table, sd, max(degrees, 1), seeds),
-        _for_datasets(table, seeds),
-        (float(rest.min()), float(rest.max())),
-        float(table["gap"].median()),
-        float(np.average(table["gap"], weights=table["tokens"])),
-        float((table["gap"] < 0).mean()),
-        own_sd,
-    )
+    gaps = Gaps.of(sides)
+    return gaps.effect(gaps.read(measure), seed_sd)
 
 
-def _gap(one: Run, other: Run, measure: str) -> pd.DataFrame:
-    """Return the difference on each test instance: gap, task, source, tokens, by id."""
-    tables = [run.losses.pivot(index="id", columns="step", values="loss") for run in (one, other)]
-    shared = tables[0].columns.intersection(tables[1].columns).sort_values()
-    gap = (tables[0] - tables[1])[shared].dropna()
-    if measure == "final":
-        read = gap[shared[-1]]
-    else:
-        steps = shared.to_numpy(np.float64)
-        area = np.trapezoid(gap.to_numpy(), steps, axis=1) / (steps[-1] - steps[0])
-        read = pd.Series(area, gap.index)
-    about = one.losses.drop_duplicates("id").set_index("id").loc[gap.index]
-    task = about["task"].fillna(about.index.to_series())
-    # Runs of an older form, and data without source datasets: a task stands for itself.
-    source = about["source"].fillna(task) if "source" in about else task
-    return pd.DataFrame({"gap": read, "task": task, "source": source, "tokens": about["tokens"]})
+def outweighs(
+    one: Weighted, other: Weighted, measure: str = "area", seed_sd: float | None = None
+) -> Effect:
+    """Return by how much one sum of orders is larger in size than another, |one| - |other|.
+
+    The signs of both estimates are taken as given. Chance makes what varies more look larger, so
+    that neither counts as larger unless it excludes zero itself. `seed_sd` is that of all sides.
+    """
+    signs = [math.copysign(1, combined(side, measure).estimate) for side in (one, other)]
+    sides = [(signs[0] * weight, runs) for weight, runs in one]
+    sides += [(-signs[1] * weight, runs) for weight, runs in other]
+    return combined(sides, measure, seed_sd)
 
 
-def _between_seeds(found: pd.DataFrame) -> tuple[float, int]:
+def course(
+    first: Sequence[Run], second: Sequence[Run], seed_sd: float | None = None
+) -> list[Interval]:
+    """Return the difference of two orders after each step that both evaluated, for these tasks."""
+    gaps = Gaps.of([(1, first), (-1, second)])
+    steps = gaps.values.columns.to_numpy(np.int64)
+    every = ((int(step), gaps.effect(gaps.values[step], seed_sd)) for step in steps)
+    return [replace(found.tasks, step=step) for step, found in every]
+
+
+def courses(
+    runs: Runs, baseline: str, seed_sd: Mapping[str, float] | None = None
+) -> dict[str, list[Interval]]:
+    """Return the difference of each order from one of them after every step; see `course`.
+
+    How far seeds differ along the way stands for how far they do after a step.
+    """
+    sd = (seed_sd or {}).get("area")
+    others = {label: made for label, made in runs.items() if label != baseline}
+    if baseline not in runs:
+        return {}
+    return {label: course(made, runs[baseline], sd) for label, made in others.items()}
+
+
+def contrasts(
+    runs: Runs, pairs: Mapping[str, tuple[str, str]], seed_sd: Mapping[str, float] | None = None
+) -> dict[str, dict[str, Effect]]:
+    """Return the differences of several pairs of orders by each reading.
+
+    Args:
+        runs: label → runs.
+        pairs: name → labels of the first order and the second; a pair without runs is left out.
+        seed_sd: reading → standard deviation between seeds where no fold was tested by two.
+
+    Returns:
+        Reading → name → first minus second.
+    """
+    there = {n: p for n, p in pairs.items() if all(label in runs for label in p)}
+    return {
+        measure: {
+            name: effect(runs[one], runs[other], measure, (seed_sd or {}).get(measure))
+            for name, (one, other) in there.items()
+        }
+        for measure in READINGS
+    }
+
+
+def spread_of_seeds(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> float | None:
+    """Return the largest standard deviation between seeds of some comparisons; None: none has one.
+
+    Args:
+        runs: label → runs.
+        pairs: labels of the first order and the second; those without runs are passed over.
+        measure: final or area.
+    """
+    there = [pair for pair in pairs if all(label in runs for label in pair)]
+    found = [effect(runs[one], runs[other], measure).seed_sd for one, other in there]
+    known = [sd for sd in found if math.isfinite(sd)]
+    return max(known) if known else None
+
+
+def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
+    """Return effects as rows of numbers: the estimate, both intervals, what stands beside it."""
+    rows = {
+        name: {
+            "estimate": e.estimate,
+            "low": e.tasks.low,
+            "high": e.tasks.high,
+            "datasets_low": e.datasets.low,
+            "datasets_high": e.datasets.high,
+            "without_one_low": e.without_one[0],
+            "without_one_high": e.without_one[1],
+            "median": e.median,
+            "by_tokens": e.by_tokens,
+            "below_zero": e.improved,
+            "n": e.tasks.n,
+            "seeds": e.tasks.seeds,
+        }
+        for name, e in effects.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def shown(effects: Mapping[str, Effect]) -> pd.DataFrame:
+    """Return effects as rows for display: each interval in one cell."""
+    rows = {
+        name: {
+            "difference (these tasks)": written(e.estimate, e.tasks.low, e.tasks.high),
+            "other datasets": ends(e.datasets.low, e.datasets.high),
+            "without one dataset": ends(*e.without_one),
+            "median; by tokens": f"{e.median:+.3f}; {e.by_tokens:+.3f}",
+            "below 0": f"{e.improved:.0%}",
+        }
+        for name, e in effects.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def jackknife(
+    clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
+) -> Interval:
+    """Return a number with its interval for tasks of other datasets, leaving out one at a time.
+
+    Args:
+        clusters: the source datasets, each once (see `clusters_of`).
+        statistic: the one left out, or None → the number.
+        n: test instances.
+        seeds: seeds.
+
+    Returns:
+        SE² = (C - 1)/C · Σ (θ_c - mean θ)², with t on C - 1 degrees of freedom; endless where there
+        are fewer than two, or where a number is not finite.
+    """
+    estimate, count = statistic(None), len(clusters)
+    left = np.array([statistic(one) for one in clusters])
+    variance = (count - 1) / max(1, count) * float(((left - left.mean()) ** 2).sum())
+    endless = Interval(estimate, -math.inf, math.inf, n, seeds, clusters=count)
+    return _interval(endless, variance if count > 1 else math.nan, count - 1)
+
+
+def about(run: Run) -> pd.DataFrame:
+    """Return task, source and response tokens of each test instance, by id.
+
+    Where the data names no source datasets, a task stands for itself; without tasks, an instance.
+    """
+    found = run.losses.drop_duplicates("id").set_index("id")
+    task = found["task"].fillna(found.index.to_series())
+    source = found["source"].fillna(task) if "source" in found else task
+    return pd.DataFrame({"task": task, "source": source, "tokens": found["tokens"]})
+
+
+def clusters_of(runs: Sequence[Run]) -> pd.Series:
+    """Return the cluster of each test instance of some runs, by id, for `jackknife`.
+
+    It is its source dataset; its task where there is one dataset; itself where there is one task.
+    """
+    tables = pd.concat([about(run) for run in runs])
+    found = tables[~tables.index.duplicated()]
+    for level in ("source", "task"):
+        if found[level].nunique() > 1:
+            return found[level]
+    return found.index.to_series()
+
+
+def matched(*sides: Sequence[Run]) -> list[tuple[Run, ...]]:
+    """Return the runs of several orders that belong together: those of the same seed.
+
+    A single run, as of an order without chance, is put beside every seed of the other sides.
+
+    Raises:
+        ParameterError: a side has no run or two of one seed, or no seed is on all sides that have
+            several.
+    """
+    found = [_by_seed(number, side) for number, side in enumerate(sides, start=1)]
+    several = [runs for runs in found if len(runs) > 1]
+    if not several:
+        return [tuple(run for runs in found for run in runs.values())]
+    shared = sorted(set.intersection(*(set(runs) for runs in several)))
+    if not shared:
+        seeds = " and ".join(str(sorted(runs)) for runs in several)
+        raise ParameterError(f"the sides have seeds {seeds}; expected seeds in common.")
+    return [tuple(r.get(seed) or next(iter(r.values())) for r in found) for seed in shared]
+
+
+def _by_seed(number: int, runs: Sequence[Run]) -> dict[int, Run]:
+    found = {run.config.seed: run for run in runs}
+    if not runs or len(found) < len(runs):
+        seeds = [run.config.seed for run in runs]
+        raise ParameterError(f"side {number} has runs of seeds {seeds}; expected one run or more, "
+                             "each of a seed of its own.")  # fmt: skip
+    return found
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """A weighted sum of orders on each test instance of each seed."""
+
+    values: pd.DataFrame
+    """Nats a token by (number of the seed, id) × step that all evaluated."""
+    finals: pd.Series
+    """The same at each run's own end, which may be another step."""
+    about: pd.DataFrame
+    """task, source and tokens of each instance, by id."""
+
+    @classmethod
+    def of(cls, sides: Weighted) -> Gaps:
+        """Return the weighted sum of orders, seed by seed.
+
+        Raises:
+            ParameterError: no side, or no seed, test instance or step in common.
+        """
+        if not sides:
+            raise wrong("sides", list(sides), "the runs of one order at least")
+        weights = [weight for weight, _ in sides]
+        seeds = matched(*(runs for _, runs in sides))
+        tables = [_tables(runs) for runs in seeds]
+        values = [_sum(weights, own) for own in tables]
+        ends = [
+            _sum(weights, [one.iloc[:, -1:].set_axis([0], axis=1) for one in t]) for t in tables
+        ]
+        abouts = pd.concat([about(runs[0]) for runs in seeds])
+        steps = set.intersection(*(set(one.columns) for one in values))
+        if not steps:
+            raise ParameterError(
+                "the runs have no evaluated step in common; expected one at least. Give them the "
+                "same eval_every or eval_at."
+            )
+        keys = range(len(seeds))
+        whole, finals = (pd.concat(p, keys=keys, names=["run", "id"]) for p in (values, ends))
+        return cls(whole[sorted(steps)], finals[0], abouts[~abouts.index.duplicated()])
+
+    def read(self, measure: str) -> pd.Series:
+        """Return a reading of each curve."""
+        if measure == "final":
+            return self.finals
+        steps = self.values.columns.to_numpy(np.float64)
+        if len(steps) < 2:
+            raise ParameterError(
+                f"the runs share the evaluated steps {self.values.columns.tolist()}; expected two "
+                "at least. Give them the same eval_every and eval_at."
+            )
+        area = np.trapezoid(self.values.to_numpy(), steps, axis=1) / (steps[-1] - steps[0])
+        return pd.Series(area, self.values.index)
+
+    def effect(self, read: pd.Series, seed_sd: float | None) -> Effect:
+        """Return what is known of one value an instance and seed."""
+        seeds = read.index.get_level_values("run").nunique()
+        own_sd, degrees = _between_seeds(read)
+        gap = read.groupby(level="id").mean().rename("gap")
+        rows = self.about.loc[gap.index].assign(gap=gap)
+        sd = own_sd if degrees else (math.nan if seed_sd is None else seed_sd)
+        sums = rows.groupby("source")["gap"].agg(["sum", "size"])
+        others = sums["size"].sum() - sums["size"]
+        rest = (sums["sum"].sum() - sums["sum"])[others > 0] / others[others > 0]
+        ends = (float(rest.min()), float(rest.max())) if len(rest) else (math.nan, math.nan)
+        return Effect(
+            _for_tasks(rows, sd, max(degrees, 1), seeds),
+            _for_datasets(rows, seeds),
+            ends,
+            float(gap.median()),
+            float(np.average(rows["gap"], weights=rows["tokens"])),
+            float((gap < 0).mean()),
+            own_sd,
+        )
+
+
+def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
+    """Return the losses of runs by id × step, all of the same test instances."""
+    tables = [run.losses.pivot(index="id", columns="step", values="loss") for run in runs]
+    if any(not table.index.equals(tables[0].index) for table in tables):
+        counts = " and ".join(str(len(table)) for table in tables)
+        raise ParameterError(
+            f"the runs of seed {runs[0].config.seed} have different test instances ({counts} of "
+            "them); expected the same ids. Compare runs with the same data settings."
+        )
+    return tables
+
+
+def _last(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the last column alone, under a name that is the same for all."""
+    return table.iloc[:, -1:].set_axis([0], axis=1)
+
+
+def _sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the weighted sum of tables at the steps that all have."""
+    steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
+    parts = (weight * table[steps] for weight, table in zip(weights, tables, strict=True))
+    return sum(parts, 0 * tables[0][steps])
+
+
+def _between_seeds(read: pd.Series) -> tuple[float, int]:
     """Return how far the mean differs between seeds that test the same instances.
 
     Returns:
         The standard deviation, and its degrees of freedom; NaN and 0 where no two seeds do.
     """
-    ids = found.reset_index().groupby("run")["id"].agg(lambda own: " ".join(sorted(own)))
-    groups = found["gap"].groupby(level="run").mean().groupby(ids)
+    ids = read.rename("gap").reset_index().groupby("run")["id"].agg(" ".join)
+    groups = read.groupby(level="run").mean().groupby(ids)
     repeated = groups.agg(["var", "size"]).query("size > 1")
     degrees = int((repeated["size"] - 1).sum())
     if not degrees:
@@ -124,13 +384,13 @@ def _between_seeds(found: pd.DataFrame) -> tuple[float, int]:
     return math.sqrt(pooled), degrees
 
 
-def _for_tasks(table: pd.DataFrame, seed_sd: float, degrees: int, seeds: int) -> Interval:
+def _for_tasks(rows: pd.DataFrame, seed_sd: float, degrees: int, seeds: int) -> Interval:
     """Return the interval over the instances of each task and over seeds."""
-    n, mean = len(table), float(table["gap"].mean())
-    groups = table.groupby("task")["gap"].agg(["var", "size"])
+    n, mean = len(rows), float(rows["gap"].mean())
+    groups = rows.groupby("task")["gap"].agg(["var", "size"])
     inside = int((groups["size"] - 1).sum())
     if not inside:  # one instance a task: the tasks stand for instances
-        groups = pd.DataFrame({"var": [table["gap"].var()], "size": [n]})
+        groups = pd.DataFrame({"var": [rows["gap"].var()], "size": [n]})
         inside = n - 1
     pooled = (groups["var"] * (groups["size"] - 1)).sum() / max(1, inside)
     of_instances = float((groups["size"] * groups["var"].fillna(pooled)).sum()) / n**2
@@ -138,13 +398,14 @@ def _for_tasks(table: pd.DataFrame, seed_sd: float, degrees: int, seeds: int) ->
     variance = of_instances + of_seeds
     spread = of_instances**2 / max(1, inside) + of_seeds**2 / degrees
     freedom = variance**2 / spread if spread > 0 else math.inf
-    return _interval(Interval(mean, -math.inf, math.inf, n, seeds), variance, freedom)
+    endless = Interval(mean, -math.inf, math.inf, n, seeds, freedom=freedom)
+    return _interval(endless, variance if inside else math.nan, freedom)
 
 
-def _for_datasets(table: pd.DataFrame, seeds: int) -> Interval:
+def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
     """Return the interval clustered by source dataset."""
-    n, mean = len(table), float(table["gap"].mean())
-    sums = (table["gap"] - mean).groupby(table["source"]).sum()
+    n, mean = len(rows), float(rows["gap"].mean())
+    sums = (rows["gap"] - mean).groupby(rows["source"]).sum()
     count = len(sums)
     variance = math.nan if count < 2 else count / (count - 1) * float((sums**2).sum()) / n**2
     endless = Interval(mean, -math.inf, math.inf, n, seeds, clusters=count)
@@ -153,7 +414,8 @@ def _for_datasets(table: pd.DataFrame, seeds: int) -> Interval:
 
 def _interval(endless: Interval, variance: float, freedom: float) -> Interval:
     """Return an interval with its ends, if its variance is known."""
-    if not math.isfinite(variance):
+    if not math.isfinite(variance) or not math.isfinite(endless.estimate):
         return endless
     half = float(student.ppf(TAILS[1], freedom)) * math.sqrt(variance)
-    return replace(endless, low=endless.estimate - half, high=endless.estimate + half)
+    low, high = endless.estimate - half, endless.estimate + half
+    return replace(endless, low=low, high=high, freedom=freedom)

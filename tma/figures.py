@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from tma.effects import Effect
 from tma.intervals import Interval
 from tma.statistics import spread
 from tma.styles import LABELS, PALETTE, Style, styles
@@ -82,7 +83,7 @@ def difference_bands(
     """Draw each order's loss minus the baseline's, with its 95 % interval, over steps.
 
     Args:
-        gaps: order → differences from the baseline, from `statistics.differences`.
+        gaps: order → differences from the baseline, from `effects.course`.
         axes: where to draw.
         looks: how each order is drawn, from `styles`.
         baseline: how the baseline is drawn; the line at zero.
@@ -112,7 +113,7 @@ def comparison_figure(
 
     Args:
         curves: from `statistics.curves`, the baseline among them.
-        gaps: order → its differences from the baseline, from `statistics.differences`.
+        gaps: order → its differences from the baseline, from `effects.course`.
         baseline: name of the baseline among the curves. Where it has several seeds, a grey band
             shows how far they lie from their mean.
 
@@ -155,15 +156,15 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
 
 
 def intervals_figure(
-    contrasts: Mapping[str, Interval],
+    contrasts: Mapping[str, Effect],
     quantity: str = "loss difference (nats a token)",
     band: tuple[float, float] | None = None,
 ) -> Figure:
     """Return dots with 95 % bars, one row a contrast, beside a line at zero.
 
     Args:
-        contrasts: name → interval, drawn from the top down; a dot is full where the interval
-            excludes zero, else hollow.
+        contrasts: name → effect, drawn from the top down with its interval for these tasks; a dot
+            is full where that excludes zero, else hollow.
         quantity: what the intervals are of, with its unit; stands at the axis.
         band: from `statistics.seed_range`: how far single seeds of the random order lie from their
             mean; drawn in grey.
@@ -173,7 +174,7 @@ def intervals_figure(
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
         axes.axvline(0, **styles(["tma_rt"])["tma_rt"].line)
-        for row, found in enumerate(contrasts.values()):
+        for row, found in enumerate(effect.tasks for effect in contrasts.values()):
             axes.plot([found.low, found.high], [row, row], color=PALETTE["tma_nft"], linewidth=2)
             face = PALETTE["tma_nft"] if found.clear else "white"
             dot = {"color": PALETTE["tma_nft"], "markerfacecolor": face, "markersize": 8}

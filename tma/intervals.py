@@ -33,8 +33,9 @@ class Interval:
     step: int | None = None
     """Training step it belongs to; None: it is of the whole course."""
     clusters: int | None = None
-    """Test tasks, or instances without any, that were drawn; None: so many that it does not matter.
-    """
+    """Source datasets (else tasks, or instances) that it is clustered by; None: it is not."""
+    freedom: float | None = None
+    """Degrees of freedom of its Student's t; None: so many that it does not matter."""
 
     @property
     def clear(self) -> bool:
@@ -46,29 +47,15 @@ class Interval:
 
         One of several 95 % intervals excludes zero by chance more often than one does. Each end
         moves away from the estimate by the ratio of the quantiles at 1 - 0.025/count and at 0.975,
-        those of Student's t with one degree of freedom less than there are clusters, so that all of
-        them together hold their values as often as one does (Bonferroni).
+        those of Student's t, so that all of them together hold their values as often as one does
+        (Bonferroni).
         """
         return self._wider(self._quantile(1 - TAILS[0] / count) / self._quantile(TAILS[1]))
 
     def _quantile(self, share: float) -> float:
         from scipy.stats import t
 
-        degrees = math.inf if self.clusters is None else max(1, self.clusters - 1)
-        return float(t.ppf(share, degrees))
-
-    def drawn_from(self, clusters: int) -> Interval:
-        """Return the interval widened for how few clusters (tasks) were drawn; of one, endless.
-
-        Each end moves away from the estimate by √(c/(c - 1)), since a bootstrap of c clusters shows
-        too little variance, and by the ratio of the 0.975 quantiles of Student's t with c - 1
-        degrees of freedom and of the normal distribution.
-        """
-        drawn = replace(self, clusters=clusters)
-        if clusters < 2:
-            return replace(drawn, low=-math.inf, high=math.inf)
-        student = drawn._quantile(TAILS[1]) / self._quantile(TAILS[1])
-        return drawn._wider(student * math.sqrt(clusters / (clusters - 1)))
+        return float(t.ppf(share, math.inf if self.freedom is None else max(1, self.freedom)))
 
     def within(self, least: float, most: float) -> Interval:
         """Return the interval without what its quantity cannot be; an endless one stays so."""
@@ -102,30 +89,13 @@ def written(estimate: float, low: float | None, high: float | None) -> str:
     return f"{near} ({' to '.join(ends)})" if len(ends) == 2 else near
 
 
+def ends(low: float, high: float) -> str:
+    """Return the ends of an interval as tables write them."""
+    return f"{low:+.3f} to {high:+.3f}"
+
+
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
     """Return named intervals as rows for display: estimate, low, high, n, seeds."""
     columns = ["estimate", "low", "high", "n", "seeds"]
     rows = [[getattr(found, column) for column in columns] for found in intervals.values()]
     return pd.DataFrame(rows, index=list(intervals), columns=columns)
-
-
-def measures_table(found: Mapping[str, Mapping[str, Interval]]) -> pd.DataFrame:
-    """Return intervals by measure and name as rows by name: of each measure estimate, low, high."""
-    parts = {
-        measure: table(intervals)[["estimate", "low", "high"]]
-        for measure, intervals in found.items()
-    }
-    return pd.concat(parts, axis=1)
-
-
-def bounds(resamples: Floats) -> tuple[float, float]:
-    """Return the ends of the 95 % percentile interval of resampled values, (b,).
-
-    A resample without a value (NaN) counts as lying below the lower and above the upper end.
-    """
-    ends = []
-    for tail, end in zip(TAILS, (-np.inf, np.inf), strict=True):
-        values = np.where(np.isnan(resamples), end, resamples)
-        # An order statistic, not the mean of two: infinite values have none.
-        ends.append(float(np.quantile(values, tail, method="nearest")))
-    return ends[0], ends[1]

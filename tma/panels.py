@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tma.association import Association
+from tma.exposure import Association
 from tma.figures import GREY, drawing, whole_steps
 from tma.styles import PALETTE, styles
 
@@ -101,7 +101,7 @@ def association_figure(pairs: pd.DataFrame, found: Association) -> Figure:
     """Return loss drops against similarity, both two-way centred, in bins of equal size.
 
     Args:
-        pairs: columns similarity and drop (nats a token), from `association.centred`.
+        pairs: columns similarity and drop (nats a token), from `exposure.centred`.
         found: their `association`; drawn as the line that it means, with its 95 % interval, beside
             the grey wedge in which 95 % of the permuted associations lie.
     """

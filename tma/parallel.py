@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from itertools import repeat
 from types import ModuleType
 
+from tma.arrange import pool_rows
 from tma.config import RunConfig
 from tma.data import fingerprint, load_both
 from tma.embed import embed
@@ -56,15 +57,15 @@ def run_all(
 
 def _embed(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here it has all threads, there one would wait for another."""
-    seen = set[tuple[str, str]]()
+    seen = set[str]()
     for config in configs:
         if not config.method.embeds:
             continue
-        parts = load_both(config)
-        key = (fingerprint(parts[0]), fingerprint(parts[1]))
-        if key not in seen:
-            seen.add(key)
-            for part in parts:
+        train, test = load_both(config)
+        pool = pool_rows(config.method, len(train))
+        for part in (train if pool is None else train.select(pool), test):
+            if fingerprint(part) not in seen:
+                seen.add(fingerprint(part))
                 embed(part)
 
 

@@ -1,7 +1,8 @@
 """Runs that travel: exported with checksums, imported beside one's own, published with the package.
 
 A published run is the folder of a finished run without what is not ours to publish: no path of a
-machine, and of answers the scores without the text, which may repeat the data. The folder
+machine, and of answers the scores without the text, which may repeat the data. Beside its tables
+stands what it had seen (`tma.exposure`), so that a reader needs no embeddings. The folder
 `book/runs` of a checkout holds those of the study; they are read, never written, by everything but
 `export`.
 """
@@ -55,6 +56,8 @@ def export(keys: Sequence[str], target: Path | str) -> list[str]:
 
     Raises:
         ParameterError: no finished run, or more than one, has such a key.
+        AssetError, DataError: the data of a run, of which is written what it had seen, cannot be
+            had.
         StateError: the folder cannot be written.
     """
     target, written = Path(target).expanduser(), []
@@ -85,13 +88,17 @@ def _write(source: Path, draft: Path) -> None:
     """Write the published form of a run."""
     import pandas as pd
 
+    from tma import exposure
+    from tma.runs import Run
+
     manifest = json.loads((source / "manifest.json").read_text("utf-8"))
     for name in manifest["sums"]:
         if name == "answers.parquet":
             pd.read_parquet(source / name).drop(columns="answer").to_parquet(draft / name)
         else:
             (draft / name).write_bytes((source / name).read_bytes())
-    sums = {name: file_digest(draft / name) for name in manifest["sums"]}
+    names = dict.fromkeys([*manifest["sums"], *exposure.write(Run(source), draft)])
+    sums = {name: file_digest(draft / name) for name in names}
     write_json(
         draft / "manifest.json",
         manifest | {"config": portable(manifest["config"]), "sums": sums},

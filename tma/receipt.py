@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma import data
-from tma.arrange import arrange_by, drawn
+from tma.arrange import arrange_by, pool_rows
 from tma.embed import Encoder, MiniLM, embed
 from tma.errors import DataError, OrderError
 from tma.method import Method
@@ -157,9 +157,7 @@ def arrange_dataset(
         AssetError: the built-in encoder cannot be fetched.
     """
     encoder = encoder or MiniLM()
-    pool = None
-    if method.pool is not None and method.pool_by == "row":  # the other rows need no embeddings
-        pool = drawn(len(train), method.pool, method.seed)
+    pool = pool_rows(method, len(train))
     source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
     X, Y = (

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tma import effects
 from tma.claims import Verdict, made_from, table, write
 from tma.config import RunConfig
 from tma.data import texts
+from tma.effects import Effect
 from tma.intervals import Interval
 from tma.runs import Run, hardware
 from tma.scales import SCALES
@@ -21,6 +23,9 @@ from tma.study import StudyConfig
 if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.figure import Figure
+
+
+Glued = str | float | Interval | Effect | Verdict
 
 
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
@@ -45,6 +50,49 @@ def _tasks(train: Dataset, test: Dataset) -> str:
     shared = len(trained & tested)
     seen = f"{shared} of them also trained on" if shared else "none of them trained on"
     return f"training tasks: {len(trained)}; test tasks: {len(tested)}, {seen}"
+
+
+def runs_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
+    """Return what is compared, one row an order: runs, seeds, instances, steps, published."""
+    rows = {
+        label: {
+            "runs": len(made),
+            "seeds": ", ".join(str(run.config.seed) for run in made),
+            "instances": " to ".join(_ends([run.manifest["instances"] for run in made])),
+            "steps": " to ".join(_ends([run.manifest["steps"] for run in made])),
+            "published": sum(run.published for run in made),
+        }
+        for label, made in runs.items()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _ends(counts: Sequence[int]) -> list[str]:
+    return [str(count) for count in sorted({min(counts), max(counts)})]
+
+
+def rounds_map(study: StudyConfig) -> Any:
+    """Return the map of the first seed's pool and its rounds, for display.
+
+    Of the published study, of which nothing is embedded to read it, a note in its place.
+    """
+    from IPython import display
+
+    if study.is_published:
+        markdown: Any = display.Markdown
+        return markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
+    from tma.arrange import drawn
+    from tma.data import load_both
+    from tma.embed import embed
+    from tma.interactive import embedding_map
+    from tma.rounds import test_centric_rounds
+
+    config = study.pooled("tma_nft")[0]
+    train, test = load_both(config)
+    pool = train.select(sorted(drawn(len(train), config.pool or len(train), config.seed)))
+    X, Y = embed(pool), embed(test)
+    rounds = test_centric_rounds(X, Y, study.limit)
+    return embedding_map(X, Y, rounds, pool["task"], test["task"])
 
 
 def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
@@ -96,6 +144,33 @@ def saved(study: StudyConfig, name: str, figure: Figure) -> Drawn:
     return Drawn((study.out / f"{name}.svg").read_text(encoding="utf-8"), f"{name}.svg")
 
 
+def comparison(
+    study: StudyConfig,
+    name: str,
+    runs: Mapping[str, Sequence[Run]],
+    baseline: str,
+    seed_sd: Mapping[str, float],
+) -> Any:
+    """Return the saved figure of orders beside a baseline, or what it lacks, for display.
+
+    Args:
+        study: parameters of the notebook.
+        name: of its file.
+        runs: order → runs, in the sequence in which they are drawn.
+        baseline: one of the orders.
+        seed_sd: from `arms.seed_sd`.
+    """
+    from tma import figures, statistics
+
+    if baseline not in runs:
+        from IPython import display
+
+        markdown: Any = display.Markdown
+        return markdown(f"*Not made yet: the runs of {baseline}.*")
+    gaps = effects.courses(runs, baseline, seed_sd)
+    return saved(study, name, figures.comparison_figure(statistics.curves(runs), gaps, baseline))
+
+
 def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFrame:
     """Write a table into the output folder, as .csv and, for reading, .txt; return it rounded."""
     with new_file(study.out / f"{name}.csv") as draft:
@@ -103,6 +178,12 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     with new_file(study.out / f"{name}.txt") as draft:
         draft.write_text(rows.to_string(float_format="%.3f") + "\n", encoding="utf-8")
     return rows.round(3)
+
+
+def saved_effects(study: StudyConfig, name: str, found: Mapping[str, Effect]) -> pd.DataFrame:
+    """Write differences into the output folder, as `saved_table`; return them for display."""
+    saved_table(study, name, effects.table(found))
+    return effects.shown(found)
 
 
 @dataclass(frozen=True)
@@ -130,16 +211,14 @@ def saved_verdicts(
     """
     made = made_from(run.key for each in runs.values() for run in each)
     write(study.out / "claims.json", [replace(verdict, runs=made) for verdict in verdicts])
-    counts = ("n", "seeds")
-    rows = table(verdicts).astype(dict.fromkeys(counts, object)).fillna(dict.fromkeys(counts, "–"))
-    given: dict[str, Any] = {"float_format": "{:.3f}".format, "na_rep": "–"}
+    rows = table(verdicts)
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
         # The class tells words from figures, which a page sets to the right.
-        html, text = rows.to_html(classes="words", **given), rows.to_string(**given)
+        html, text = rows.to_html(classes="words"), rows.to_string()
     return Shown(f"{html}\n<p>Made from {made}.</p>", f"{text}\nMade from {made}.")
 
 
-def glue(**values: str | float | Interval | Verdict) -> None:
+def glue(**values: Glued) -> None:
     """Give numbers to the book under their names, so that none is typed into its text.
 
     The book's text shows them with the glue role of MyST-NB, whose record format this is; nothing
@@ -147,7 +226,7 @@ def glue(**values: str | float | Interval | Verdict) -> None:
 
     Args:
         values: name → number or text; of an interval its estimate, and its ends as name_low and
-            name_high; of a verdict its word.
+            name_high; of an effect those for these tasks; of a verdict its word.
     """
     from IPython.core import display_functions
 
@@ -158,9 +237,10 @@ def glue(**values: str | float | Interval | Verdict) -> None:
         publish({kind: repr(value)}, metadata=mark)
 
 
-def _plain(values: Mapping[str, str | float | Interval | Verdict]) -> dict[str, str | float]:
+def _plain(values: Mapping[str, Glued]) -> dict[str, str | float]:
     found = dict[str, str | float]()
-    for name, value in values.items():
+    for name, given in values.items():
+        value = given.tasks if isinstance(given, Effect) else given
         if isinstance(value, Interval):
             found |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
         else:

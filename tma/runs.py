@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SEEN = ("similarity.parquet", "distances.parquet")
+"""What a published run had seen (`tma.exposure`), in files beside its tables."""
 FORMAT = 9
 """Raised when the same settings would give other numbers than before."""
 
@@ -214,6 +216,7 @@ def sums(folder: Path, answered: bool) -> dict[str, str]:
     """
     names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json"]
     names += ["answers.parquet"] if answered else []
+    names += [name for name in SEEN if (folder / name).is_file()]
     return {name: file_digest(folder / name) for name in names}
 
 

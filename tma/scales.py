@@ -66,11 +66,8 @@ class Scale:
     """Rounds of a block."""
     block_limit: int | None = None
     """Instances taken of each block; None: as many as each holds in every seed's pool."""
-    near_duplicates: tuple[float, ...] = (0.95, 0.9, 0.8)
-    """Cosine similarities to a test instance from which training instances are left out."""
-    left_out: tuple[float, ...] = (0.01, 0.05)
-    """Shares of the training instances, the most similar to a test instance, that are left out
-    beside them: where no instance is that similar, these show whether the nearest ones matter."""
+    made_before: bool = False
+    """Whether chapters only read its runs, which `tma study` makes."""
 
 
 _SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
@@ -107,7 +104,6 @@ SCALES: dict[str, Scale] = {
         test_limit=19,
         max_new_tokens=20,
         block_rounds=2,
-        left_out=(),  # twelve runs more, of which none decides, would not be minutes
     ),
     "study": Scale(
         "the published results: some nights on two CPU cores",
@@ -133,6 +129,7 @@ SCALES: dict[str, Scale] = {
         blocks=4,
         block_rounds=3,
         block_limit=256,
+        made_before=True,
     ),
     "paper": Scale(
         "the paper's settings",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from tma.bootstrap import RESAMPLES, by_instance, resample, tasks_first
-from tma.errors import check_choice
+from tma.effects import clusters_of, jackknife
+from tma.errors import ParameterError, check_choice
+from tma.exposure import by_instance
 from tma.intervals import Floats, Interval
 from tma.runs import Run
-from tma.statistics import check_course, ratio
 
 SCORES = ("rouge1", "rougeL", "exact_match", "reward")
 """Metrics of answers."""
@@ -38,28 +38,23 @@ def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
     return named.sort_values("metric", key=lambda m: m.map(_rank), kind="stable", ignore_index=True)
 
 
-def roughness(
-    runs: Sequence[Run], against: str | None = None, seed: int = 0
-) -> dict[str, Interval]:
-    """Return how unsteadily each metric moves: the share of its movement that goes backward.
+def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Interval]:
+    """Return how unsteadily each metric moves: the share of movement no single turn explains.
 
-    Between consecutive evaluations a curve moves up or down; forward is the direction from its
-    first to its last value. The share Σ|backward moves| / Σ|moves| has no unit and no scale, so
-    that metrics can be compared: 0 for a monotone curve and for one that does not move, 0.5, the
-    most, for one that ends where it began. It is that of a test set of this size: where few answers
-    turn from right to wrong and back, a metric jumps, as with many it might not.
+    A curve that gets better and then worse, as by overtraining, has turned once; what moves away
+    from the goal before the turn, or towards it after, is rough. The share has no unit, so that
+    metrics can be compared: 0 for a curve with one turn or none, and for one that does not move.
 
     Args:
         runs: runs of one order with answers, one a seed.
         against: None: each metric by itself; a metric's name, such as "loss": each other metric
             minus that one, positive where it is less steady.
-        seed: seed of the bootstrap.
 
     Returns:
-        Metric → mean over seeds of the share of each seed's own curve. Redrawing the tasks makes a
-        curve rougher than that of the test set; the interval is of how far the resamples lie from
-        their mean. Against another, metrics that do not move at all in some seed are left out: to
-        stand at its floor is no steadiness.
+        Metric → mean over the runs of the roughness of each one's mean curve, at the same test
+        instances and steps, with its interval by the jackknife over source datasets. Against
+        another, metrics that do not move at all in some run are left out: to stand at its floor is
+        no steadiness.
 
     Raises:
         ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
@@ -70,28 +65,80 @@ def roughness(
     names = [name for name in tables[0] if all(name in each for each in tables)]
     if against is not None:
         check_choice("against", against, names)
-    found = resample([[each[name] for each in tables] for name in names], seed)
-    check_course(found)
-    moves = np.diff(found.curves, axis=-1)
-    total = np.abs(moves).sum(axis=-1)
-    back = (total - np.abs(moves.sum(axis=-1))) / 2
-    # Rounding must not make a monotone curve move backward.
-    share = ratio(np.where(back < 1e-12 * total, 0, back), total)
-    own = np.where(total[0] > 0, share[0], 0)
-    shares = found.over_seeds(_levelled(np.where(total > 0, share, own)))
-    if against is None:
-        return {name: found.interval(shares[:, k]).within(0, 0.5) for k, name in enumerate(names)}
-    base = shares[:, names.index(against)]
-    moving = (total[0] > 0).all(axis=-1)
-    others = ((k, name) for k, name in enumerate(names) if name != against and moving[k])
-    return {name: found.interval(shares[:, k] - base).within(-0.5, 0.5) for k, name in others}
+    if any(each["loss"].shape[1] < 2 for each in tables):
+        raise ParameterError(
+            "the runs made answers at fewer than two steps; expected two at least. Give more steps "
+            "in generate_at."
+        )
+    found, clusters = dict[str, Interval](), clusters_of(runs)
+    for name in names:
+        moves = all(np.ptp(each[name].mean().to_numpy()) > 0 for each in tables)
+        if name == against or (against is not None and not moves):
+            continue
+
+        def rough(left: str | None, name: str = name) -> float:
+            own = _mean_roughness(tables, name, clusters, left)
+            return own - (_mean_roughness(tables, against, clusters, left) if against else 0)
+
+        n = len(clusters)
+        least = 0 if against is None else -1
+        found[name] = jackknife(clusters.unique().tolist(), rough, n, len(runs)).within(least, 1)
+    return found
 
 
-def _levelled(share: Floats) -> Floats:
-    """Return shares (ROWS, …) less what drawing tasks adds to them on average."""
-    drawn = share[1 : 1 + RESAMPLES]
-    level = np.clip(share[0] + drawn - drawn.mean(axis=0), 0, 0.5)
-    return tasks_first(np.concatenate([share[:1], level]))
+def overtraining(runs: Sequence[Run]) -> pd.Series:
+    """Return how much each metric is worse at the end than at its best, as a share of its range.
+
+    The mean over runs of each one's mean curve; 0 where the end is the best, and for a metric that
+    does not move.
+    """
+    tables = [_metrics(run) for run in runs]
+    names = [name for name in tables[0] if all(name in each for each in tables)]
+    found = {
+        name: float(np.mean([_lost(_goals(each[name].mean().to_numpy(), name)) for each in tables]))
+        for name in names
+    }
+    return pd.Series(found, name="best minus last, of the range")
+
+
+def one_turn_roughness(curve: Floats) -> float:
+    """Return the share of a curve's movement that a curve with a single turn does not make.
+
+    Args:
+        curve: values whose goal is up, (k,).
+
+    Returns:
+        The falls before the turn and the rises after it over the sum of all moves, the turn chosen
+        so that it is least; 0 for a curve that does not move.
+    """
+    moves = np.diff(curve)
+    total = np.abs(moves).sum()
+    falls = np.concatenate([[0], np.cumsum(np.maximum(-moves, 0))])
+    rises = np.concatenate([[0], np.cumsum(np.maximum(moves, 0))])
+    against = falls + (rises[-1] - rises)
+    return float(against.min() / total) if total > 0 else 0.0
+
+
+def _goals(curve: Floats, metric: str) -> Floats:
+    """Return a curve whose goal is up: the loss turned over."""
+    return -curve if metric == "loss" else curve
+
+
+def _lost(curve: Floats) -> float:
+    span = float(np.ptp(curve))
+    return float(curve.max() - curve[-1]) / span if span > 0 else 0.0
+
+
+def _mean_roughness(
+    tables: Sequence[dict[str, pd.DataFrame]], name: str, clusters: pd.Series, left: str | None
+) -> float:
+    found = []
+    for each in tables:
+        own = clusters.loc[each[name].index.get_level_values("id")]
+        kept = each[name][(own != left).to_numpy()]
+        if len(kept):  # a run may test this dataset alone
+            found.append(one_turn_roughness(_goals(kept.mean().to_numpy(), name)))
+    return float(np.mean(found)) if found else np.nan
 
 
 def _metrics(run: Run) -> dict[str, pd.DataFrame]:

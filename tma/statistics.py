@@ -1,32 +1,21 @@
-"""Runs → curves, their summary, and what is read off them, with intervals.
+"""Runs → curves, their summary, and how early the loss falls.
 
-All losses are means over test instances of the loss a response token, in nats. Two orders are
-compared on the same test instances and, run by run, with the same seed; `tma.bootstrap` says what
-an interval covers.
+All losses are means over test instances of the loss a response token, in nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.bootstrap import Resampled, by_instance, matched, resample
+from tma.effects import READINGS, Runs, clusters_of, jackknife
 from tma.errors import ParameterError, check_choice, wrong
+from tma.exposure import by_instance
 from tma.intervals import Floats, Interval
 from tma.runs import Run
-
-Runs = Mapping[str, Sequence[Run]]
-"""Order name → its runs, one a seed."""
-
-CONTRASTS = ("final", "area", "steps_to_threshold")
-"""What two orders are compared by."""
-READINGS = ("final", "area")
-"""What a single curve is read by."""
-Weighted = Sequence[tuple[float, Sequence[Run]]]
-"""(weight, runs of one order), of a combination of orders."""
 
 
 def curves(runs: Runs) -> pd.DataFrame:
@@ -78,15 +67,21 @@ def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, floa
 
     Args:
         runs: runs of the order, one a seed.
-        measure: final or area, as of `contrast`.
+        measure: final or area, as of `effects.effect`.
 
     Raises:
         ParameterError: an unknown measure.
     """
     check_choice("measure", measure, READINGS)
-    found = _compared([runs], 0)
-    ends, each = found.values[0, 0, :, -1], found.curves[0, 0]  # (seeds,), (seeds, steps)
-    read = ends if measure == "final" else _area(each, found.steps)
+    each = [curve for _, curve in curves({"": runs}).groupby("seed")]
+    read = np.array(
+        [
+            curve["loss"].iloc[-1]
+            if measure == "final"
+            else _area(curve["loss"].to_numpy(), curve["step"].to_numpy())
+            for curve in each
+        ]
+    )
     return float(read.min() - read.mean()), float(read.max() - read.mean())
 
 
@@ -128,193 +123,57 @@ def _mean_count(counts: Sequence[int]) -> float:
     return counts[0] if len(set(counts)) == 1 else float(np.mean(counts))
 
 
-def differences(first: Sequence[Run], second: Sequence[Run], seed: int = 0) -> list[Interval]:
-    """Return the loss of one order minus that of another at every step that both evaluated.
+def early_share(runs: Sequence[Run], *, step: float) -> Interval:
+    """Return the share of the whole fall of the loss that is reached after a number of steps.
 
     Args:
-        first: runs of the one order, one a seed.
-        second: runs of the other, on the same test instances. Runs of the same seed are paired; a
-            single run is paired with every run of the other side.
-        seed: seed of the bootstrap.
+        runs: runs of one order, one a seed; seeds may test different folds.
+        step: the number, in (0, last]; the mean loss there is interpolated between evaluations.
 
     Returns:
-        One `Interval` a step, in nats a token; negative: the first is better.
+        (first - early)/(first - final) of the mean over all test instances; a steady fall has the
+        share step/last, and above 1 the loss rises again later. Its interval is by the jackknife
+        over source datasets. NaN where the mean loss does not fall at all.
 
     Raises:
-        ParameterError: the two have no seeds, steps or test instances in common.
-    """
-    found = _compared((first, second), seed)
-    gaps = found.means[:, 0] - found.means[:, 1]
-    return [found.interval(gaps[:, k], int(step)) for k, step in enumerate(found.steps)]
-
-
-def contrast(first: Sequence[Run], second: Sequence[Run], measure: str, seed: int = 0) -> Interval:
-    """Return how two orders differ by one number read off their mean curves, first minus second.
-
-    Args:
-        first: runs of the one order, one a seed.
-        second: runs of the other, paired as in `differences`.
-        measure: final: mean loss at each run's own last evaluated step, nats a token; area: mean
-            loss along the curve (trapezoids), nats a token; steps_to_threshold: the first step,
-            interpolated between evaluations, at which the mean loss is at or below the one halfway
-            between the second's first and last loss. A curve that never gets there counts as its
-            last step, so that the difference is then a bound. Where the second's mean loss does not
-            end below its first, nothing lies halfway down: the estimate is NaN, and a resample
-            counts as lying outside both ends of the interval.
-        seed: seed of the bootstrap.
-
-    Returns:
-        Negative: the first is better. A curve, unlike final, ends at the last step that both
-        evaluated.
-
-    Raises:
-        ParameterError: an unknown measure, or the two have no seeds, steps or test instances in
-            common; for all but final, fewer than two steps.
-    """
-    check_choice("measure", measure, CONTRASTS)
-    if measure in READINGS:
-        return combination([(1, first), (-1, second)], measure, seed)
-    found = _compared((first, second), seed)
-    check_course(found)
-    one, other = found.means[:, 0], found.means[:, 1]
-    halfway = (other[:, 0] + other[:, -1]) / 2
-    reached = (_first_below(curve, halfway, found.steps) for curve in (one, other))
-    gap = next(reached) - next(reached)
-    return found.interval(np.where(other[:, -1] < other[:, 0], gap, np.nan))
-
-
-def contrasts(runs: Runs, pairs: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, Interval]]:
-    """Return the contrasts of several pairs of orders by each measure of `CONTRASTS`.
-
-    Args:
-        runs: order → its runs, one a seed.
-        pairs: name → the first order and the second.
-
-    Returns:
-        measure → name → first minus second, as `contrast` gives it.
-
-    Raises:
-        ParameterError: as `contrast`.
-    """
-    found = dict[str, dict[str, Interval]]()
-    for measure in CONTRASTS:
-        compared = ((name, runs[one], runs[other]) for name, (one, other) in pairs.items())
-        found[measure] = {name: contrast(a, b, measure) for name, a, b in compared}
-    return found
-
-
-def combination(sides: Weighted, measure: str = "final", seed: int = 0) -> Interval:
-    """Return a weighted sum of what is read off the mean curves of several orders.
-
-    Args:
-        sides: (weight, runs of one order, one a seed), runs of the same seed together as in
-            `differences`. With weights 1, -1, -1, 1 it is a difference of two differences.
-        measure: final or area, as of `contrast`; nats a token.
-        seed: seed of the bootstrap.
-
-    Raises:
-        ParameterError: an unknown measure, no side, or sides with no seeds, steps or test
-            instances in common.
-    """
-    check_choice("measure", measure, READINGS)
-    found = _compared([runs for _, runs in sides], seed)
-    return found.interval(_read(found, measure) @ np.array([weight for weight, _ in sides]))
-
-
-def outweighs(one: Weighted, other: Weighted, measure: str = "final", seed: int = 0) -> Interval:
-    """Return by how much one combination is larger in size than another: |one| - |other|.
-
-    Both come from the same resamples; chance makes each look larger than it is, and more so the one
-    that varies more. Arguments and errors are those of `combination`.
-    """
-    check_choice("measure", measure, READINGS)
-    found = _compared([runs for _, runs in (*one, *other)], seed)
-    values, weights = _read(found, measure), np.array([weight for weight, _ in (*one, *other)])
-    split = len(one)
-    first = np.abs(values[:, :split] @ weights[:split])
-    return found.interval(first - np.abs(values[:, split:] @ weights[split:]))
-
-
-def early_share(runs: Sequence[Run], fraction: float = 0.05, seed: int = 0) -> Interval:
-    """Return the share of the total loss drop that is reached after a fraction of the steps.
-
-    Args:
-        runs: runs of one order, one a seed.
-        fraction: of the steps from the first evaluation to the last that all seeds share, in
-            (0, 1]; the mean loss there is interpolated between evaluations.
-        seed: seed of the bootstrap.
-
-    Returns:
-        (first - early)/(first - final); a steady fall has the share `fraction`, and above 1 the
-        loss rises again later. NaN where the mean loss does not fall at all.
-
-    Raises:
-        ParameterError: a fraction out of range, or fewer than two evaluated steps.
+        ParameterError: a step out of range, or fewer than two evaluated steps.
 
     Source: the paper's claim that generalization happens very early.
     """
-    if not 0 < fraction <= 1:
-        raise wrong("fraction", fraction, "a share of the steps in (0, 1]")
-    found = _compared([runs], seed)
-    check_course(found)
-    mean, steps = found.means[:, 0], found.steps
-    at = steps[0] + fraction * (steps[-1] - steps[0])
-    k = int(np.searchsorted(steps, at))
-    part = (at - steps[k - 1]) / (steps[k] - steps[k - 1])
-    early = mean[:, k - 1] + part * (mean[:, k] - mean[:, k - 1])
-    return found.interval(ratio(mean[:, 0] - early, mean[:, 0] - mean[:, -1]))
-
-
-def _compared(orders: Sequence[Sequence[Run]], seed: int) -> Resampled:
-    """Return the resampled curves of several orders, seed by seed."""
-    if not orders:
-        raise wrong("sides", list(orders), "the runs of one order at least")
-    sides = list(zip(*matched(*orders), strict=True))
-    tables = {run.folder: by_instance(run.losses) for side in sides for run in side}
-    return resample([[tables[run.folder] for run in side] for side in sides], seed)
-
-
-def _read(found: Resampled, measure: str) -> Floats:
-    """Return a reading of each side's mean curve, (b, sides)."""
-    if measure == "final":
-        return found.finals
-    check_course(found)
-    return _area(found.means, found.steps)
-
-
-def check_course(found: Resampled) -> None:
-    """Refuse curves of one step.
-
-    Raises:
-        ParameterError: fewer than two steps.
-    """
-    if len(found.steps) < 2:
+    values, clusters = mean_losses(runs), clusters_of(runs)
+    steps = values.columns.to_numpy(np.float64)
+    if len(steps) < 2:
         raise ParameterError(
-            f"the runs share the evaluated steps {found.steps.tolist()}; expected two at least. "
-            "Give them the same eval_every, eval_at and generate_at."
+            f"the runs share the evaluated steps {values.columns.tolist()}; expected two at least. "
+            "Give them the same eval_every and eval_at."
         )
+    if not steps[0] < step <= steps[-1]:
+        raise wrong("step", step, f"a number in ({steps[0]:g}, {steps[-1]:g}]")
+
+    def share(left: str | None) -> float:
+        mean = values[(clusters.loc[values.index] != left).to_numpy()].mean().to_numpy()
+        fall = mean[0] - mean[-1]
+        return float((mean[0] - np.interp(step, steps, mean)) / fall) if fall > 0 else np.nan
+
+    return jackknife(clusters.unique().tolist(), share, len(values), len(runs))
+
+
+def improved(runs: Sequence[Run]) -> pd.Series:
+    """Return the share of the test instances whose loss lies below the first one, by step."""
+    values = mean_losses(runs)
+    later = values[values.columns[1:]]
+    found: pd.Series = later.lt(values[values.columns[0]], axis=0).mean()
+    return found.rename("share of instances below their first loss")
+
+
+def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return losses by id × step, at the steps that all evaluated, over the seeds that test it."""
+    tables = [run.losses.pivot(index="id", columns="step", values="loss") for run in runs]
+    steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
+    return pd.concat([table[steps] for table in tables]).groupby(level="id").mean()
 
 
 def _area(losses: Floats, steps: NDArray[np.int64]) -> Floats:
     """Return the mean along curves (…, steps), by trapezoids."""
     area: Floats = np.trapezoid(losses, steps, axis=-1) / (steps[-1] - steps[0])
     return area
-
-
-def _first_below(curves: Floats, least: Floats, steps: NDArray[np.int64]) -> Floats:
-    """Return the first step at which each curve (b, steps) is at or below its threshold (b,)."""
-    below = curves <= least[:, None]
-    k = np.where(below.any(axis=1), below.argmax(axis=1), len(steps) - 1)
-    row, before = np.arange(len(k)), np.maximum(k - 1, 0)
-    above, under = curves[row, before], curves[row, k]
-    # No part of the last interval is taken off where the threshold was never reached.
-    part = np.where(under < above, (above - least) / np.where(under < above, above - under, 1), 1)
-    part = np.where(below[row, k], part, 1)
-    reached: Floats = steps[before] + part * (steps[k] - steps[before])
-    return reached
-
-
-def ratio(part: Floats, whole: Floats) -> Floats:
-    """Return part / whole; NaN where the whole is not positive."""
-    positive = whole > 0
-    return np.where(positive, part / np.where(positive, whole, 1), np.nan)

@@ -16,20 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tma.config import RunConfig
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
-from tma.names import check_dataset, check_model, expanded
+from tma.names import BUILT_IN_DATA, check_dataset, check_model, expanded
 from tma.scales import SCALES, Scale
 
 if TYPE_CHECKING:
-    import pandas as pd
     from datasets import Dataset
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -131,82 +125,71 @@ class StudyConfig:
             asked["exact_limit"] = True
         return self._configs(order, asked | changes)
 
-    def blocks(self, X: Floats, Y: Floats) -> tuple[int, list[str]]:
+    @property
+    def is_published(self) -> bool:
+        """Whether its runs are those of the published study, which chapters read and never make."""
+        base, usual = self.base, (self.base.dataset, self.base.steps)
+        own = self.test_dataset is None and (self.dataset, self.steps) == usual
+        return base.made_before and own and self.model in base.models
+
+    def suits(self, changes: Mapping[str, Any]) -> bool:
+        """Return whether the study's data can have such settings: twins are of the suite alone."""
+        return "twins" not in changes or self.dataset in BUILT_IN_DATA
+
+    def blocks(self) -> tuple[int, list[str]]:
         """Return how many instances are taken of each block of rounds, and the blocks' names.
 
-        They follow each other from the first round on, each of the scale's `block_rounds`, or of
-        fewer where there are not two as wide. As many instances are taken of each as every one of
-        them holds in every seed's pool, and N at most.
-
-        Args:
-            X: (n, d) unit embeddings of the training instances.
-            Y: (m, d) unit embeddings of the test instances.
+        They follow each other from the first round on, each of the scale's `block_rounds`. Where
+        the scale does not say how many instances are taken of each, they are as many as every block
+        holds in every seed's pool, and N at most; and blocks are narrower where there are not two
+        as wide.
 
         Raises:
             ParameterError: there are too few training instances for two rounds.
         """
-        most = self.base.blocks * self.base.block_rounds
-        held = [self._round_sizes(X, Y, seed, most) for seed in range(self.seeds)]
+        width, most = self.base.block_rounds, self.base.blocks
+        if self.base.block_limit is not None:
+            return self.base.block_limit, _blocks(range(0, most * width, width), width)
+        held = [self._round_sizes(seed, most * width) for seed in range(self.seeds)]
         there = min(map(len, held))
-        width = min(self.base.block_rounds, there // 2)
+        width = min(width, there // 2)
         if not width:
             raise ParameterError(
-                f"dataset={self.dataset!r} has {len(X)} training instances, which {len(Y)} test "
-                "instances take in one round; expected two rounds at least for two blocks of "
-                "rounds. Give more data, or fewer test instances."
+                f"dataset={self.dataset!r} has too few training instances: its test instances take "
+                "them in one round; expected two rounds at least for two blocks of rounds. Give "
+                "more data, or fewer test instances."
             )
-        starts = range(0, min(there // width, self.base.blocks) * width, width)
+        starts = range(0, min(there // width, most) * width, width)
         size = min(sum(sizes[at : at + width]) for sizes in held for at in starts)
-        return min(size, self.limit), [f"tma_rounds[{at}:{at + width}]" for at in starts]
+        return min(size, self.limit), _blocks(starts, width)
 
-    def _round_sizes(self, X: Floats, Y: Floats, seed: int, most: int) -> list[int]:
+    def _round_sizes(self, seed: int, most: int) -> list[int]:
         """Return how many instances each of the first rounds takes out of a seed's pool."""
+        from tma.arrange import drawn
+        from tma.data import load_both
+        from tma.embed import embed
         from tma.rounds import test_centric_rounds
 
-        pool = self.drawn(X, Y, seed)
+        [config] = [c for c in self.pooled("tma_nft") if c.seed == seed]
+        train, test = load_both(config)
+        pool = drawn(len(train), config.pool or len(train), seed)
+        X, Y = embed(train.select(pool)), embed(test)
         # A round holds one instance a test instance at most: so many are not reached before.
-        found = test_centric_rounds(X[pool], Y, min(most * len(Y), len(pool)))
+        found = test_centric_rounds(X, Y, min(most * len(Y), len(pool)))
         return [len(one) for one in found[:most]]
 
-    def drawn(
-        self, X: Floats, Y: Floats, seed: int = 0, pool: int | None = None
-    ) -> NDArray[np.int64]:
-        """Return the rising row numbers of a seed's pool, from which its `pooled` orders choose.
+    def half_rounds(self, tests: int) -> int:
+        """Return how many rounds half of an order takes at least, with so many test instances."""
+        return -(-((self.limit + 1) // 2) // tests)
 
-        Args:
-            X: (n, d) unit embeddings of the training instances.
-            Y: (m, d) unit embeddings of the test instances.
-            seed: the run's.
-            pool: instances drawn; None: as the scale.
-        """
-        from tma.arrange import arrange
-
-        return np.sort(arrange("random", X, Y, pool=pool or self.base.pool, seed=seed))
-
-    def half_rounds(self, X: Floats, Y: Floats, pool: int | None = None) -> int:
-        """Return how many rounds, the last perhaps in part, half of NFT takes of seed 0's pool.
-
-        Args:
-            X: (n, d) unit embeddings of the training instances.
-            Y: (m, d) unit embeddings of the test instances.
-            pool: instances drawn; None: as the scale.
-        """
-        from tma.rounds import test_centric_rounds
-
-        X = X[self.drawn(X, Y, pool=pool)]
-        # Where all are wanted, each half takes them all.
-        half = len(X) if self.limit >= len(X) else (self.limit + 1) // 2
-        return len(test_centric_rounds(X, Y, half, exact_limit=True))
-
-    def kinds(self, train: Dataset) -> dict[str, str]:
-        """Return how data is split, in words, and how the names of such runs end.
+    def kinds(self, train: Dataset) -> tuple[str, ...]:
+        """Return how data is split, in words.
 
         Data with tasks is compared with labels, by which the split goes, and without; data that has
         none only without.
         """
-        if any(train["task"]):
-            return {"with labels": "", "without labels": ", unlabelled"}
-        return {"without labels": ""}
+        labelled = ("with labels",) if any(train["task"]) else ()
+        return (*labelled, "without labels")
 
     def check_tasks(self, train: Dataset) -> None:
         """Refuse data of which a chapter that compares orders of tasks has nothing to compare.
@@ -229,58 +212,16 @@ class StudyConfig:
                 f"than the {step} instances of one step. Give more data."
             )
 
-    def thresholds(self, X: Floats, Y: Floats) -> list[float]:
-        """Return the similarities from which training instances are left out, falling.
-
-        Args:
-            X: (n, d) unit embeddings of the training instances.
-            Y: (m, d) unit embeddings of the test instances.
-
-        Returns:
-            Cosine similarities: the scale's `near_duplicates`, so far as an instance of any seed's
-            pool reaches them and half of those instances do not; and those that a share `left_out`
-            of the instances reaches, to three decimals.
-        """
-        return self._thresholds(self._nearest(X, Y))
-
-    def _nearest(self, X: Floats, Y: Floats) -> NDArray[np.float64]:
-        """Return how similar each instance of any seed's pool is to the nearest test instance."""
-        from tma.duplicates import near_duplicates
-
-        pools = [self.drawn(X, Y, seed) for seed in range(self.seeds)]
-        return near_duplicates(X[np.unique(np.concatenate(pools))], Y).cosine
-
-    def _thresholds(self, nearest: NDArray[np.float64]) -> list[float]:
-        """Return `thresholds` from the similarity of each training instance, (n,)."""
-        near = self.base.near_duplicates
-        reached = {t for t in near if 0 < _reaching(nearest, t) <= len(nearest) / 2}
-        shares = np.quantile(nearest, [1 - share for share in self.base.left_out])
-        return sorted(reached | {round(float(share), 3) for share in shares}, reverse=True)
-
-    def reached(self, X: Floats, Y: Floats) -> pd.Series:
-        """Return how many instances of the seeds' pools are as similar to a test instance as this.
-
-        Args:
-            X: (n, d) unit embeddings of the training instances.
-            Y: (m, d) unit embeddings of the test instances.
-
-        Returns:
-            Counts by threshold, rising: those at which an instance is nearly a copy, and
-            `thresholds`.
-        """
-        import pandas as pd
-
-        nearest = self._nearest(X, Y)
-        every = sorted({*self.base.near_duplicates, *self._thresholds(nearest)})
-        counts = [_reaching(nearest, threshold) for threshold in every]
-        index = pd.Index(every, name="similarity to a test instance")
-        return pd.Series(counts, index, name="training instances")
-
     @property
     def doubling(self) -> tuple[int, ...]:
         """Steps at which the loss is taken whatever `eval_every` says, since most happens early."""
         doubling = (2**k for k in range(self.steps.bit_length()))
         return (0, *(step for step in doubling if step < self.steps), self.steps)
+
+    @property
+    def early(self) -> tuple[int, ...]:
+        """Steps after which the share of the whole fall is told: the first doubling ones."""
+        return tuple(step for step in (1, 2, 4, 8) if step < self.steps)
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
@@ -306,7 +247,7 @@ class StudyConfig:
             RunConfig.at(self.scale, order=order, seed=seed, **(settings | changes))
             for seed in seeds
         ]
-        return made if order in SHUFFLED or made[0].pool is not None else made[:1]
+        return made if order in SHUFFLED or any(c.pool is not None for c in made) else made[:1]
 
 
 PARAMETERS = ("model", "scale", "dataset", "test_dataset", "seeds", "steps", "output_dir")
@@ -354,11 +295,8 @@ def study_settings(
     return study
 
 
-def _reaching(nearest: NDArray[np.float64], threshold: float) -> int:
-    """Return how many instances an order leaves out at a threshold."""
-    from tma.duplicates import TOLERANCE
-
-    return int((nearest >= threshold - TOLERANCE).sum())
+def _blocks(starts: range, width: int) -> list[str]:
+    return [f"tma_rounds[{at}:{at + width}]" for at in starts]
 
 
 def _injected(cells: Sequence[str]) -> list[tuple[str, Any]]:

@@ -1,38 +1,41 @@
 """One verdict a claim: what is compared, by what number, and on which side the claim puts it.
 
-Each takes the parameters of the notebook, and intervals of `tma.statistics`, `tma.scores` or
-`tma.association`; `tma.claims` decides. A study of one seed decides nothing: its intervals say
-nothing about others, whose choice may matter more than what is compared. (Orders without chance of
-all the data, as at scale `paper`, are the same for every seed, and run once.)
+Each takes the parameters of the notebook, and what `tma.effects`, `tma.scores`, `tma.statistics` or
+`tma.exposure` found; `tma.claims` decides. Differences are found by name: one that is not there has
+runs that have not been made yet, and its claim is not decided. A study of one seed decides nothing:
+its intervals say nothing about others, whose choice may matter more than what is compared. (Orders
+without chance of all the data, as at scale `paper`, are the same for every seed, and run once.)
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from tma.association import Association
-from tma.claims import Judged, Verdict, judge_all, judge_any, tested, untested
+from tma.claims import Judged, Verdict, judge_all, judge_any, tested, undecided, untested
+from tma.effects import Effect
+from tma.exposure import Association
 from tma.intervals import Interval
 from tma.study import StudyConfig
 
 ALONG = "mean loss along the way, nats a token"
 FINAL = "final loss, nats a token"
+Effects = Mapping[str, Effect]
 
 
-def early(study: StudyConfig, shares: Mapping[float, Interval], steps: int) -> Verdict:
+def early(study: StudyConfig, share: Interval, steps: int) -> Verdict:
     """Return the verdict on C1, tested as: more than half of the fall in a twentieth of the steps.
 
     Args:
         study: parameters of the notebook.
-        shares: share of the steps → share of the fall reached by then, 0.05 among them.
+        share: share of the fall reached by then.
         steps: steps trained; a twentieth of fewer than 20 is no step, and is not tested.
     """
     if 0.05 * steps < 1:
         return untested("C1", f"5 % of {steps} steps are less than one step")
-    half = {"after 5 % of the steps": shares[0.05].minus(0.5)}
-    return _all("C1", study, "share of the fall of the loss, minus 1/2", half, "positive")
+    half = {"after 5 % of the steps": share.minus(0.5)}
+    return _by_datasets("C1", study, "share of the fall of the loss, minus 1/2", half, "positive")
 
 
 def steady(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
@@ -44,8 +47,8 @@ def steady(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
     """
     if not rougher:
         return untested("C2", "no metric but the loss moves")
-    measure = "backward share of its movement, minus that of the loss"
-    return _all("C2", study, measure, rougher, "positive")
+    measure = "share of its movement that no single turn makes, minus that of the loss"
+    return _by_datasets("C2", study, measure, rougher, "positive")
 
 
 def together(study: StudyConfig, match: Association) -> Verdict:
@@ -53,56 +56,68 @@ def together(study: StudyConfig, match: Association) -> Verdict:
 
     Args:
         study: parameters of the notebook.
-        match: from `association.step_match`, of runs in cluster order. It has to be larger than
+        match: from `exposure.step_match`, of runs in cluster order. It has to be larger than
             permuted tasks give it, too.
     """
     measure = "correlation of the falls of loss and distance over test tasks (n), cluster order"
-    return _all("C3", study, measure, match.parts, "positive")
+    return _by_datasets("C3", study, measure, match.parts, "positive")
 
 
-def similar_first(study: StudyConfig, nearest: Interval, farthest: Interval) -> Verdict:
+def similar_first(study: StudyConfig, final: Effects) -> Verdict:
     """Return the verdict on C4: nearest-first ends below random order, farthest-first above.
 
     Args:
         study: parameters of the notebook.
-        nearest: final loss of nearest-first minus that of random order.
-        farthest: the same of farthest-first.
+        final: differences of final loss, "nearest − random" and "farthest − random" among them.
     """
-    sides = {"nearest first": (nearest, "negative"), "farthest first": (farthest, "positive")}
-    return _said("C4", study, "final loss minus random, nats a token", judge_all(sides))
+    sides = {"nearest − random": "negative", "farthest − random": "positive"}
+    return _all("C4", study, FINAL, final, sides)
 
 
-def fine(study: StudyConfig, gap: Interval) -> Verdict:
+def fine(study: StudyConfig, final: Effects) -> Verdict:
     """Return the verdict on C5: single instances nearest first end below whole tasks.
 
     Args:
         study: parameters of the notebook.
-        gap: final loss of the fine order minus that of the coarse one.
+        final: differences of final loss, "nearest − coarse nearest" among them.
     """
-    measure = "final loss, fine minus coarse, nats a token"
-    return _all("C5", study, measure, {"nearest first": gap}, "negative")
+    return _all("C5", study, FINAL, final, {"nearest − coarse nearest": "negative"})
 
 
-def turns(study: StudyConfig, gaps: Mapping[str, Interval]) -> Verdict:
+def turns(study: StudyConfig, along: Effects, kinds: Iterable[str]) -> Verdict:
     """Return the verdict on C6: along the way NFT lies below RT and FFT above.
+
+    By the paper's rule within a round and shuffled, with task labels and without.
 
     Args:
         study: parameters of the notebook.
-        gaps: name that begins with NFT or FFT → area of its curve minus that of RT.
+        along: differences of the mean loss along the way, named as `turn_pairs` does.
+        kinds: how data is split, in words: the keys of `StudyConfig.kinds`.
     """
     claimed = {"NFT": "negative", "FFT": "positive"}
-    sides = {name: (gap, claimed[name[:3]]) for name, gap in gaps.items()}
-    return _said("C6", study, ALONG, judge_all(sides))
+    sides = {name: claimed[order] for name, (order, *_) in turn_pairs(kinds).items()}
+    return _all("C6", study, ALONG, along, sides)
 
 
-def earlier_rounds(study: StudyConfig, gaps: Mapping[str, Interval]) -> Verdict:
+def turn_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Return the differences that C6 needs: name → NFT or FFT, rule within a round, kind."""
+    return {
+        f"{order}{rule} − RT, {kind}": (order, rule, kind)
+        for kind in kinds
+        for rule in ("", " shuffled in rounds")
+        for order in ("NFT", "FFT")
+    }
+
+
+def earlier_rounds(study: StudyConfig, final: Effects, later: Iterable[str]) -> Verdict:
     """Return the verdict on C7: the earliest rounds alone end below each later block.
 
     Args:
         study: parameters of the notebook.
-        gaps: name of a later block → its final loss minus that of the earliest.
+        final: differences of final loss, later block minus earliest.
+        later: the names that are needed among them.
     """
-    return _all("C7", study, FINAL, gaps, "positive")
+    return _all("C7", study, FINAL, final, dict.fromkeys(later, "positive"))
 
 
 def by_instance(study: StudyConfig, found: Association) -> Verdict:
@@ -110,19 +125,14 @@ def by_instance(study: StudyConfig, found: Association) -> Verdict:
 
     Args:
         study: parameters of the notebook.
-        found: from `association.association`. It has to be larger than permuted instances give it,
-            too.
+        found: from `exposure.of_runs`. It has to be larger than permuted instances give it, too.
     """
     measure = "correlation of the fall of loss with the similarity just seen, all orders"
-    return _all("C8", study, measure, found.parts, "positive")
+    return _by_datasets("C8", study, measure, found.parts, "positive")
 
 
 def selection(
-    study: StudyConfig,
-    larger: Mapping[str, Interval],
-    chosen: Mapping[str, Interval],
-    ordered: Mapping[str, Interval],
-    pool: int,
+    study: StudyConfig, larger: Effects, chosen: Effects, ordered: Effects, pool: int
 ) -> Verdict:
     """Return the verdict on order against selection: what is selected changes the loss more.
 
@@ -131,64 +141,92 @@ def selection(
 
     Args:
         study: parameters of the notebook.
-        larger: reading → the size of the effect of selection minus that of order.
-        chosen: reading → the effect of selection, MAX minus MIN.
-        ordered: reading → the effect of order, FFT minus NFT.
+        larger: final and area → the size of the effect of selection minus that of order, from
+            `effects.outweighs`.
+        chosen: the same → the effect of selection, MAX minus MIN, both shuffled.
+        ordered: the same → the effect of order, FFT minus NFT, shuffled within rounds.
         pool: instances to select from; where an order takes them all, nothing is selected.
     """
     claim = "order against selection"
     if study.limit >= pool:
         return untested(claim, f"an order takes all {pool} instances that there are")
-    judged = judge_all({name: (interval, "positive") for name, interval in larger.items()})
+    if not larger:
+        return _missing(claim, ["MIN and MAX shuffled, NFT and FFT shuffled in rounds"])
+    judged = judge_all({name: (found.tasks, "positive") for name, found in larger.items()})
     if judged.verdict == "supported":
-        there = all(effect.clear for effect in chosen.values())
+        there = all(found.tasks.clear for found in chosen.values())
     else:
-        smaller = [name for name, gap in larger.items() if gap.among(len(larger)).high < 0]
-        there = any(ordered[name].clear for name in smaller)
+        wide = {name: found.tasks.among(len(larger)) for name, found in larger.items()}
+        there = any(ordered[name].tasks.clear for name, gap in wide.items() if gap.high < 0)
     judged = judged if there else replace(judged, verdict="inconclusive")
-    return _said(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", judged)
+    others = larger[judged.label].datasets
+    return _said(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", judged, others)
 
 
-def survives(study: StudyConfig, gains: Mapping[float, Interval], copies: int) -> Verdict:
-    """Return the verdict on near-duplicates: nearest-first stays ahead when none is trained on.
-
-    Args:
-        study: parameters of the notebook.
-        gains: similarity from which training instances are left out → area of the curve of NFT
-            minus that of RT. Of those at which an instance is nearly a copy the lowest decides;
-            what else is left out does not answer the question.
-        copies: training instances that are nearly a copy of a test instance.
-    """
-    near = [threshold for threshold in gains if threshold in study.base.near_duplicates]
-    if not near:
-        half = "more than half of the training instances are nearly copies of test instances"
-        none = "no training instance is nearly a copy of a test instance"
-        return untested("near-duplicates", half if copies else none)
-    least = {f"NFT − RT, similarity below {min(near)}": gains[min(near)]}
-    return _all("near-duplicates", study, ALONG, least, "negative")
-
-
-def rules(study: StudyConfig, gaps: Mapping[str, Interval]) -> Verdict:
-    """Return the verdict on the rules for collisions and within a round: one changes the loss.
+def contamination(study: StudyConfig, along: Effects) -> Verdict:
+    """Return the verdict on near-duplicates: nearest-first gains with the share of twins.
 
     Args:
         study: parameters of the notebook.
-        gaps: name of a rule → area of the curve of NFT under it minus that of NFT.
+        along: differences of the mean loss along the way; "NFT − RT: with all twins minus without"
+            among them.
     """
-    return _said("collision and within-round rules", study, ALONG, judge_any(gaps))
+    claim = "near-duplicates"
+    if not study.suits({"twins": 1.0}):
+        return untested(claim, "only the built-in suite has the same row under two templates")
+    return _all(claim, study, ALONG, along, {TWINS: "negative"})
+
+
+TWINS = "NFT − RT: with all twins minus without"
+"""Name of the difference that near-duplicates are judged by."""
+
+
+def rule(study: StudyConfig, along: Effects) -> Verdict:
+    """Return the verdict on the rule within a round: it changes the loss.
+
+    Args:
+        study: parameters of the notebook.
+        along: differences of the mean loss along the way; "NFT − NFT shuffled in rounds" is judged.
+    """
+    claim, name = "rule within a round", "NFT − NFT shuffled in rounds"
+    if name not in along:
+        return _missing(claim, [name])
+    return _said(claim, study, ALONG, judge_any({name: along[name].tasks}), along[name].datasets)
 
 
 def _all(
+    claim: str, study: StudyConfig, measure: str, found: Effects, sides: Mapping[str, str]
+) -> Verdict:
+    """Return the verdict on a claim that puts these differences on these sides of zero."""
+    missing = [name for name in sides if name not in found]
+    if missing:
+        return _missing(claim, missing)
+    judged = judge_all({name: (found[name].tasks, side) for name, side in sides.items()})
+    return _said(claim, study, measure, judged, found[judged.label].datasets)
+
+
+def _by_datasets(
     claim: str, study: StudyConfig, measure: str, parts: Mapping[str, Interval], side: str
 ) -> Verdict:
-    """Return the verdict on a claim that puts all of these on one side of zero."""
+    """Return the verdict on numbers whose interval is for tasks of other datasets."""
     judged = judge_all({name: (interval, side) for name, interval in parts.items()})
-    return _said(claim, study, measure, judged)
+    return _said(claim, study, measure, judged, judged.interval)
 
 
-def _said(claim: str, study: StudyConfig, measure: str, judged: Judged) -> Verdict:
-    """Return the verdict; an undecided one where one seed was asked for."""
-    if study.seeds < 2 and math.isfinite(judged.interval.estimate):
+def _missing(claim: str, names: Iterable[str]) -> Verdict:
+    return undecided(claim, f"not made yet: {', '.join(names)}")
+
+
+def _said(
+    claim: str, study: StudyConfig, measure: str, judged: Judged, others: Interval
+) -> Verdict:
+    """Return the verdict; an undecided one where one seed was asked for, or nothing tells how far
+    seeds differ.
+    """
+    found = judged.interval
+    if study.is_published and math.isfinite(found.estimate) and not math.isfinite(found.low):
+        return undecided(claim, f"not made yet: repeated folds (arm 1b), for {judged.label}")
+    if study.seeds < 2 and math.isfinite(found.estimate):
         judged = replace(judged, verdict="inconclusive")
         measure += "; one seed decides nothing"
-    return tested(claim, measure, judged)
+    return tested(claim, measure, judged, others)

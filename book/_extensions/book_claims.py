@@ -9,25 +9,17 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.claims import CLAIMS, Verdict, read
-from tma.intervals import written
+from tma.claims import CLAIMS, Verdict, cells, read, untested
 
-HEADER = ("", "claim", "measured here", "estimate (95 % interval)", "n", "seeds", "verdict")
+HEADER = ("", "claim", *cells(untested("C1", "")))
 
 
 def row(verdict: Verdict) -> list[str]:
     """Return the cells of a claim, whose name leads to its chapter; a dash where nothing is."""
     short = verdict.claim if len(verdict.claim) < 4 else "open"
-    found = verdict.estimate
-    counts = ["–" if count is None else str(count) for count in (verdict.n, verdict.seeds)]
-    return [
-        f"{{doc}}`{short} </notebooks/{verdict.notebook}>`",
-        CLAIMS[verdict.claim],
-        verdict.measure,
-        "–" if found is None else written(found, verdict.low, verdict.high),
-        *counts,
-        f"**{verdict.verdict}**",
-    ]
+    *told, word = cells(verdict).values()
+    chapter = f"{{doc}}`{short} </notebooks/{verdict.notebook}>`"
+    return [chapter, CLAIMS[verdict.claim], *told, f"**{word}**"]
 
 
 def markdown(verdicts: list[Verdict]) -> list[str]:

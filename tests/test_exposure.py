@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tma
+from tests.conftest import tiny_run
 from tests.stored_runs import NEAR, stored
-from tma import seen
-from tma.association import agreement, association, centred, located, step_match, table
-from tma.bootstrap import drawn_apart
+from tma import exposure
 from tma.errors import ParameterError
-from tma.intervals import bounds
+from tma.exposure import Seen, agreement, association, located, step_match, table
 from tma.runs import Run
 
 X = np.array([[1, 0], [0, 1], [0.6, 0.8]])
@@ -40,18 +40,23 @@ def frame(values: object, tasks: list[str] | None = None) -> pd.DataFrame:
 
 
 def test_a_drop_is_what_the_loss_falls_in_an_interval(run: Run) -> None:
-    found = seen.drops(run)
+    found = exposure.drops(run)
     assert found.index.tolist() == [("s", "east"), ("t", "north")]
     assert found.columns.tolist() == [1, 2]
     assert found.to_numpy().tolist() == [[0.5, 0], [1, 2]]
 
 
+def seen_by(order: list[str], texts: tuple[list[str], list[str]] = ([], [])) -> Seen:
+    return Seen(X[[TRAIN.index(name) for name in order]], Y, TEST, texts)
+
+
 def test_similarity_is_to_what_was_seen_in_the_interval(run: Run) -> None:
-    mean = seen.seen_similarity(run, X, Y, TRAIN, TEST)
+    rows = exposure.similarity_rows(run, seen_by(run.order))
     # First x2 and x1, then x0; east is (1, 0) and north (0, 1).
-    np.testing.assert_allclose(mean, [[0.3, 1], [0.9, 0]])
-    assert mean.index.equals(seen.drops(run).index)
-    assert mean.columns.equals(seen.drops(run).columns)
+    assert rows[["step", "id"]].to_numpy().tolist() == [
+        [1, "east"], [1, "north"], [2, "east"], [2, "north"]
+    ]  # fmt: skip
+    np.testing.assert_allclose(rows["similarity"], [0.3, 0.9, 1, 0])
 
 
 def test_every_epoch_ends_with_its_smaller_step(tmp_path: Path) -> None:
@@ -59,22 +64,13 @@ def test_every_epoch_ends_with_its_smaller_step(tmp_path: Path) -> None:
     run = stored(
         tmp_path / "run", "nearest", losses, steps=range(5), consumed=TRAIN, batch_size=2, epochs=2
     )
-    found = seen.seen_similarity(run, X, Y, TRAIN, TEST)
-    np.testing.assert_allclose(found, [[0.5, 0.6, 0.5, 0.6]])
-
-
-def test_ids_must_be_those_of_the_run(run: Run) -> None:
-    with pytest.raises(ParameterError, match="train_ids lacks 1 ids of the run, 'x2' first"):
-        seen.seen_similarity(run, X[:2], Y, TRAIN[:2], TEST)
-    with pytest.raises(ParameterError, match="test_ids has 2 entries; expected 1"):
-        seen.seen_similarity(run, X, Y[:1], TRAIN, TEST)
+    rows = exposure.similarity_rows(run, seen_by(run.order))
+    np.testing.assert_allclose(rows["similarity"], [0.5, 0.6, 0.5, 0.6])
 
 
 def test_distances_of_a_task_are_of_all_that_was_seen_so_far(run: Run) -> None:
-    texts = (["a b", "c d", "a b"], ["a b", "c d"])
-    found = seen.distance_curves(
-        run, X, Y, TRAIN, TEST, measures=("cosine_avg", "cosine_min", "bigram_kl"), texts=texts
-    )
+    seen = seen_by(run.order, (["a b", "c d", "a b"], ["a b", "c d"]))
+    found = exposure.distance_rows(run, seen, ("cosine_avg", "cosine_min", "bigram_kl"))
     shown = found.pivot(index=["measure", "task"], columns="step", values="distance")
     np.testing.assert_allclose(shown.loc["cosine_avg"], [[-0.3, -1.6 / 3], [-0.9, -1.8 / 3]])
     np.testing.assert_allclose(shown.loc["cosine_min"], [[-0.6, -1], [-1, -1]])
@@ -82,8 +78,6 @@ def test_distances_of_a_task_are_of_all_that_was_seen_so_far(run: Run) -> None:
     p, q = np.array([[1.5, 0.5], [0.5, 1.5]]) / 2, np.array([[0.5, 0.5], [0.625, 0.375]])
     expected = [[(of * np.log(of / at)).sum() for at in q] for of in p]
     np.testing.assert_allclose(shown.loc["bigram_kl"], expected)
-    with pytest.raises(ParameterError, match="texts=None cannot be used with the measure bigram"):
-        seen.distance_curves(run, X, Y, TRAIN, TEST, measures=("bigram_kl",))
 
 
 class Counted(str):
@@ -98,8 +92,45 @@ class Counted(str):
 
 def test_texts_are_counted_once_for_all_tasks(run: Run) -> None:
     train, test = [Counted("a b"), Counted("c d"), Counted("a b")], [Counted("a b"), Counted("c d")]
-    seen.distance_curves(run, X, Y, TRAIN, TEST, measures=("bigram_kl",), texts=(train, test))
+    exposure.distance_rows(run, seen_by(run.order, (train, test)), ("bigram_kl",))
     assert [text.taken for text in [*train, *test]] == [1, 1, 1, 1, 1]
+
+
+def test_what_a_run_saw_is_written_and_read(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = seen_by(run.order, (["a b", "c d", "a b"], ["a b", "c d"]))
+    monkeypatch.setattr(Seen, "by", classmethod(lambda *_: seen))
+    assert exposure.write(run, run.folder) == ["similarity.parquet", "distances.parquet"]
+    monkeypatch.setattr(Seen, "by", None)  # nothing is embedded to read it
+    found = exposure.similarity(run)
+    np.testing.assert_allclose(found, [[0.3, 1], [0.9, 0]], rtol=1e-6)
+    assert found.index.equals(exposure.drops(run).index)
+    assert found.columns.equals(exposure.drops(run).columns)
+    measures = exposure.distances(run)["measure"]
+    assert (measures.nunique(), len(measures)) == (9, 36)
+    pairs = exposure.centred([run])
+    assert list(pairs) == ["run", "task", "id", "step", "drop", "similarity"]
+    # Drops 0.5, 0 and 1, 2; similarities 0.3, 1 and 0.9, 0.
+    np.testing.assert_allclose(pairs["drop"], [0.375, -0.375, -0.375, 0.375])
+    np.testing.assert_allclose(pairs["similarity"], [-0.4, 0.4, 0.4, -0.4], rtol=1e-6)
+    assert exposure.of_runs([run]).estimate == pytest.approx(-1)
+
+
+def test_what_a_run_saw_is_embedded_anew_where_it_is_not_stored(
+    cache: Path, tiny_model: Path, dataset_file: Path
+) -> None:
+    assert cache.is_dir()
+    config = tiny_run(tiny_model, dataset_file, order="random", steps=2, batch_size=4, seed=71)
+    run = tma.run(config)
+    train, test = tma.load_both(config)
+    found = exposure.similarity(run)
+    step, (_, name) = found.columns[0], found.index[0]
+    place = {one: row for row, one in enumerate(train["id"])}
+    consumed = [place[one] for one in run.order[: 4 * step]]
+    row = tma.embed(test)[test["id"][:].index(name)]
+    mean = tma.embed(train.select(consumed)).mean(axis=0)
+    assert found.iloc[0, 0] == pytest.approx(float(row @ mean), abs=1e-5)
 
 
 def test_drops_that_follow_similarity_correlate_fully() -> None:
@@ -142,34 +173,41 @@ def test_means_of_instances_and_intervals_do_not_matter(seed: int) -> None:
     assert (again.low, again.high) == pytest.approx((plain.low, plain.high))
 
 
+def test_the_interval_leaves_out_one_source_dataset_at_a_time() -> None:
+    random = np.random.default_rng(2)
+    values = [frame(random.normal(size=(6, 4))) for _ in range(2)]
+    names = [f"i{k}" for k in range(6)]
+    sources = pd.Series(list("aabbcc"), index=names)
+    found = association([values[0]], [values[1]], sources)
+    left = []
+    for source in "abc":
+        kept = [name for name in names if sources[name] != source]
+        parts = [one[one.index.get_level_values("id").isin(kept)] for one in values]
+        left.append(association([parts[0]], [parts[1]]).estimate)
+    # Student's quantile with two degrees of freedom.
+    half = 4.30265 * math.sqrt(2 / 3 * ((np.array(left) - np.mean(left)) ** 2).sum())
+    assert found.low == pytest.approx(max(-1, found.estimate - half), rel=1e-5)
+    assert found.high == pytest.approx(min(1, found.estimate + half), rel=1e-5)
+    assert (found.n, found.clusters) == (6, 3)
+
+
 def two_way(values: np.ndarray) -> np.ndarray:
     rest: np.ndarray = values - values.mean(axis=1, keepdims=True)
     return rest - rest.mean(axis=0)
 
 
-def test_the_interval_is_that_of_centring_each_resample_anew() -> None:
-    random = np.random.default_rng(2)
-    tasks = list("aaabbccdd")
-    drops = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
-    similarity = [frame(random.normal(size=(9, 4)), tasks) for _ in range(2)]
-    often, seeds = drawn_apart(4, 2, 0)
-    found = []
-    for by_task, by_run in zip(often, seeds, strict=True):
-        rows = [i for i, task in enumerate(tasks) for _ in range(int(by_task["abcd".index(task)]))]
-        xy = xx = yy = 0.0
-        for weight, *pair in zip(by_run, drops, similarity, strict=True):
-            x, y = (two_way(side.to_numpy()[rows]).ravel() for side in pair)
-            xy, xx, yy = xy + weight * (x @ y), xx + weight * (x @ x), yy + weight * (y @ y)
-        varies = min(xx, yy) > 1e-12  # task b alone has one instance
-        found.append(xy / np.sqrt(xx * yy) if varies else np.nan)
-    ours = association(drops, similarity)
-    assert ours.estimate == pytest.approx(found[0])
-    changed = np.array(found) - found[0]  # with tasks drawn, with seeds drawn
-    low, high = bounds(found[0] + changed[1:2001] + changed[2001:])
-    # Student's quantile with three degrees of freedom over the normal one.
-    wider = 3.18245 / 1.95996 * np.sqrt(4 / 3)
-    assert ours.low == pytest.approx(max(-1, ours.estimate + wider * (low - ours.estimate)), 1e-4)
-    assert ours.high == pytest.approx(min(1, ours.estimate + wider * (high - ours.estimate)), 1e-4)
+def test_runs_may_test_other_instances() -> None:
+    random = np.random.default_rng(4)
+    one, two = random.normal(size=(2, 5, 3))
+    other = frame(two).set_axis(
+        pd.MultiIndex.from_arrays([[f"o{k}" for k in range(5)]] * 2, names=["task", "id"])
+    )
+    found = association([frame(one), other], [frame(2 * one), 3 * other])
+    # Both follow, by factors of their own: products over roots of 4 + 9 and of 1 + 1 in squares.
+    squares = [(two_way(values) ** 2).sum() for values in (one, two)]
+    products = 2 * squares[0] + 3 * squares[1]
+    scale = math.sqrt(sum(squares) * (4 * squares[0] + 9 * squares[1]))
+    assert (found.estimate, found.n) == (pytest.approx(products / scale), 10)
 
 
 def test_within_tasks_what_a_task_shares_does_not_count() -> None:
@@ -212,22 +250,6 @@ def test_what_does_not_vary_is_associated_with_nothing() -> None:
         assert (found.low, found.high, found.p) == (-math.inf, math.inf, 1)
 
 
-def test_runs_of_one_seed_are_drawn_together() -> None:
-    # Drops follow similarity in four runs of seed 0 and oppose it in four of seed 1. A quarter of
-    # the resamples has seed 0 alone; of eight runs drawn by themselves hardly one has.
-    rows = np.random.default_rng(0).normal(size=(12, 3)).tolist()
-    values, other = frame(rows), -frame(rows)
-    drops, similarity = [values] * 8, [values] * 4 + [other] * 4
-    alone = association(drops, similarity)
-    together = association(drops, similarity, run_seeds=[0] * 4 + [1] * 4)
-    assert (alone.seeds, together.seeds) == (8, 2)
-    assert alone.estimate == together.estimate
-    assert together.high == pytest.approx(1)
-    assert alone.high < 0.95
-    with pytest.raises(ParameterError, match="run_seeds"):
-        association(drops, similarity, run_seeds=[0, 1])
-
-
 def test_tables_that_do_not_fit_are_refused() -> None:
     values = frame([[1, 2, 4], [3, 1, 0]])
     with pytest.raises(ParameterError, match="drops has 0 tables"):
@@ -240,22 +262,24 @@ def test_a_task_whose_data_arrives_falls_then(tmp_path: Path) -> None:
     # Either task falls in the one interval in which its distance does.
     losses = {("s", "east"): [9.0, 4.0, 3.0, 3.0], ("t", "north"): [9.0, 4.0, 4.0, 3.0]}
     run = stored(tmp_path / "run", "cluster", losses, steps=(0, 1, 2, 3), consumed=TRAIN)
-    distances = pd.DataFrame(
+    pd.DataFrame(
         [(task, step, "cosine_min", value) for task, course in
          {"s": [0.0, -1, -1], "t": [0.0, 0, -1]}.items()
          for step, value in zip((1, 2, 3), course, strict=True)],
         columns=["task", "step", "measure", "distance"],
-    )  # fmt: skip
-    found = step_match([run], [distances], "cosine_min")
+    ).to_parquet(run.folder / "distances.parquet")  # fmt: skip
+    found = step_match([run], "cosine_min")
     assert (found.estimate, found.n) == (1, 2)
     with pytest.raises(ParameterError, match="measure='cosine'"):
-        step_match([run], [distances], "cosine")
-    largest = located([run], [distances], "cosine_min").set_index("task")
+        step_match([run], "cosine")
+    largest = located([run], "cosine_min").set_index("task")
     assert largest[["loss_step", "distance_step"]].to_numpy().tolist() == [[2, 2], [3, 3]]
     assert largest[["loss_fall", "distance_fall"]].to_numpy().tolist() == [[1, 1], [1, 1]]
     # One of the two tasks falls at either step.
     assert largest["by_chance"].tolist() == [0.5, 0.5]
     assert agreement(largest) == {"same": 1, "by_chance": 0.5}
+    beside = exposure.distances_of({"cluster": run})
+    assert list(beside) == ["task", "step", "measure", "distance", "order"]
 
 
 def test_associations_make_a_table() -> None:
@@ -265,19 +289,7 @@ def test_associations_make_a_table() -> None:
     assert list(shown)[-3:] == ["baseline_low", "baseline_high", "p"]
 
 
-def test_the_pairs_of_a_correlation_can_be_drawn() -> None:
-    values = [[2, 0], [0, 2]]
-    found = centred([frame(values)], [frame(values)])
-    assert found.to_numpy().tolist() == [
-        [0, "i0", "i0", 1, 1, 1],
-        [0, "i0", "i0", 2, -1, -1],
-        [0, "i1", "i1", 1, -1, -1],
-        [0, "i1", "i1", 2, 1, 1],
-    ]
-    assert list(found) == ["run", "task", "id", "step", "drop", "similarity"]
-
-
 def test_one_evaluation_has_no_drops(tmp_path: Path) -> None:
     run = stored(tmp_path / "one", "random", {key: [1] for key in NEAR}, steps=(0,))
     with pytest.raises(ParameterError, match=r"known at the steps \[0\] only"):
-        seen.drops(run)
+        exposure.drops(run)
