@@ -40,6 +40,25 @@ def test_a_seed_tests_the_fold_of_its_number() -> None:
     assert by_arm["6b"] == {(0, None), (1, None), (2, None)}
 
 
+@pytest.mark.parametrize(
+    ("changed", "seeds"),
+    [
+        ({}, range(5, 10)),
+        ({"seeds": 7}, range(7, 10)),
+        ({"seeds": 3}, range(0)),
+        ({"scale": "pocket", "seeds": 5}, range(0)),
+        ({"test_dataset": "pocket"}, range(0)),
+    ],
+)
+def test_folds_are_repeated_where_seeds_test_different_ones(
+    changed: dict[str, object], seeds: range
+) -> None:
+    given = {"scale": "study", "output_dir": "out"}
+    study = tma.study_settings(given | changed)
+    [repeat] = arms.chosen("1b")
+    assert repeat.seeds_of(study) == seeds
+
+
 def test_what_the_arms_set_is_what_the_protocol_says() -> None:
     runs = {(arm.name, label, config.seed): config for arm, label, config in arms.plan()}
     nft = runs["1", "tma_nft, shuffled", 0]

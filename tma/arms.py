@@ -93,8 +93,9 @@ class Arm:
             return range(study.seeds)
         if self.seeds == "fewer":
             return study.fewer
-        folds = study.base.folds or 0
-        return range(folds, 2 * folds if study.seeds >= folds else folds)
+        # Whole, or not at all: with fewer seeds no fold is repeated by all of them.
+        whole = study.seeds >= study.folds > 0
+        return range(study.seeds, 2 * study.folds) if whole else range(0)
 
     def of(self, scale: str, p3: str = "p3") -> StudyConfig:
         """Return the parameters of the study that makes the arm's runs.

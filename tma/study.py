@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from tma.config import RunConfig
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.method import SHUFFLED
-from tma.names import BUILT_IN_DATA, check_dataset, check_model, expanded
+from tma.names import BUILT_IN_DATA, FOLDS, check_dataset, check_model, expanded
 from tma.scales import SCALES, Scale
 
 if TYPE_CHECKING:
@@ -132,6 +132,12 @@ class StudyConfig:
         own = self.test_dataset is None and (self.dataset, self.steps) == usual
         return base.made_before and own and self.model in base.models
 
+    @property
+    def folds(self) -> int:
+        """How many folds of its dataset the seeds test in turn; 0: all test the same instances."""
+        own = self.test_dataset is None and self.dataset.partition(":")[0] in FOLDS
+        return (self.base.folds or 0) if own else 0
+
     def suits(self, changes: Mapping[str, Any]) -> bool:
         """Return whether the study's data can have such settings: twins are of the suite alone."""
         return "twins" not in changes or self.dataset in BUILT_IN_DATA
@@ -148,7 +154,7 @@ class StudyConfig:
             ParameterError: there are too few training instances for two rounds.
         """
         width, most = self.base.block_rounds, self.base.blocks
-        if self.base.block_limit is not None:
+        if self.base.block_limit is not None and self.dataset == self.base.dataset:
             return self.base.block_limit, _blocks(range(0, most * width, width), width)
         held = [self._round_sizes(seed, most * width) for seed in range(self.seeds)]
         there = min(map(len, held))
