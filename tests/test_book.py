@@ -202,7 +202,7 @@ def test_no_stored_output_holds_an_address_of_memory() -> None:
 def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
     script = runpy.run_path(str(ROOT / "book" / "_extensions" / "book_claims.py"))
     made = claims.Verdict(
-        "C7", "03_granularity", "a|b", -0.0125, -0.5, 12.34, 90, 3, "supported", -0.5, -0.25
+        "C7", "03_granularity", "a|b", -0.0125, -0.5, 12.34, 90, 3, "supported", -0.5, -0.25, True
     )
     assert script["row"](made)[2:] == [
         "a|b",

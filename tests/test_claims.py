@@ -132,6 +132,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "verdict": "supported",
             "others_low": None,
             "others_high": None,
+            "generalizes": False,
             "runs": None,
         },
         {
@@ -146,6 +147,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
             "verdict": "not tested at this scale",
             "others_low": None,
             "others_high": None,
+            "generalizes": False,
             "runs": None,
         },
     ]
@@ -260,7 +262,9 @@ def test_the_table_leaves_empty_what_was_not_tested() -> None:
 
 
 def test_the_other_interval_is_told_where_it_is_another() -> None:
-    verdict = claims.tested("C6", "gap", judge_all({"a": (GAP, "negative")}), GAP.among(3))
+    verdict = claims.tested(
+        "C6", "gap", judge_all({"a": (GAP, "negative")}), GAP.among(3), generalizes=True
+    )
     assert claims.cells(verdict)["estimate (95 % interval)"] == (
         "-0.200 (-0.300 to -0.100); other datasets -0.322 to -0.078"
     )

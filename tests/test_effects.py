@@ -9,18 +9,22 @@ import pytest
 
 from tests.stored_runs import FAR, NEAR, Losses, moved, stored
 from tma.effects import (
+    Spread,
     combined,
     contrasts,
     course,
     effect,
     jackknife,
+    largest_spread,
     outweighs,
     shown,
-    spread_of_seeds,
     table,
 )
 from tma.errors import ParameterError
 from tma.runs import Run
+
+STILL = Spread(0.0, 5)
+"""Seeds that do not differ."""
 
 
 def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], seed: int) -> Run:
@@ -48,9 +52,9 @@ def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: P
     found = effect(first, second, "final")
     assert found.estimate == pytest.approx(np.mean(gaps) + 0.1)
     assert (found.tasks.n, found.tasks.seeds, found.datasets.clusters) == (8, 4, 4)
-    assert found.seed_sd == pytest.approx(math.sqrt(0.2**2 / 2))
-    # Within each task the variance is 2, so that 8 · 2 / 64 = 0.25 over instances; seeds add
-    # 0.02 / 4 = 0.005. Degrees of freedom: 0.255² / (0.25² / 4 + 0.005² / 2) = 4.158.
+    assert found.own_spread == (pytest.approx(math.sqrt(0.2**2 / 2)), 2)
+    # Within each task the variance is 2, so that 8 · 2 / 64 = 0.25 over instances, 0.0625 of each;
+    # seeds add 0.02 / 4 = 0.005. Degrees of freedom: 0.255² / (4 · 0.0625² + 0.005² / 2) = 4.158.
     half = found.tasks.high - found.estimate
     assert half == pytest.approx(2.7353 * math.sqrt(0.255), rel=1e-3)
     # Sums of the sources around the mean: a -1.0, b 1.0, c -3.0, d 3.0; 4/3 · 20 / 64.
@@ -69,8 +73,8 @@ def test_without_repeated_folds_the_spread_of_seeds_is_given_or_unknown(tmp_path
     other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
     unknown = effect(one, other, "final")
     assert (unknown.tasks.low, unknown.tasks.high) == (-math.inf, math.inf)
-    assert math.isnan(unknown.seed_sd)
-    given = effect(one, other, "final", seed_sd=0.0)
+    assert unknown.own_spread is None
+    given = effect(one, other, "final", spread=STILL)
     # 4 · 2 / 16 = 0.5 on two degrees of freedom.
     assert given.tasks.high - given.estimate == pytest.approx(4.30265 * math.sqrt(0.5), rel=1e-4)
 
@@ -92,7 +96,7 @@ def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
     far = [stored(tmp_path / f"f{s}", "farthest", moved(FAR, s), s) for s in (2, 1)]
     found = effect(near, far, "final")
     assert (found.estimate, found.tasks.low, found.tasks.high) == (-0.5, -0.5, -0.5)
-    assert (found.tasks.seeds, found.seed_sd) == (2, 0)
+    assert (found.tasks.seeds, found.own_spread) == (2, (0, 1))
     steps = course(near, far)
     assert [(one.step, one.estimate) for one in steps] == [(0, 0), (2, -1), (4, -0.5)]
 
@@ -103,16 +107,16 @@ def test_a_run_without_chance_stands_beside_every_seed(tmp_path: Path) -> None:
     found = effect(far, near, "final")
     # 0.5 and 1.5: the variance between seeds is 1/2.
     assert (found.estimate, found.tasks.seeds) == (1, 2)
-    assert found.seed_sd == pytest.approx(math.sqrt(0.5))
+    assert found.own_spread == (pytest.approx(math.sqrt(0.5)), 1)
 
 
 def test_a_run_of_another_length_is_read_at_its_own_end(tmp_path: Path) -> None:
     longer = {key: [*value, 0.0] for key, value in NEAR.items()}
     near = [stored(tmp_path / "near", "tma_nft", NEAR)]
     more = [stored(tmp_path / "more", "tma_rt", longer, steps=(0, 2, 4, 6))]
-    assert effect(more, near, "final", 0.0).estimate == -1.5
+    assert effect(more, near, "final", STILL).estimate == -1.5
     # Along the way both are the same curve, as far as both go.
-    assert effect(more, near, "area", 0.0).estimate == 0
+    assert effect(more, near, "area", STILL).estimate == 0
 
 
 def test_differences_of_differences_and_their_sizes(tmp_path: Path) -> None:
@@ -142,14 +146,14 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
         "tma_rt": [stored(tmp_path / "far", "tma_rt", FAR)],
     }
     pairs = {"NFT − RT": ("tma_nft", "tma_rt"), "FFT − RT": ("tma_fft", "tma_rt")}
-    found = contrasts(runs, pairs, {"final": 0.0})
+    found = contrasts(runs, pairs, {"final": STILL})
     assert {m: list(gaps) for m, gaps in found.items()} == {
         "final": ["NFT − RT"],
         "area": ["NFT − RT"],
     }
     assert found["final"]["NFT − RT"].tasks.high == -0.5
     assert found["area"]["NFT − RT"].tasks.high == math.inf
-    assert spread_of_seeds(runs, [*pairs.values()], "final") is None
+    assert largest_spread(runs, [*pairs.values()], "final") is None
     row = table(found["final"]).loc["NFT − RT"]
     assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
     assert shown(found["final"]).loc["NFT − RT"].tolist() == [
@@ -167,7 +171,7 @@ def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path)
     base = [stored(tmp_path / f"r{s}", "tma_rt", NEAR, s) for s in (0, 1)]
     runs = {"tma_nft": near, "tma_fft": far, "tma_rt": base}
     pairs = [("tma_nft", "tma_rt"), ("tma_fft", "tma_rt"), ("tma_min", "tma_rt")]
-    assert spread_of_seeds(runs, pairs, "final") == pytest.approx(3 / math.sqrt(2))
+    assert largest_spread(runs, pairs, "final") == (pytest.approx(3 / math.sqrt(2)), 1)
 
 
 def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -199,7 +203,7 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"the sides have seeds \[1, 2\] and \[3, 4\]"):
         effect(one, two)
     single = [stored(tmp_path / "single", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
-    assert effect(single, single, "final", 0.0).estimate == 0
+    assert effect(single, single, "final", STILL).estimate == 0
     with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
         effect(single, single, "area")
 
@@ -220,3 +224,42 @@ def test_no_difference_in_truth_is_seldom_clear(tmp_path: Path) -> None:
             runs.append(run(tmp_path / str(sample), "tma_rt", dict.fromkeys(names, 0.0), seed))
         clear += effect(runs[::2], runs[1::2], "final").tasks.clear
     assert clear <= 6  # two expected
+
+
+def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: Path) -> None:
+    fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -8.0}
+    one = [run(tmp_path, "tma_nft", fold, 0)]
+    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    found = effect(one, other, "final", Spread(2.0, 5)).tasks
+    # Variances 2 and 32 within the tasks: 2 · 2 / 16 + 2 · 32 / 16 = 0.25 + 4 over instances, and 4
+    # of the seed. Degrees of freedom: 8.25² / (0.25² + 4² + 4² / 5) = 3.5331.
+    half = 2.92966 * math.sqrt(8.25)
+    assert found.freedom == pytest.approx(3.5331, rel=1e-4)
+    assert found.high - found.estimate == pytest.approx(half, rel=1e-3)
+
+
+def test_the_mean_by_tokens_weighs_long_responses_more(tmp_path: Path) -> None:
+    one = [run(tmp_path, "tma_nft", {("a1", "p"): 1.0, ("a1", "q"): 4.0}, 0)]
+    other = [run(tmp_path, "tma_rt", {("a1", "p"): 0.0, ("a1", "q"): 0.0}, 0)]
+    for made in (*one, *other):
+        path = made.folder / "losses.parquet"
+        table = pd.read_parquet(path)
+        longer = table["id"] == "q"
+        table.loc[longer, ["tokens", "loss_sum"]] *= 2
+        table.to_parquet(path)
+    assert effect(one, other, "final").by_tokens == pytest.approx((1 + 2 * 4) / 3)
+
+
+def test_sizes_are_compared_on_the_seeds_that_all_sides_have(tmp_path: Path) -> None:
+    def order(name: str, values: list[float]) -> list[Run]:
+        fold = {("a1", "p"): 0.0, ("b1", "q"): 0.0}
+        return [
+            run(tmp_path, name, dict.fromkeys(fold, value), seed)
+            for seed, value in enumerate(values)
+        ]
+
+    # On seeds 0 and 1 the second effect is -0.2, on all three seeds together +0.2.
+    base, one = order("tma_rt", [0, 0, 0]), order("tma_max_rt", [0.3, 0.3])
+    two = order("random", [-0.2, -0.2, 1])
+    found = outweighs([(1, one), (-1, base[:2])], [(1, two), (-1, base)], "final")
+    assert found.estimate == pytest.approx(0.1)

@@ -101,7 +101,7 @@ def test_metrics_have_a_panel_each_with_its_unit() -> None:
 
 def test_intervals_stand_under_their_names_from_the_top() -> None:
     found = (Interval(-1, -2, -0.5, 4, 1), Interval(0, -1, 1, 4, 1))
-    ready = [Effect(one, one, (0, 0), 0, 0, 0, 0) for one in found]
+    ready = [Effect(one, one, (0, 0), 0, 0, 0, None) for one in found]
     contrasts = dict(zip(("tma_nft", "no near-duplicates"), ready, strict=True))
     axes = figures.intervals_figure(contrasts, band=(-0.25, 0.5)).axes[0]
     [band] = axes.patches

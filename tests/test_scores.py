@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,8 @@ def test_metrics_are_compared_at_the_same_instances_and_steps(tmp_path: Path) ->
     assert (rough.low, rough.high) == (0, 1)  # two source datasets say next to nothing
     assert (found["loss"].estimate, found["exact_match"].estimate) == (0, 0)
     gaps = scores.roughness(runs, "loss")
-    assert list(gaps) == ["rouge1"]  # to stand still is no steadiness
+    assert list(gaps) == ["rouge1", "exact_match"]
+    assert math.isnan(gaps["exact_match"].estimate)  # to stand still is no steadiness
     assert gaps["rouge1"].estimate == pytest.approx(1 / 11)
     with pytest.raises(ParameterError, match="against='bleu'"):
         scores.roughness(runs, "bleu")

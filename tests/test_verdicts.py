@@ -20,7 +20,7 @@ PUBLISHED = tma.study_settings({"model": None, "scale": "study", "output_dir": "
 
 def effect(low: float, high: float, others: tuple[float, float] = (-1, 1)) -> Effect:
     own = Interval((low + high) / 2, low, high, 18, 3)
-    return Effect(own, replace(own, low=others[0], high=others[1]), (0, 0), 0, 0, 0, 0)
+    return Effect(own, replace(own, low=others[0], high=others[1]), (0, 0), 0, 0, 0, None)
 
 
 BELOW, ABOVE, AROUND = effect(-0.3, -0.1, (-0.4, -0.05)), effect(0.1, 0.3), effect(-0.3, 0.1)
@@ -146,6 +146,9 @@ def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
     found = verdicts.fine(STUDY, {COARSE: BELOW})
     assert (found.others_low, found.others_high, found.generalizes) == (-0.4, -0.05, True)
     assert not verdicts.fine(STUDY, {COARSE: ABOVE}).generalizes
+    assert not verdicts.fine(STUDY, {COARSE: effect(-0.3, 0.1, (-0.4, -0.05))}).generalizes
+    both = verdicts.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE})
+    assert (both.verdict, both.generalizes) == ("supported", False)  # one of the two does not
     assert not verdicts.fine(STUDY, {}).generalizes
 
 

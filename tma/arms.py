@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from tma import published
 from tma.config import RunConfig
-from tma.effects import READINGS, Effect, Runs, combined, contrasts, outweighs, spread_of_seeds
+from tma.effects import (
+    READINGS,
+    Effect,
+    Runs,
+    Spread,
+    combined,
+    contrasts,
+    largest_spread,
+    outweighs,
+)
 from tma.errors import AssetError, DataError, check_choice
 from tma.runs import Run, stored
 from tma.scales import SCALES
@@ -224,8 +233,8 @@ def read(
 ) -> dict[str, list[Run]]:
     """Return the runs of arms by label, one a seed: from the store, or made now.
 
-    The published study takes nights: its chapters read what `tma study` has made so far. A label
-    whose runs are not all there is left out with a warning.
+    The published study takes nights: its chapters read what `tma study` has made so far. An
+    arm whose runs are not all there is left out with a warning.
 
     Args:
         study: parameters of the notebook; its model is that of all arms.
@@ -271,36 +280,39 @@ def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
 
 
 def in_order(study: StudyConfig, sampled: Mapping[str, Sequence[Run]]) -> list[Run]:
-    """Return the runs that C8 is measured on: those of one sample, and of arm 1 where it is read.
+    """Return the runs that C8 is measured on: all of arms 1 and 2 where they are read.
 
-    Elsewhere chapter 4 makes arm 1, which this chapter does not wait for.
+    Elsewhere those of the sample: chapters 3 and 4 make the others, which no chapter waits for.
     """
-    pooled = read(study, "1") if study.is_published else {}
-    return [run for runs in (*sampled.values(), *pooled.values()) for run in runs]
+    runs = read(study, "2") | read(study, "1") if study.is_published else sampled
+    return [run for made in runs.values() for run in made]
 
 
-def seed_sd(study: StudyConfig) -> dict[str, float]:
+def seed_sd(study: StudyConfig) -> dict[str, Spread]:
     """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
 
     Empty where folds have not been repeated, or each seed tests the same instances.
     """
-    if not study.is_published:
+    if not study.folds:
         return {}
     runs = read(study, "1,1b")
     pairs = [(label, "tma_rt") for label in _FIVE if label != "tma_rt"]
-    found = {m: spread_of_seeds(runs, pairs, m) for m in READINGS}
-    return {measure: sd for measure, sd in found.items() if sd is not None}
+    pairs += [pair for pair in SELECTION.values() if {*pair} <= {*_FIVE}]
+    found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
+    return {measure: spread for measure, spread in found.items() if spread is not None}
 
 
 def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return the differences that C6 needs: name → labels of the first order and the second.
 
     Args:
-        kinds: how data is split, in words: the keys of `StudyConfig.kinds`.
+        kinds: how data is split, in words, from `StudyConfig.kinds`. Data that has no labels is
+            split without them in arm 1 too.
     """
+    kinds = tuple(kinds)
     found = dict[str, tuple[str, str]]()
     for name, (order, rule, kind) in turn_pairs(kinds).items():
-        end = f", {UNLABELLED}" if kind == UNLABELLED else ""
+        end = f", {UNLABELLED}" if kind == UNLABELLED and len(kinds) > 1 else ""
         first = f"tma_{order.lower()}" + (", shuffled" if rule else "")
         found[name] = (first + end, "tma_rt" + end)
     return found
@@ -311,7 +323,7 @@ def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[st
     return {measure: effects[name] for measure, effects in found.items() if name in effects}
 
 
-def selection_against_order(runs: Runs, seed_sd: Mapping[str, float]) -> dict[str, Effect]:
+def selection_against_order(runs: Runs, seed_sd: Mapping[str, Spread]) -> dict[str, Effect]:
     """Return by how much selection changes the loss more than order, by reading, if it is known."""
     pairs = SELECTION[SELECTED], SELECTION[ORDERED]
     if any(label not in runs for pair in pairs for label in pair):
@@ -320,27 +332,31 @@ def selection_against_order(runs: Runs, seed_sd: Mapping[str, float]) -> dict[st
     return {m: outweighs(one, other, m, _twice(seed_sd.get(m))) for m in READINGS}
 
 
-def twins(runs: Runs, seed_sd: Mapping[str, float]) -> dict[str, Effect]:
+def twins(runs: Runs, seed_sd: Mapping[str, Spread]) -> dict[str, Effect]:
     """Return NFT − RT along the way by the share of twins, and what all of them change."""
     ends = {"no twins": "", "half with twins": ", 50% twins", "all with twins": ", 100% twins"}
     pairs = {f"NFT − RT, {name}": ("tma_nft" + e, "tma_rt" + e) for name, e in ends.items()}
-    found = contrasts(runs, pairs, seed_sd)["area"]
-    if len(found) == len(pairs):
-        (first, second), _, (one, other) = pairs.values()
-        sides = [(1, runs[one]), (-1, runs[other]), (-1, runs[first]), (1, runs[second])]
-        found[TWINS] = combined(sides, "area", _twice(seed_sd.get("area")))
-    return found
+    if any(label not in runs for pair in pairs.values() for label in pair):
+        return {}
+    # All shares on the same test instances: those of the seeds that have twins.
+    seeds = {run.config.seed for run in runs["tma_nft, 100% twins"]}
+    same = {label: [run for run in runs[label] if run.config.seed in seeds]
+            for pair in pairs.values() for label in pair}  # fmt: skip
+    found = contrasts(same, pairs, seed_sd)["area"]
+    (first, second), _, (one, other) = pairs.values()
+    sides = [(1, same[one]), (-1, same[other]), (-1, same[first]), (1, same[second])]
+    return found | {TWINS: combined(sides, "area", _twice(seed_sd.get("area")))}
 
 
-def _twice(sd: float | None) -> float | None:
-    """Return the standard deviation between seeds of a difference of two such differences."""
-    return None if sd is None else math.sqrt(2) * sd
+def _twice(spread: Spread | None) -> Spread | None:
+    """Return how far seeds differ in a difference of two such differences: twice the variance."""
+    return None if spread is None else Spread(math.sqrt(2) * spread.sd, spread.degrees)
 
 
 def _whole(
     configs: Mapping[tuple[str, str], Sequence[RunConfig]],
 ) -> dict[tuple[str, str], list[Run]]:
-    """Return the finished runs of those orders of arms that have them all."""
+    """Return the finished runs of those arms that have them all."""
     found = {both: [stored(config) for config in made] for both, made in configs.items()}
     total = sum(map(len, found.values()))
     missing = Counter(arm for (arm, _), runs in found.items() for run in runs if run is None)
@@ -350,8 +366,11 @@ def _whole(
         )
     if missing:
         log.warning("%d of %d runs are there", total - missing.total(), total)
-    whole = ((both, [run for run in runs if run is not None]) for both, runs in found.items())
-    return {both: runs for both, runs in whole if len(runs) == len(found[both])}
+    return {
+        both: [run for run in runs if run is not None]
+        for both, runs in found.items()
+        if both[0] not in missing
+    }
 
 
 def chosen(names: str | None) -> tuple[Arm, ...]:

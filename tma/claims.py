@@ -100,6 +100,8 @@ class Verdict:
     """Lower end of the 95 % interval for tasks of other datasets."""
     others_high: float | None = None
     """Upper end of it."""
+    generalizes: bool = False
+    """Whether it is supported for tasks of other datasets too: each of its numbers."""
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
 
@@ -111,13 +113,6 @@ class Verdict:
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 object.__setattr__(self, name, None)
-
-    @property
-    def generalizes(self) -> bool:
-        """Whether the interval for tasks of other datasets excludes zero on the estimate's side."""
-        if self.estimate is None or self.others_low is None or self.others_high is None:
-            return False
-        return self.others_low > 0 if self.estimate > 0 else self.others_high < 0
 
 
 @dataclass(frozen=True)
@@ -199,7 +194,14 @@ def _clearness(low: float, high: float) -> float:
     return math.copysign(math.inf, low) if low else -0.5  # zero and nothing else: no difference
 
 
-def tested(claim: str, measure: str, judged: Judged, others: Interval | None = None) -> Verdict:
+def tested(
+    claim: str,
+    measure: str,
+    judged: Judged,
+    others: Interval | None = None,
+    *,
+    generalizes: bool = False,
+) -> Verdict:
     """Return the record of a claim that was tested; without a value, it was not.
 
     Args:
@@ -208,6 +210,7 @@ def tested(claim: str, measure: str, judged: Judged, others: Interval | None = N
             decides is put before it.
         judged: from `judge_all` or `judge_any`.
         others: of the number that decides, the interval for tasks of other datasets.
+        generalizes: whether each number lies on its side for them too.
 
     Raises:
         ParameterError: an unknown claim or verdict.
@@ -217,7 +220,8 @@ def tested(claim: str, measure: str, judged: Judged, others: Interval | None = N
         return untested(claim, f"{judged.label}: {measure}: no value")
     numbers = (found.estimate, found.low, found.high, found.n, found.seeds)
     ends = (None, None) if others is None else (others.low, others.high)
-    return _record(claim, f"{judged.label}: {measure}", *numbers, judged.verdict, *ends)
+    said = (judged.verdict, *ends, generalizes and judged.verdict == "supported")
+    return _record(claim, f"{judged.label}: {measure}", *numbers, *said)
 
 
 def untested(claim: str, why: str) -> Verdict:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,15 @@ Weighted = Sequence[tuple[float, Sequence[Run]]]
 """(weight, runs of one order), of a sum of orders."""
 Runs = Mapping[str, Sequence[Run]]
 """Label of an order → its runs, one a seed."""
+
+
+class Spread(NamedTuple):
+    """How far seeds differ on the same test instances, taken from other comparisons."""
+
+    sd: float
+    """Standard deviation of the mean difference between seeds."""
+    degrees: int
+    """Its degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,8 @@ class Effect:
     """Mean weighted by the response tokens of the instances."""
     improved: float
     """Share of the test instances on which it is below zero."""
-    seed_sd: float
-    """Standard deviation of the mean difference between seeds on the same test instances; NaN where
-    none was repeated."""
+    own_spread: Spread | None
+    """How far seeds differ on the same test instances; None: none was repeated."""
 
     @property
     def estimate(self) -> float:
@@ -59,7 +68,7 @@ class Effect:
 
 
 def effect(
-    first: Sequence[Run], second: Sequence[Run], measure: str = "area", seed_sd: float | None = None
+    first: Sequence[Run], second: Sequence[Run], measure: str = "area", spread: Spread | None = None
 ) -> Effect:
     """Return the difference of two orders, first minus second.
 
@@ -68,69 +77,75 @@ def effect(
         second: runs of the other; those of the same seed belong together.
         measure: final: loss at each run's own end; area: mean loss along the way, up to the last
             step that both evaluated (trapezoids over the steps).
-        seed_sd: standard deviation between seeds where no fold was tested by two; None: such an
-            effect has an endless interval for these tasks.
+        spread: how far seeds differ, where no fold was tested by two; None: such an effect has an
+            unbounded interval for these tasks.
 
     Raises:
         ParameterError: an unknown measure, or no seed, test instance or step in common.
     """
-    return combined([(1, first), (-1, second)], measure, seed_sd)
+    return combined([(1, first), (-1, second)], measure, spread)
 
 
-def combined(sides: Weighted, measure: str = "area", seed_sd: float | None = None) -> Effect:
+def combined(sides: Weighted, measure: str = "area", spread: Spread | None = None) -> Effect:
     """Return a weighted sum of orders, as of two differences; arguments as those of `effect`."""
     check_choice("measure", measure, READINGS)
     gaps = Gaps.of(sides)
-    return gaps.effect(gaps.read(measure), seed_sd)
+    return gaps.effect(gaps.read(measure), spread)
 
 
 def outweighs(
-    one: Weighted, other: Weighted, measure: str = "area", seed_sd: float | None = None
+    one: Weighted, other: Weighted, measure: str = "area", spread: Spread | None = None
 ) -> Effect:
     """Return by how much one sum of orders is larger in size than another, |one| - |other|.
 
     The signs of both estimates are taken as given. Chance makes what varies more look larger, so
-    that neither counts as larger unless it excludes zero itself. `seed_sd` is that of all sides.
+    that neither counts as larger unless it excludes zero itself. `spread` is that of all sides.
     """
-    signs = [math.copysign(1, combined(side, measure).estimate) for side in (one, other)]
-    sides = [(signs[0] * weight, runs) for weight, runs in one]
-    sides += [(-signs[1] * weight, runs) for weight, runs in other]
-    return combined(sides, measure, seed_sd)
+    every = [{run.config.seed for run in runs} for _, runs in (*one, *other) if len(runs) > 1]
+    shared = set.intersection(*every) if every else set()
+    parts = tuple(
+        [(w, [r for r in runs if len(runs) == 1 or r.config.seed in shared]) for w, runs in side]
+        for side in (one, other)
+    )
+    first, second = (math.copysign(1, combined(part, measure).estimate) for part in parts)
+    signed = [(first * weight, runs) for weight, runs in parts[0]]
+    signed += [(-second * weight, runs) for weight, runs in parts[1]]
+    return combined(signed, measure, spread)
 
 
 def course(
-    first: Sequence[Run], second: Sequence[Run], seed_sd: float | None = None
+    first: Sequence[Run], second: Sequence[Run], spread: Spread | None = None
 ) -> list[Interval]:
     """Return the difference of two orders after each step that both evaluated, for these tasks."""
     gaps = Gaps.of([(1, first), (-1, second)])
     steps = gaps.values.columns.to_numpy(np.int64)
-    every = ((int(step), gaps.effect(gaps.values[step], seed_sd)) for step in steps)
+    every = ((int(step), gaps.effect(gaps.values[step], spread)) for step in steps)
     return [replace(found.tasks, step=step) for step, found in every]
 
 
 def courses(
-    runs: Runs, baseline: str, seed_sd: Mapping[str, float] | None = None
+    runs: Runs, baseline: str, spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, list[Interval]]:
     """Return the difference of each order from one of them after every step; see `course`.
 
     How far seeds differ along the way stands for how far they do after a step.
     """
-    sd = (seed_sd or {}).get("area")
+    spread = (spreads or {}).get("area")
     others = {label: made for label, made in runs.items() if label != baseline}
     if baseline not in runs:
         return {}
-    return {label: course(made, runs[baseline], sd) for label, made in others.items()}
+    return {label: course(made, runs[baseline], spread) for label, made in others.items()}
 
 
 def contrasts(
-    runs: Runs, pairs: Mapping[str, tuple[str, str]], seed_sd: Mapping[str, float] | None = None
+    runs: Runs, pairs: Mapping[str, tuple[str, str]], spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, dict[str, Effect]]:
     """Return the differences of several pairs of orders by each reading.
 
     Args:
         runs: label → runs.
         pairs: name → labels of the first order and the second; a pair without runs is left out.
-        seed_sd: reading → standard deviation between seeds where no fold was tested by two.
+        spreads: reading → how far seeds differ, where no fold was tested by two.
 
     Returns:
         Reading → name → first minus second.
@@ -138,15 +153,15 @@ def contrasts(
     there = {n: p for n, p in pairs.items() if all(label in runs for label in p)}
     return {
         measure: {
-            name: effect(runs[one], runs[other], measure, (seed_sd or {}).get(measure))
+            name: effect(runs[one], runs[other], measure, (spreads or {}).get(measure))
             for name, (one, other) in there.items()
         }
         for measure in READINGS
     }
 
 
-def spread_of_seeds(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> float | None:
-    """Return the largest standard deviation between seeds of some comparisons; None: none has one.
+def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> Spread | None:
+    """Return how far seeds differ in that comparison in which they do so most; None: in none.
 
     Args:
         runs: label → runs.
@@ -154,9 +169,8 @@ def spread_of_seeds(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) 
         measure: final or area.
     """
     there = [pair for pair in pairs if all(label in runs for label in pair)]
-    found = [effect(runs[one], runs[other], measure).seed_sd for one, other in there]
-    known = [sd for sd in found if math.isfinite(sd)]
-    return max(known) if known else None
+    found = [effect(runs[one], runs[other], measure).own_spread for one, other in there]
+    return max((spread for spread in found if spread is not None), default=None)
 
 
 def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
@@ -322,25 +336,24 @@ class Gaps:
         area = np.trapezoid(self.values.to_numpy(), steps, axis=1) / (steps[-1] - steps[0])
         return pd.Series(area, self.values.index)
 
-    def effect(self, read: pd.Series, seed_sd: float | None) -> Effect:
+    def effect(self, read: pd.Series, spread: Spread | None) -> Effect:
         """Return what is known of one value an instance and seed."""
         seeds = read.index.get_level_values("run").nunique()
-        own_sd, degrees = _between_seeds(read)
+        own = _between_seeds(read)
         gap = read.groupby(level="id").mean().rename("gap")
         rows = self.about.loc[gap.index].assign(gap=gap)
-        sd = own_sd if degrees else (math.nan if seed_sd is None else seed_sd)
         sums = rows.groupby("source")["gap"].agg(["sum", "size"])
         others = sums["size"].sum() - sums["size"]
         rest = (sums["sum"].sum() - sums["sum"])[others > 0] / others[others > 0]
         ends = (float(rest.min()), float(rest.max())) if len(rest) else (math.nan, math.nan)
         return Effect(
-            _for_tasks(rows, sd, max(degrees, 1), seeds),
+            _for_tasks(rows, own or spread, seeds),
             _for_datasets(rows, seeds),
             ends,
             float(gap.median()),
             float(np.average(rows["gap"], weights=rows["tokens"])),
             float((gap < 0).mean()),
-            own_sd,
+            own,
         )
 
 
@@ -368,36 +381,35 @@ def _sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFra
     return sum(parts, 0 * tables[0][steps])
 
 
-def _between_seeds(read: pd.Series) -> tuple[float, int]:
-    """Return how far the mean differs between seeds that test the same instances.
-
-    Returns:
-        The standard deviation, and its degrees of freedom; NaN and 0 where no two seeds do.
-    """
+def _between_seeds(read: pd.Series) -> Spread | None:
+    """Return how far the mean differs between seeds that test the same instances, if any do."""
     ids = read.rename("gap").reset_index().groupby("run")["id"].agg(" ".join)
     groups = read.groupby(level="run").mean().groupby(ids)
     repeated = groups.agg(["var", "size"]).query("size > 1")
     degrees = int((repeated["size"] - 1).sum())
     if not degrees:
-        return math.nan, 0
+        return None
     pooled = float((repeated["var"] * (repeated["size"] - 1)).sum()) / degrees
-    return math.sqrt(pooled), degrees
+    return Spread(math.sqrt(pooled), degrees)
 
 
-def _for_tasks(rows: pd.DataFrame, seed_sd: float, degrees: int, seeds: int) -> Interval:
+def _for_tasks(rows: pd.DataFrame, spread: Spread | None, seeds: int) -> Interval:
     """Return the interval over the instances of each task and over seeds."""
     n, mean = len(rows), float(rows["gap"].mean())
     groups = rows.groupby("task")["gap"].agg(["var", "size"])
-    inside = int((groups["size"] - 1).sum())
-    if not inside:  # one instance a task: the tasks stand for instances
+    if (groups["size"] == 1).all():  # the tasks stand for instances
         groups = pd.DataFrame({"var": [rows["gap"].var()], "size": [n]})
-        inside = n - 1
-    pooled = (groups["var"] * (groups["size"] - 1)).sum() / max(1, inside)
-    of_instances = float((groups["size"] * groups["var"].fillna(pooled)).sum()) / n**2
-    of_seeds = seed_sd**2 / seeds
-    variance = of_instances + of_seeds
-    spread = of_instances**2 / max(1, inside) + of_seeds**2 / degrees
-    freedom = variance**2 / spread if spread > 0 else math.inf
+    degrees = groups["size"] - 1
+    inside = int(degrees.sum())
+    pooled = (groups["var"] * degrees).sum() / max(1, inside)
+    # A task of one instance among others has their pooled variance, on their degrees of freedom.
+    degrees = degrees.where(degrees > 0, max(1, inside))
+    parts = groups["size"] * groups["var"].fillna(pooled) / n**2
+    of_seeds = math.nan if spread is None else spread.sd**2 / seeds
+    variance = float(parts.sum()) + of_seeds
+    squares = float((parts**2 / degrees).sum())
+    squares += 0 if spread is None else of_seeds**2 / spread.degrees
+    freedom = variance**2 / squares if squares > 0 else math.inf
     endless = Interval(mean, -math.inf, math.inf, n, seeds, freedom=freedom)
     return _interval(endless, variance if inside else math.nan, freedom)
 

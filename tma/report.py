@@ -149,7 +149,7 @@ def comparison(
     name: str,
     runs: Mapping[str, Sequence[Run]],
     baseline: str,
-    seed_sd: Mapping[str, float],
+    seed_sd: Mapping[str, effects.Spread],
 ) -> Any:
     """Return the saved figure of orders beside a baseline, or what it lacks, for display.
 

@@ -53,8 +53,8 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
     Returns:
         Metric → mean over the runs of the roughness of each one's mean curve, at the same test
         instances and steps, with its interval by the jackknife over source datasets. Against
-        another, metrics that do not move at all in some run are left out: to stand at its floor is
-        no steadiness.
+        another, a metric that does not move at all in some run has no value (NaN): to stand at its
+        floor is no steadiness.
 
     Raises:
         ParameterError: a run made no answers, or at fewer than two steps; an unknown metric.
@@ -73,7 +73,10 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
     found, clusters = dict[str, Interval](), clusters_of(runs)
     for name in names:
         moves = all(np.ptp(each[name].mean().to_numpy()) > 0 for each in tables)
-        if name == against or (against is not None and not moves):
+        if name == against:
+            continue
+        if against is not None and not moves:
+            found[name] = Interval(np.nan, -np.inf, np.inf, len(clusters), len(runs))
             continue
 
         def rough(left: str | None, name: str = name) -> float:

@@ -91,14 +91,17 @@ def summary(runs: Runs) -> pd.DataFrame:
     Columns: instances and steps trained on; first and final: mean test loss before and after, each
     run's own; fall_percent: 100·(first - final)/first; area: area under the loss curve divided by
     the number of steps, that is the mean loss along the way, at the steps that every run of the
-    table evaluated: a coarser curve has another area, and a longer one too.
+    table with the same end evaluated: a coarser curve has another area, and a longer one too.
     """
     table = curves(runs)
-    shared = set.intersection(*(set(c["step"]) for _, c in table.groupby(["order", "seed"])))
+    steps = [set(c["step"]) for _, c in table.groupby(["order", "seed"])]
     rows = []
     for order, made in runs.items():
         of_order = table[table["order"] == order].sort_values("step")
         each = [c for _, c in of_order.groupby("seed")]
+        ends = {c["step"].iloc[-1] for c in each}
+        alike = (own for own in steps if max(own) in ends)
+        shared = set.intersection(*(alike if len(ends) == 1 else steps))
         along = [c[c["step"].isin(shared)] for c in each]
         first = float(np.mean([c["loss"].iloc[0] for c in each]))
         final = float(np.mean([c["loss"].iloc[-1] for c in each]))

@@ -139,8 +139,14 @@ class StudyConfig:
         return (self.base.folds or 0) if own else 0
 
     def suits(self, changes: Mapping[str, Any]) -> bool:
-        """Return whether the study's data can have such settings: twins are of the suite alone."""
-        return "twins" not in changes or self.dataset in BUILT_IN_DATA
+        """Return whether the study's data can have such settings of an arm.
+
+        Twins are of the suite alone; a test set of its own is not split from the training data.
+        """
+        own = self.test_dataset is not None
+        if "twins" in changes:
+            return self.dataset in BUILT_IN_DATA and not own
+        return not ("by" in changes and own)
 
     def blocks(self) -> tuple[int, list[str]]:
         """Return how many instances are taken of each block of rounds, and the blocks' names.
@@ -154,7 +160,8 @@ class StudyConfig:
             ParameterError: there are too few training instances for two rounds.
         """
         width, most = self.base.block_rounds, self.base.blocks
-        if self.base.block_limit is not None and self.dataset == self.base.dataset:
+        planned = self.dataset == self.base.dataset and self.test_dataset is None
+        if self.base.block_limit is not None and planned:
             return self.base.block_limit, _blocks(range(0, most * width, width), width)
         held = [self._round_sizes(seed, most * width) for seed in range(self.seeds)]
         there = min(map(len, held))
@@ -194,8 +201,9 @@ class StudyConfig:
         Data with tasks is compared with labels, by which the split goes, and without; data that has
         none only without.
         """
-        labelled = ("with labels",) if any(train["task"]) else ()
-        return (*labelled, "without labels")
+        if not any(train["task"]):
+            return ("without labels",)
+        return ("with labels", "without labels") if self.suits({"by": None}) else ("with labels",)
 
     def check_tasks(self, train: Dataset) -> None:
         """Refuse data of which a chapter that compares orders of tasks has nothing to compare.

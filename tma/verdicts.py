@@ -159,7 +159,8 @@ def selection(
         wide = {name: found.tasks.among(len(larger)) for name, found in larger.items()}
         there = any(ordered[name].tasks.clear for name, gap in wide.items() if gap.high < 0)
     judged = judged if there else replace(judged, verdict="inconclusive")
-    others = larger[judged.label].datasets
+    others = judge_all({name: (found.datasets, "positive") for name, found in larger.items()})
+    others = replace(others, interval=larger[judged.label].datasets)
     return _said(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", judged, others)
 
 
@@ -191,7 +192,8 @@ def rule(study: StudyConfig, along: Effects) -> Verdict:
     claim, name = "rule within a round", "NFT − NFT shuffled in rounds"
     if name not in along:
         return _missing(claim, [name])
-    return _said(claim, study, ALONG, judge_any({name: along[name].tasks}), along[name].datasets)
+    judged, others = (judge_any({name: i}) for i in (along[name].tasks, along[name].datasets))
+    return _said(claim, study, ALONG, judged, others)
 
 
 def _all(
@@ -202,7 +204,9 @@ def _all(
     if missing:
         return _missing(claim, missing)
     judged = judge_all({name: (found[name].tasks, side) for name, side in sides.items()})
-    return _said(claim, study, measure, judged, found[judged.label].datasets)
+    others = judge_all({name: (found[name].datasets, side) for name, side in sides.items()})
+    others = replace(others, interval=found[judged.label].datasets)
+    return _said(claim, study, measure, judged, others)
 
 
 def _by_datasets(
@@ -210,16 +214,14 @@ def _by_datasets(
 ) -> Verdict:
     """Return the verdict on numbers whose interval is for tasks of other datasets."""
     judged = judge_all({name: (interval, side) for name, interval in parts.items()})
-    return _said(claim, study, measure, judged, judged.interval)
+    return _said(claim, study, measure, judged, judged)
 
 
 def _missing(claim: str, names: Iterable[str]) -> Verdict:
     return undecided(claim, f"not made yet: {', '.join(names)}")
 
 
-def _said(
-    claim: str, study: StudyConfig, measure: str, judged: Judged, others: Interval
-) -> Verdict:
+def _said(claim: str, study: StudyConfig, measure: str, judged: Judged, others: Judged) -> Verdict:
     """Return the verdict; an undecided one where one seed was asked for, or nothing tells how far
     seeds differ.
     """
@@ -229,4 +231,5 @@ def _said(
     if study.seeds < 2 and math.isfinite(found.estimate):
         judged = replace(judged, verdict="inconclusive")
         measure += "; one seed decides nothing"
-    return tested(claim, measure, judged, others)
+    generalizes = others.verdict == "supported"
+    return tested(claim, measure, judged, others.interval, generalizes=generalizes)
