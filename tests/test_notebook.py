@@ -243,7 +243,7 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     assert [verdict.claim for verdict in found] == list(claims.CLAIMS)
     # A twentieth of two steps is no step, and behind the first of two intervals there is but one.
     untested = {v.claim: v.measure for v in found if v.verdict == "not tested at this scale"}
-    assert list(untested) == ["C1", "C3", "near-duplicates"]
+    assert list(untested) == ["C1", "C2", "C3", "near-duplicates"]
     assert untested["C3"].endswith("no value")
     found = [v for v in found if v.claim not in untested]
     assert {v.n for v in found} == {19}
