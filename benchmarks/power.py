@@ -18,12 +18,12 @@ from __future__ import annotations
 import argparse
 import math
 
-import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
 from tma.arms import MAIN, order_of
 from tma.config import RunConfig
+from tma.effects import Gaps
 from tma.jobs import make
 from tma.runs import Run, stored
 
@@ -44,23 +44,12 @@ def settings(label: str, seed: int) -> RunConfig:
     return RunConfig.at("study", order=order, model="gemma", seed=seed, **changes)
 
 
-def along(run: Run) -> pd.DataFrame:
-    """Return the mean loss along the way of each test instance: task, source, loss, by id."""
-    table = run.losses.pivot(index="id", columns="step", values="loss")
-    steps = table.columns.to_numpy()
-    area = np.trapezoid(table.to_numpy(), steps, axis=1) / (steps[-1] - steps[0])
-    named = run.losses.drop_duplicates("id").set_index("id")[["task", "source"]]
-    return named.loc[table.index].assign(loss=area)
-
-
 def components(first: str, second: str) -> dict[str, float]:
     """Return the mean difference and its components of variance."""
-    gaps = []
-    for seed in range(SEEDS):
-        one, other = (along(found(label, seed)) for label in (first, second))
-        gaps.append(one["loss"] - other["loss"])
-    d = pd.concat(gaps, axis=1, keys=range(SEEDS))
-    tasks, sources = one["task"], one["source"]
+    runs = [[found(label, seed) for seed in range(SEEDS)] for label in (first, second)]
+    gaps = Gaps.of([(1, runs[0]), (-1, runs[1])])
+    d = gaps.read("area").unstack("run")
+    tasks, sources = (gaps.about.loc[d.index, level] for level in ("task", "source"))
     within = (d - d.groupby(tasks).transform("mean")).pow(2).sum() / (len(d) - tasks.nunique())
     means = d.mean(axis=1)
     return {

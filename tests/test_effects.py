@@ -263,3 +263,25 @@ def test_sizes_are_compared_on_the_seeds_that_all_sides_have(tmp_path: Path) -> 
     two = order("random", [-0.2, -0.2, 1])
     found = outweighs([(1, one), (-1, base[:2])], [(1, two), (-1, base)], "final")
     assert found.estimate == pytest.approx(0.1)
+
+
+def test_each_seed_is_read_along_its_own_whole_way(tmp_path: Path) -> None:
+    """An order that holds an instance twice ends a step before others, in some seeds alone."""
+
+    def ramp(name: str, height: float, steps: tuple[int, ...], seed: int) -> Run:
+        # It stays at `height` up to step 4, and is at 0 at step 8.
+        course = [height if step <= 4 else height * (8 - step) / 4 for step in steps]
+        losses = {("a", "a1"): course, ("a", "a2"): course}
+        return stored(tmp_path / f"{name}{seed}", name, losses, seed, steps=steps)
+
+    whole, short = (0, 4, 8), (0, 4, 7)
+    nft = [ramp("tma_nft", 1, whole, 0), ramp("tma_nft", 1, short, 1)]
+    rt = [ramp("tma_rt", 0, whole, 0), ramp("tma_rt", 0, short, 1)]
+    # (4 + 2) / 8 = 0.75 of the one; of the other 4 and (1 + 1/4) / 2 · 3 over 7.
+    second = (4 + 1.875) / 7
+    assert effect(nft, rt).estimate == pytest.approx((0.75 + second) / 2)
+    # A longer run beside a shorter one is read up to the end of that one, between its steps.
+    longer = [ramp("random", 0, whole, 0), ramp("random", 0, whole, 1)]
+    assert effect(nft, longer).estimate == pytest.approx((0.75 + second) / 2)
+    # After a step only what all seeds evaluated is compared.
+    assert [gap.step for gap in course(nft, rt)] == [0, 4]

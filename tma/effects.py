@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from tma.errors import ParameterError, check_choice, wrong
-from tma.intervals import TAILS, Interval, ends, written
+from tma.intervals import TAILS, Floats, Interval, ends, written
 from tma.runs import Run
 
 READINGS = ("final", "area")
@@ -75,8 +76,8 @@ def effect(
     Args:
         first: runs of the one order, one a seed; seeds may test different folds.
         second: runs of the other; those of the same seed belong together.
-        measure: final: loss at each run's own end; area: mean loss along the way, up to the last
-            step that both evaluated (trapezoids over the steps).
+        measure: final: loss at each run's own end; area: mean loss along the way, up to the end
+            of the shorter one (trapezoids over the steps).
         spread: how far seeds differ, where no fold was tested by two; None: such an effect has an
             unbounded interval for these tasks.
 
@@ -118,8 +119,13 @@ def course(
 ) -> list[Interval]:
     """Return the difference of two orders after each step that both evaluated, for these tasks."""
     gaps = Gaps.of([(1, first), (-1, second)])
-    steps = gaps.values.columns.to_numpy(np.int64)
-    every = ((int(step), gaps.effect(gaps.values[step], spread)) for step in steps)
+    values = gaps.values.dropna(axis=1)
+    if values.empty:
+        raise ParameterError(
+            "the seeds have no evaluated step in common; expected one at least. Give their runs "
+            "the same eval_every or eval_at."
+        )
+    every = ((int(step), gaps.effect(values[step], spread)) for step in values.columns)
     return [replace(found.tasks, step=step) for step, found in every]
 
 
@@ -132,8 +138,6 @@ def courses(
     """
     spread = (spreads or {}).get("area")
     others = {label: made for label, made in runs.items() if label != baseline}
-    if baseline not in runs:
-        return {}
     return {label: course(made, runs[baseline], spread) for label, made in others.items()}
 
 
@@ -232,6 +236,30 @@ def jackknife(
     return _interval(endless, variance if count > 1 else math.nan, count - 1)
 
 
+def by_id(run: Run) -> pd.DataFrame:
+    """Return a run's test losses by id × step, nats a token."""
+    return run.losses.pivot(index="id", columns="step", values="loss")
+
+
+def check_course(values: pd.DataFrame) -> None:
+    """Refuse values by … × step of fewer than two steps.
+
+    Raises:
+        ParameterError: there is no course to read.
+    """
+    if values.shape[1] < 2:
+        raise ParameterError(
+            f"the runs share the evaluated steps {values.columns.tolist()}; expected two at least. "
+            "Give them the same eval_every and eval_at."
+        )
+
+
+def area(curves: Floats, steps: NDArray[Any]) -> Floats:
+    """Return the mean along curves (…, steps), by trapezoids."""
+    mean: Floats = np.trapezoid(curves, steps, axis=-1) / (steps[-1] - steps[0])
+    return mean
+
+
 def about(run: Run) -> pd.DataFrame:
     """Return task, source and response tokens of each test instance, by id.
 
@@ -290,7 +318,7 @@ class Gaps:
     """A weighted sum of orders on each test instance of each seed."""
 
     values: pd.DataFrame
-    """Nats a token by (number of the seed, id) × step that all evaluated."""
+    """Nats a token by (number of the seed, id) × step; NaN where a seed was not evaluated."""
     finals: pd.Series
     """The same at each run's own end, which may be another step."""
     about: pd.DataFrame
@@ -309,32 +337,23 @@ class Gaps:
         seeds = matched(*(runs for _, runs in sides))
         tables = [_tables(runs) for runs in seeds]
         values = [_sum(weights, own) for own in tables]
-        ends = [
-            _sum(weights, [one.iloc[:, -1:].set_axis([0], axis=1) for one in t]) for t in tables
-        ]
+        ends = [_sum(weights, [_last(one) for one in own]) for own in tables]
         abouts = pd.concat([about(runs[0]) for runs in seeds])
-        steps = set.intersection(*(set(one.columns) for one in values))
-        if not steps:
-            raise ParameterError(
-                "the runs have no evaluated step in common; expected one at least. Give them the "
-                "same eval_every or eval_at."
-            )
         keys = range(len(seeds))
         whole, finals = (pd.concat(p, keys=keys, names=["run", "id"]) for p in (values, ends))
-        return cls(whole[sorted(steps)], finals[0], abouts[~abouts.index.duplicated()])
+        whole = whole[sorted(whole.columns)]
+        return cls(whole, finals[0], abouts[~abouts.index.duplicated()])
 
     def read(self, measure: str) -> pd.Series:
-        """Return a reading of each curve."""
+        """Return a reading of each curve, up to the end of its own seed."""
         if measure == "final":
             return self.finals
-        steps = self.values.columns.to_numpy(np.float64)
-        if len(steps) < 2:
-            raise ParameterError(
-                f"the runs share the evaluated steps {self.values.columns.tolist()}; expected two "
-                "at least. Give them the same eval_every and eval_at."
-            )
-        area = np.trapezoid(self.values.to_numpy(), steps, axis=1) / (steps[-1] - steps[0])
-        return pd.Series(area, self.values.index)
+        parts = []
+        for _, own in self.values.groupby(level="run"):
+            curves = own.dropna(axis=1)
+            check_course(curves)
+            parts.append(pd.Series(area(curves.to_numpy(), curves.columns.to_numpy()), own.index))
+        return pd.concat(parts)
 
     def effect(self, read: pd.Series, spread: Spread | None) -> Effect:
         """Return what is known of one value an instance and seed."""
@@ -359,7 +378,7 @@ class Gaps:
 
 def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
     """Return the losses of runs by id × step, all of the same test instances."""
-    tables = [run.losses.pivot(index="id", columns="step", values="loss") for run in runs]
+    tables = [by_id(run) for run in runs]
     if any(not table.index.equals(tables[0].index) for table in tables):
         counts = " and ".join(str(len(table)) for table in tables)
         raise ParameterError(
@@ -375,10 +394,26 @@ def _last(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the weighted sum of tables at the steps that all have."""
-    steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
-    parts = (weight * table[steps] for weight, table in zip(weights, tables, strict=True))
-    return sum(parts, 0 * tables[0][steps])
+    """Return the weighted sum of tables at the steps that all have, and at the first end.
+
+    An instance that both halves of an order hold is used once, so that some orders end a step
+    before others; the longer curves are read there on the straight line to their next step.
+    """
+    shared = set.intersection(*(set(table.columns) for table in tables))
+    if not shared:
+        raise ParameterError(
+            "the runs have no evaluated step in common; expected one at least. Give them the same "
+            "eval_every or eval_at."
+        )
+    steps = sorted(shared | {min(table.columns.max() for table in tables)})
+    parts = (weight * _at(table, steps) for weight, table in zip(weights, tables, strict=True))
+    return sum(parts, pd.DataFrame(0.0, tables[0].index, steps))
+
+
+def _at(table: pd.DataFrame, steps: Sequence[Any]) -> pd.DataFrame:
+    """Return values at some steps, linearly interpolated between those of the table."""
+    between = table.reindex(columns=sorted({*table.columns, *steps}))
+    return between.interpolate(axis=1, method="index")[[*steps]]
 
 
 def _between_seeds(read: pd.Series) -> Spread | None:

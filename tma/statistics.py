@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from tma.effects import READINGS, Runs, clusters_of, jackknife
-from tma.errors import ParameterError, check_choice, wrong
+from tma.effects import READINGS, Runs, area, by_id, check_course, clusters_of, jackknife
+from tma.errors import check_choice, wrong
 from tma.exposure import by_instance
-from tma.intervals import Floats, Interval
+from tma.intervals import Interval
 from tma.runs import Run
 
 
@@ -78,7 +77,7 @@ def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, floa
         [
             curve["loss"].iloc[-1]
             if measure == "final"
-            else _area(curve["loss"].to_numpy(), curve["step"].to_numpy())
+            else area(curve["loss"].to_numpy(), curve["step"].to_numpy())
             for curve in each
         ]
     )
@@ -105,7 +104,7 @@ def summary(runs: Runs) -> pd.DataFrame:
         along = [c[c["step"].isin(shared)] for c in each]
         first = float(np.mean([c["loss"].iloc[0] for c in each]))
         final = float(np.mean([c["loss"].iloc[-1] for c in each]))
-        area = float(np.mean([_area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in along]))
+        areas = [area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in along]
         rows.append(
             {
                 "order": order,
@@ -115,7 +114,7 @@ def summary(runs: Runs) -> pd.DataFrame:
                 "first": first,
                 "final": final,
                 "fall_percent": 100 * (first - final) / first,
-                "area": area,
+                "area": float(np.mean(areas)),
             }
         )
     return pd.DataFrame(rows).set_index("order")
@@ -144,12 +143,8 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
     Source: the paper's claim that generalization happens very early.
     """
     values, clusters = mean_losses(runs), clusters_of(runs)
+    check_course(values)
     steps = values.columns.to_numpy(np.float64)
-    if len(steps) < 2:
-        raise ParameterError(
-            f"the runs share the evaluated steps {values.columns.tolist()}; expected two at least. "
-            "Give them the same eval_every and eval_at."
-        )
     if not steps[0] < step <= steps[-1]:
         raise wrong("step", step, f"a number in ({steps[0]:g}, {steps[-1]:g}]")
 
@@ -171,12 +166,6 @@ def improved(runs: Sequence[Run]) -> pd.Series:
 
 def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
     """Return losses by id × step, at the steps that all evaluated, over the seeds that test it."""
-    tables = [run.losses.pivot(index="id", columns="step", values="loss") for run in runs]
+    tables = [by_id(run) for run in runs]
     steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
     return pd.concat([table[steps] for table in tables]).groupby(level="id").mean()
-
-
-def _area(losses: Floats, steps: NDArray[np.int64]) -> Floats:
-    """Return the mean along curves (…, steps), by trapezoids."""
-    area: Floats = np.trapezoid(losses, steps, axis=-1) / (steps[-1] - steps[0])
-    return area
