@@ -288,14 +288,21 @@ def in_order(study: StudyConfig, sampled: Mapping[str, Sequence[Run]]) -> list[R
     return [run for made in runs.values() for run in made]
 
 
-def seed_sd(study: StudyConfig) -> dict[str, Spread]:
+def spreads(
+    study: StudyConfig, runs: Mapping[str, Sequence[Run]] | None = None
+) -> dict[str, Spread]:
     """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
 
-    Empty where folds have not been repeated, or each seed tests the same instances.
+    Args:
+        study: parameters of the notebook.
+        runs: those of arms 1 and 1b, where they have been read.
+
+    Returns:
+        Nothing where folds have not been repeated, or each seed tests the same instances.
     """
     if not study.folds:
         return {}
-    runs = read(study, "1,1b")
+    runs = runs or read(study, "1,1b")
     pairs = [(label, "tma_rt") for label in _FIVE if label != "tma_rt"]
     pairs += [pair for pair in SELECTION.values() if {*pair} <= {*_FIVE}]
     found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
@@ -323,16 +330,16 @@ def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[st
     return {measure: effects[name] for measure, effects in found.items() if name in effects}
 
 
-def selection_against_order(runs: Runs, seed_sd: Mapping[str, Spread]) -> dict[str, Effect]:
+def selection_against_order(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
     """Return by how much selection changes the loss more than order, by reading, if it is known."""
     pairs = SELECTION[SELECTED], SELECTION[ORDERED]
     if any(label not in runs for pair in pairs for label in pair):
         return {}
     one, other = ([(1, runs[first]), (-1, runs[second])] for first, second in pairs)
-    return {m: outweighs(one, other, m, _twice(seed_sd.get(m))) for m in READINGS}
+    return {m: outweighs(one, other, m, _twice(spreads.get(m))) for m in READINGS}
 
 
-def twins(runs: Runs, seed_sd: Mapping[str, Spread]) -> dict[str, Effect]:
+def twins(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
     """Return NFT − RT along the way by the share of twins, and what all of them change."""
     ends = {"no twins": "", "half with twins": ", 50% twins", "all with twins": ", 100% twins"}
     pairs = {f"NFT − RT, {name}": ("tma_nft" + e, "tma_rt" + e) for name, e in ends.items()}
@@ -342,10 +349,10 @@ def twins(runs: Runs, seed_sd: Mapping[str, Spread]) -> dict[str, Effect]:
     seeds = {run.config.seed for run in runs["tma_nft, 100% twins"]}
     same = {label: [run for run in runs[label] if run.config.seed in seeds]
             for pair in pairs.values() for label in pair}  # fmt: skip
-    found = contrasts(same, pairs, seed_sd)["area"]
+    found = contrasts(same, pairs, spreads)["area"]
     (first, second), _, (one, other) = pairs.values()
     sides = [(1, same[one]), (-1, same[other]), (-1, same[first]), (1, same[second])]
-    return found | {TWINS: combined(sides, "area", _twice(seed_sd.get("area")))}
+    return found | {TWINS: combined(sides, "area", _twice(spreads.get("area")))}
 
 
 def _twice(spread: Spread | None) -> Spread | None:

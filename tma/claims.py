@@ -230,7 +230,7 @@ def untested(claim: str, why: str) -> Verdict:
     Raises:
         ParameterError: an unknown claim.
     """
-    return _record(claim, why, None, None, None, None, None, "not tested at this scale")
+    return _record(claim, why, *[None] * 5, "not tested at this scale")
 
 
 def undecided(claim: str, why: str) -> Verdict:
@@ -239,7 +239,7 @@ def undecided(claim: str, why: str) -> Verdict:
     Raises:
         ParameterError: an unknown claim.
     """
-    return _record(claim, why, None, None, None, None, None, "not decided yet")
+    return _record(claim, why, *[None] * 5, "not decided yet")
 
 
 def _record(claim: str, *values: Any) -> Verdict:

@@ -349,6 +349,7 @@ def check_positive(name: str, value: object, *, zero: bool) -> None:
     """Refuse a value that is no finite number above 0; or 0, if that is allowed."""
     least = 0.0 if zero else math.nextafter(0, 1)
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    # The type is known by `number`, which mypy does not follow.
     if not number or not math.isfinite(value) or value < least:  # type: ignore[arg-type,operator]
         raise wrong(name, value, "a finite number of at least 0" if zero else "a positive number")
 

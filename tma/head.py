@@ -45,6 +45,7 @@ def in_parts(model: Any) -> Iterator[None]:
     """
     head, lookup = model.get_output_embeddings(), model.get_input_embeddings()
     before = lookup.sparse
+    # torch declares no types for `apply`; so below.
     head.forward = lambda hidden: _Head.apply(hidden, head.weight)  # type: ignore[no-untyped-call]
     lookup.sparse = True
     try:

@@ -89,6 +89,7 @@ def checked_names(value: object) -> tuple[str, ...] | None:
     if value is None:
         return None
     listed = isinstance(value, Sequence | Set) and not isinstance(value, str)
+    # That it can be gone through is known by `listed`, which mypy does not follow.
     names = list(value) if listed else []  # type: ignore[call-overload]
     if not names or not all(isinstance(name, str) for name in names):
         raise wrong("held_out", value, 'names of tasks or source datasets, such as ["imdb"]')

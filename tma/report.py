@@ -30,17 +30,21 @@ Glued = str | float | Interval | Effect | Verdict
 
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
     """Return in words what is run, on which data and on what hardware; Markdown, for display."""
-    from IPython import display
-
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
-    markdown: Any = display.Markdown
-    return markdown(
+    return _markdown(
         f"Scale **{study.scale}** ({SCALES[study.scale].purpose}). Model **{config.model}**, all "
         f"parameters trained, {config.batch_size} instances a step, {study.steps} steps wanted. "
         f"Data **{config.dataset}**: {len(train):,} training and {len(test):,} test instances, "
         f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds (of "
         f"what is drawn and of what is shuffled): {study.seeds}. Hardware: {hardware()}."
     )
+
+
+def _markdown(text: str) -> Any:
+    from IPython import display
+
+    shown: Any = display.Markdown  # it has no types
+    return shown(text)
 
 
 def _tasks(train: Dataset, test: Dataset) -> str:
@@ -76,11 +80,8 @@ def rounds_map(study: StudyConfig) -> Any:
 
     Of the published study, of which nothing is embedded to read it, a note in its place.
     """
-    from IPython import display
-
     if study.is_published:
-        markdown: Any = display.Markdown
-        return markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
+        return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
     from tma.arrange import drawn
     from tma.data import load_both
     from tma.embed import embed
@@ -149,7 +150,7 @@ def comparison(
     name: str,
     runs: Mapping[str, Sequence[Run]],
     baseline: str,
-    seed_sd: Mapping[str, effects.Spread],
+    spreads: Mapping[str, effects.Spread],
 ) -> Any:
     """Return the saved figure of orders beside a baseline, or what it lacks, for display.
 
@@ -158,16 +159,13 @@ def comparison(
         name: of its file.
         runs: order → runs, in the sequence in which they are drawn.
         baseline: one of the orders.
-        seed_sd: from `arms.seed_sd`.
+        spreads: from `arms.spreads`.
     """
     from tma import figures, statistics
 
     if baseline not in runs:
-        from IPython import display
-
-        markdown: Any = display.Markdown
-        return markdown(f"*Not made yet: the runs of {baseline}.*")
-    gaps = effects.courses(runs, baseline, seed_sd)
+        return _markdown(f"*Not made yet: the runs of {baseline}.*")
+    gaps = effects.courses(runs, baseline, spreads)
     return saved(study, name, figures.comparison_figure(statistics.curves(runs), gaps, baseline))
 
 

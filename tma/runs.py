@@ -399,6 +399,7 @@ def _progress(folder: Path) -> tuple[str, int | None, float | None, str | None]:
             return "damaged", None, None, None
         run = Run(folder)
         losses = run.losses.to_dict("records")
+        # pandas types the keys of records as Hashable; they are names of columns.
         return "finished", run.manifest["steps"], last_loss(losses), None  # type: ignore[arg-type]
     if (folder / "failed.json").is_file():
         found = json.loads((folder / "failed.json").read_text("utf-8"))

@@ -61,8 +61,7 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
 
     Source: the paper's claim that loss is the stable metric; the measure is this package's.
     """
-    tables = [_metrics(run) for run in runs]
-    names = [name for name in tables[0] if all(name in each for each in tables)]
+    tables, names = _shared(runs)
     if against is not None:
         check_choice("against", against, names)
     if any(each["loss"].shape[1] < 2 for each in tables):
@@ -72,9 +71,9 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
         )
     found, clusters = dict[str, Interval](), clusters_of(runs)
     for name in names:
-        moves = all(np.ptp(each[name].mean().to_numpy()) > 0 for each in tables)
         if name == against:
             continue
+        moves = all(np.ptp(each[name].mean().to_numpy()) > 0 for each in tables)
         if against is not None and not moves:
             found[name] = Interval(np.nan, -np.inf, np.inf, len(clusters), len(runs))
             continue
@@ -95,8 +94,7 @@ def overtraining(runs: Sequence[Run]) -> pd.Series:
     The mean over runs of each one's mean curve; 0 where the end is the best, and for a metric that
     does not move.
     """
-    tables = [_metrics(run) for run in runs]
-    names = [name for name in tables[0] if all(name in each for each in tables)]
+    tables, names = _shared(runs)
     found = {
         name: float(np.mean([_lost(_goals(each[name].mean().to_numpy(), name)) for each in tables]))
         for name in names
@@ -142,6 +140,12 @@ def _mean_roughness(
         if len(kept):  # a run may test this dataset alone
             found.append(one_turn_roughness(_goals(kept.mean().to_numpy(), name)))
     return float(np.mean(found)) if found else np.nan
+
+
+def _shared(runs: Sequence[Run]) -> tuple[list[dict[str, pd.DataFrame]], list[str]]:
+    """Return the metrics of each run, and the names of those that all have."""
+    tables = [_metrics(run) for run in runs]
+    return tables, [name for name in tables[0] if all(name in each for each in tables)]
 
 
 def _metrics(run: Run) -> dict[str, pd.DataFrame]:
