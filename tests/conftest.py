@@ -52,6 +52,7 @@ LONG = (
     "test_untrained.py",
     "test_neighbours.py",
     "test_benchmarks.py",
+    "test_gpu_kit.py",
     "test_models.py",
 )
 """Files that take longest, the longest first: processes that share out the files begin so."""
