@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 # Notebooks at a time; the runs of one use two cores.
 JOBS ?= 1
 EXECUTED := $(patsubst notebooks/%,out/%,$(sort $(wildcard notebooks/*.ipynb)))
-SOURCES := $(wildcard tma/*.py tma/*.toml)
+SOURCES := $(wildcard tma/*.py tma/*/*.py tma/*/*.toml)
 
 # A notebook that was stopped half way is a draft: only a whole one gets its name.
 define execute
@@ -44,7 +44,7 @@ out/study/04_tma.ipynb: notebooks/04_tma.ipynb $(SOURCES) $(READY)
 # Stopped and called again, finished notebooks stay and the next one goes on from its stored runs.
 notebooks: $(READY)
 	$(MAKE) --jobs=$(JOBS) $(EXECUTED)
-	$(BIN)/python -m tma.claims out
+	$(BIN)/python -m tma.study.claims out
 	@echo "verdicts: out/claims.json"
 
 out/%.ipynb: notebooks/%.ipynb $(SOURCES) $(READY)

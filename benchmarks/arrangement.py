@@ -34,8 +34,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tma
-from tma.neighbours import Nearest
-from tma.rows import UnitRows
+from tma.arrange.exact_knn import Nearest
+from tma.arrange.rows import UnitRows
 
 TESTS, WIDTH, RUNS = 1_000, 384, 5
 LITERAL_AT_MOST = 4 * 10**9

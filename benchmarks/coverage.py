@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from tma.effects import Gaps
+from tma.study.effects import Gaps
 
 
 class Design(NamedTuple):

@@ -13,9 +13,9 @@ import sys
 
 import pandas as pd
 
-from tma.config import RunConfig
-from tma.jobs import make
-from tma.runs import stored
+from tma.runs.config import RunConfig
+from tma.runs.jobs import make
+from tma.runs.store import stored
 
 RATES = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4)
 EPOCHS = (1, 2)

@@ -21,11 +21,11 @@ import math
 import pandas as pd
 from scipy.stats import t as student
 
-from tma.arms import MAIN, order_of
-from tma.config import RunConfig
-from tma.effects import Gaps
-from tma.jobs import make
-from tma.runs import Run, stored
+from tma.runs.config import RunConfig
+from tma.runs.jobs import make
+from tma.runs.store import Run, stored
+from tma.study.arms import MAIN, order_of
+from tma.study.effects import Gaps
 
 LABELS = ("tma_nft", "tma_rt")
 SEEDS = 3

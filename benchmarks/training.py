@@ -40,12 +40,12 @@ from torch.nn.functional import cross_entropy
 
 import tma
 from benchmarks.arrangement import measured
-from tma import models
-from tma.config import RunConfig
-from tma.encode import Encoded, encode
-from tma.evaluate import arithmetic, resolve_precision, response_losses
-from tma.packing import packs
-from tma.train import train
+from tma.runs.config import RunConfig
+from tma.train import models
+from tma.train.encode import Encoded, encode
+from tma.train.evaluate import arithmetic, resolve_precision, response_losses
+from tma.train.loop import train
+from tma.train.packing import packs
 
 MODEL, WIDTH, ROWS, STEP = "smollm2-135m-instruct", 1024, 4, 16
 COUNT, QUICK = 200, 16

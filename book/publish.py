@@ -17,9 +17,9 @@ from pathlib import Path
 
 import nbformat
 
-from tma.claims import VERDICTS, Verdict, check_same_run, read
 from tma.errors import DataError
-from tma.intervals import written
+from tma.study.claims import VERDICTS, Verdict, check_same_run, read
+from tma.study.intervals import written
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"

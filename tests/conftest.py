@@ -20,9 +20,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import tma
-from tma import assets, models, store
-from tma.config import RunConfig
-from tma.state import States
+from tma import store
+from tma.arrange import exact_knn
+from tma.data import assets
+from tma.runs.config import RunConfig
+from tma.train import models
+from tma.train.checkpoint import States
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,31 +39,32 @@ drawing.load_profile("everywhere")
 
 LONG = (
     "test_notebook.py",
-    "test_runs.py",
-    "test_state.py",
-    "test_arms.py",
-    "test_parallel.py",
-    "test_published.py",
+    "runs/test_store.py",
+    "train/test_checkpoint.py",
+    "study/test_arms.py",
+    "runs/test_parallel.py",
+    "runs/test_published.py",
     "test_project.py",
-    "test_train.py",
-    "test_readers.py",
-    "test_processes.py",
-    "test_generate.py",
-    "test_suite.py",
+    "train/test_loop.py",
+    "data/test_readers.py",
+    "train/test_processes.py",
+    "train/test_generate.py",
+    "data/test_suite.py",
     "test_book.py",
-    "test_exposure.py",
-    "test_untrained.py",
-    "test_neighbours.py",
+    "study/test_exposure.py",
+    "runs/test_untrained.py",
+    "arrange/test_exact_knn.py",
     "test_benchmarks.py",
     "test_gpu_kit.py",
-    "test_models.py",
+    "train/test_models.py",
 )
 """Files that take longest, the longest first: processes that share out the files begin so."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+    here = Path(__file__).parent
+    items.sort(key=lambda i: rank.get(i.path.relative_to(here).as_posix(), len(LONG)))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -249,5 +253,5 @@ def small_lists(block: int = 16) -> Iterator[None]:
     """Search in small blocks, with lists of one entry that have to be filled again and again."""
     with ExitStack() as stack:
         for name, value in (("BLOCK", block), ("_SHORTEST", 1), ("_LISTED", 1), ("_CROWDED", 1)):
-            stack.enter_context(patch(f"tma.neighbours.{name}", value))
+            stack.enter_context(patch.object(exact_knn, name, value))
         yield

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from tma import store
-from tma.config import RunConfig
-from tma.receipt import Arranged, Receipt, ids_digest
-from tma.runs import Run
+from tma.arrange.receipt import Arranged, Receipt, ids_digest
+from tma.runs.config import RunConfig
+from tma.runs.store import Run
 
 Losses = Mapping[tuple[str | None, str], Sequence[float]]
 """(task, id) of a test instance → its loss at each step, in nats a token."""

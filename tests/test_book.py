@@ -17,7 +17,8 @@ import pandas as pd
 import pytest
 
 from tests import browser
-from tma import claims, config, interactive
+from tma.runs import config
+from tma.study import claims, interactive
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book" / "notebooks").glob("*.ipynb"))

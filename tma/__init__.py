@@ -3,32 +3,32 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from tma.arrange import arrange
-from tma.audit import Audit, audit
-from tma.config import RunConfig
-from tma.data import load, load_both
-from tma.describe import data_figure, describe
+from tma.arrange.audit import Audit, audit
+from tma.arrange.orders import arrange
+from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
+from tma.arrange.rounds import test_centric_rounds
+from tma.arrange.spec import Method
+from tma.data.describe import data_figure, describe
+from tma.data.load import load, load_both
+from tma.data.save import save
 from tma.embed import embed
 from tma.errors import DataError, TmaError
-from tma.method import Method
-from tma.parallel import run_all
-from tma.receipt import Arranged, Receipt, arrange_dataset, read_receipt
-from tma.rounds import test_centric_rounds
-from tma.runs import Run, run
-from tma.saving import save
-from tma.study import StudyConfig, study_settings
+from tma.runs.config import RunConfig
+from tma.runs.parallel import run_all
+from tma.runs.store import Run, run
+from tma.study.settings import StudyConfig, study_settings
 
 if TYPE_CHECKING:
-    from tma.duplicates import near_duplicates
-    from tma.similarity import prefix_distances, row_distances, weighted_similarity_distance
+    from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
+    from tma.arrange.duplicates import near_duplicates
 
 __version__ = "0.1.0"
 
 _NEED_TORCH = {
-    "near_duplicates": "tma.duplicates",
-    "prefix_distances": "tma.similarity",
-    "row_distances": "tma.similarity",
-    "weighted_similarity_distance": "tma.similarity",
+    "near_duplicates": "tma.arrange.duplicates",
+    "prefix_distances": "tma.arrange.distances",
+    "row_distances": "tma.arrange.distances",
+    "weighted_similarity_distance": "tma.arrange.distances",
 }
 
 

@@ -10,10 +10,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from tma import published
-from tma.config import RunConfig
 from tma.errors import ParameterError, TmaError, check_count
-from tma.runs import run, runs
+from tma.runs import published
+from tma.runs.config import RunConfig
+from tma.runs.store import run, runs
 from tma.scales import SCALES
 
 
@@ -104,7 +104,7 @@ def _import(options: argparse.Namespace) -> list[str]:
 
 
 def _study(options: argparse.Namespace) -> list[str]:
-    from tma import arms
+    from tma.study import arms
 
     chosen = arms.chosen(options.arms)
     if options.list:

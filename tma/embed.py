@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tma import assets
-from tma.data import texts as instance_texts
+from tma.data import assets
+from tma.data.load import texts as instance_texts
 from tma.errors import wrong
 from tma.shards import KEY_BYTES, Shards
 from tma.store import cache_dir, digest
@@ -120,7 +120,7 @@ def _key(text: str) -> bytes:
 
 def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shards) -> None:
     """Encode the texts whose keys are missing, the longest first: a batch has texts of a length."""
-    from tma.progress import progress  # not sooner: it comes after `_begin` of `tma.parallel`
+    from tma.progress import progress  # not sooner: it comes after `_begin` of `tma.runs.parallel`
 
     rows: dict[bytes, int] = {}
     for row, key in enumerate(keys):

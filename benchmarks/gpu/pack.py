@@ -20,15 +20,18 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from tma import arms, assets, data, published, suite
-from tma.arrange import pool_rows
-from tma.config import RunConfig
+from tma.arrange.orders import pool_rows
+from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
+from tma.data import assets, suite
+from tma.data import load as data
 from tma.embed import MiniLM, _key, embed
-from tma.models import GGUF
-from tma.names import BUILT_IN, BUILT_IN_DATA, DATASETS
-from tma.runs import _named
+from tma.runs import published
+from tma.runs.config import RunConfig
+from tma.runs.store import _named
 from tma.shards import Shards
 from tma.store import cache_dir, digest, file_digest, write_json
+from tma.study import arms
+from tma.train.models import GGUF
 
 PART = 40 * 2**20
 """Bytes of a part at most."""

@@ -108,7 +108,7 @@ class Results:
     def __init__(self, out: Path, kit: Path) -> None:
         from importlib.metadata import version
 
-        from tma.runs import hardware
+        from tma.runs.store import hardware
 
         names = ("torch", "transformers", "sentence-transformers", "accelerate", "datasets")
         self.found: dict[str, Any] = {
@@ -156,10 +156,10 @@ class Results:
 
 def make_runs(kit: Path, results: Results, jobs: int, end: float) -> None:
     """Make what is not finished; export what is as it comes."""
-    from tma.config import RunConfig
     from tma.errors import TrainingError
-    from tma.jobs import make
-    from tma.runs import complete
+    from tma.runs.config import RunConfig
+    from tma.runs.jobs import make
+    from tma.runs.store import complete
 
     listed = json.loads((kit / "runs.json").read_text("utf-8"))
     left = {one["key"]: RunConfig.from_json(one["config"]) for one in listed}

@@ -17,7 +17,7 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import osutil
 
-from tma.interactive import LIBRARY, VEGALITE
+from tma.study.interactive import LIBRARY, VEGALITE
 
 SCRIPT = "_charts/charts.js"
 """The script's place in the site: not under `_static`, whose scripts are put on every page."""

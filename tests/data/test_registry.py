@@ -1,0 +1,666 @@
+"""The paper's datasets, from small files in each source's own schema."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import tma
+from tma.data import hub, p3
+from tma.data import load as data
+from tma.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+P3 = Path(tma.__file__).parents[1].parent / "shared" / "data" / "p3" / "p3_t0_train_subset.parquet"
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+Rows = list[dict[str, Any]]
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def both(name: str, **given: Any) -> tuple[datasets.Dataset, datasets.Dataset]:
+    return tma.load(name, split="train", **given), tma.load(name, split="test", **given)
+
+
+# Super-NaturalInstructions
+
+
+def task(instances: Rows, definition: Any = ("Answer the question",)) -> dict[str, Any]:
+    return {
+        "Contributors": ["nobody"],
+        "Source": ["quiz"],
+        "Categories": ["Question Answering"],
+        "Definition": list(definition),
+        "Positive Examples": [
+            {"input": "Is it 1?", "output": "yes", "explanation": "so"},
+            {"input": "Is it two", "output": "no!", "explanation": ""},
+            {"input": "third", "output": "never shown"},
+        ],
+        "Negative Examples": [],
+        "Instances": instances,
+    }
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    many = [{"id": f"task1-{k}", "input": f" q{k} ", "output": [f"a{k}"]} for k in range(130)]
+    written = {
+        "task1_quiz": task(many),
+        "task2_quiz": task([{"id": "b", "input": "Ünï?", "output": ["x", "y", "x"]}]),
+        "task3_quiz": task(many),
+        "task4_other_track": task(many),
+    }
+    root = tmp_path / "natural-instructions"
+    for name, content in written.items():
+        path = root / "tasks" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=4), encoding="utf-8")
+    splits = root / "splits" / "default"
+    splits.mkdir(parents=True)
+    (splits / "train_tasks.txt").write_bytes(b"task1_quiz\r\ntask2_quiz\r\n")
+    (splits / "test_tasks.txt").write_bytes(b"task3_quiz\n")
+    return root
+
+
+PROMPT = (
+    "Definition: Answer the question.\n\n"
+    " Positive Example 1 -\nInput: Is it 1?\n Output: yes.\n\n"
+    " Positive Example 2 -\nInput: Is it two.\n Output: no!\n\n"
+    "Now complete the following example -\nInput: {}\nOutput:"
+)
+
+
+def test_a_checkout_has_definition_examples_and_input(checkout: Path) -> None:
+    train, test = both(f"niv2:{checkout}")
+    assert Counter(train["task"]) == {"task1_quiz": 100, "task2_quiz": 1}
+    assert train["prompt"][-1] == PROMPT.format("Ünï?")
+    assert data.references(train)[-1] == ["x", "y"]
+    assert json.loads(train["meta"][-1]) == {
+        "instance": "b",
+        "source": ["quiz"],
+        "categories": ["Question Answering"],
+        "dataset": "quiz",
+        "references": ["x", "y"],
+    }
+    # The authors put the instances that test in front.
+    assert test["prompt"][:] == [PROMPT.format(f"q{k}.") for k in range(100)]
+    assert set(test["task"]) == {"task3_quiz"}
+    assert test["id"][:] == tma.load(str(checkout), split="test")["id"][:]
+
+
+def test_the_cap_chooses_training_instances_by_seed_in_stored_order(checkout: Path) -> None:
+    taken = []
+    for seed in (0, 0, 1):
+        train = tma.load(f"niv2:{checkout}", split="train", seed=seed, per_task=(10, 3))
+        numbers = [int(text[1:]) for text in train["response"][:10]]
+        assert numbers == sorted(numbers)
+        taken.append(numbers)
+    assert taken[0] == taken[1] != taken[2]
+    assert len(tma.load(f"niv2:{checkout}", split="test", per_task=(10, 3))) == 3
+    assert len(tma.load(f"niv2:{checkout}", split="test", per_task=(None, None))) == 130
+
+
+@pytest.mark.parametrize(("most", "examples"), [(1024, 2), (40, 1), (30, 0), (1, 0)])
+def test_a_long_prompt_loses_examples_and_never_its_input(
+    checkout: Path, most: int, examples: int
+) -> None:
+    # 204, 150 and 95 characters, four to a token.
+    test = tma.load(f"niv2:{checkout}", split="test", max_source_tokens=most)
+    assert test["prompt"][0].count("Positive Example") == examples
+    assert test["prompt"][0].endswith("Input: q0.\nOutput:")
+
+
+def test_a_tokenizer_counts_where_one_is_given(
+    checkout: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    whole = tma.load(f"niv2:{checkout}", split="test", tokenizer=tokenizer)
+    length = len(tokenizer(whole["prompt"][0])["input_ids"])
+    for most, examples in ((length, 2), (length - 1, 1)):
+        test = tma.load(
+            f"niv2:{checkout}", split="test", tokenizer=tokenizer, max_source_tokens=most
+        )
+        assert test["prompt"][0].count("Positive Example") == examples
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"),
+    [
+        ("{", r"task1_quiz\.json could not be read: Expecting property name"),
+        ("[]", r"task1_quiz\.json: a list; expected one object"),
+        ('{"Definition": ["d"]}', "has no list Positive Examples; it has Definition"),
+        (json.dumps(task([{"input": "q"}])), "instance 1: KeyError 'output'; expected input and"),
+        (json.dumps(task([{"input": 3, "output": ["a"]}])), "instance 1: AttributeError"),
+        (json.dumps(task([{"input": "q", "output": ["a"]}], [])), "instance 1: IndexError"),
+    ],
+)
+def test_a_broken_task_file_is_named(checkout: Path, broken: str, words: str) -> None:
+    (checkout / "tasks" / "task1_quiz.json").write_text(broken)
+    with pytest.raises(DataError, match=words):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_a_checkout_may_be_split_anew_and_every_instance_is_counted(checkout: Path) -> None:
+    own = tma.load(f"niv2:{checkout}", split="train")
+    counted = data.manifest(own)
+    assert counted is not None and counted["read"] == 130 + 1 + 130
+    train, test = both(f"niv2:{checkout}", by="instance", per_task=(None, None))
+    assert len(train) + len(test) == counted["read"]
+
+
+@pytest.mark.parametrize("names", ["task3_quiz task1_quiz", "task3_quiz task3_quiz"])
+def test_a_task_that_is_listed_twice_is_refused(checkout: Path, names: str) -> None:
+    (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
+    with pytest.raises(DataError, match=r"names 1 tasks twice, such as task[13]_quiz; expected"):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_a_source_may_be_one_text(checkout: Path) -> None:
+    path = checkout / "tasks" / "task2_quiz.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
+    train = tma.load(f"niv2:{checkout}", split="train")
+    assert json.loads(train["meta"][-1])["dataset"] == "quiz"
+
+
+def test_a_task_without_its_file_is_named(checkout: Path) -> None:
+    (checkout / "tasks" / "task3_quiz.json").unlink()
+    with pytest.raises(DataError, match=r"names 1 tasks without a file; expected .*task3_quiz"):
+        tma.load(f"niv2:{checkout}", split="train")
+
+
+def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q"}
+    rows = [
+        row | {"id": "1", "targets": "x"},
+        row | {"id": "1", "targets": "y"},
+        row | {"id": "2", "targets": "x"},
+    ]
+    write(tmp_path / "copy" / "train" / "task1_quiz_train.jsonl", rows)
+    other = row | {"task_name": "task9_quiz", "id": "1", "targets": "z"}
+    write(tmp_path / "copy" / "test" / "task9_quiz_test.jsonl", [other] * 101)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    prompt = "Definition: Answer.\n\nNow complete the following example -\nInput: q.\nOutput:"
+    assert train["prompt"][:] == [prompt] * 2
+    assert data.references(train) == [["x", "y"], ["x"]]
+    assert test["task"][:] == ["task9_quiz"]
+    assert data.references(test) == [["z"]]
+    counted = data.manifest(test)
+    assert counted is not None and counted["read"] == 3 + 101
+
+
+@pytest.mark.parametrize("given", [{}, {"id": None}])
+def test_equal_rows_of_the_hubs_copy_without_ids_stay(
+    tmp_path: Path, given: dict[str, Any]
+) -> None:
+    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q", "targets": "x"}
+    write(tmp_path / "copy" / "train.jsonl", [row | given] * 3)
+    write(tmp_path / "copy" / "test.jsonl", [row | given | {"task_name": "task9_quiz"}] * 2)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    assert train["response"][:] == ["x"] * 3
+    assert train["id"][1:] == [f"{train['id'][0]}-2", f"{train['id'][0]}-3"]
+    assert len(test) == 2
+
+
+def test_rows_of_the_hubs_copy_with_other_definitions_are_other_instances(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "id": "1", "inputs": "q", "targets": "x"}
+    rows = [row | {"definition": text} for text in ("Answer", "Answer", "Reply")]
+    write(tmp_path / "copy" / "train.jsonl", rows)
+    write(tmp_path / "copy" / "test.jsonl", [rows[0] | {"task_name": "task9_quiz"}])
+    train, _ = both(f"niv2:{tmp_path / 'copy'}")
+    assert [prompt[:19] for prompt in train["prompt"]] == [
+        "Definition: Answer.",
+        "Definition: Reply.\n",
+    ]
+
+
+def test_a_source_of_its_own_split_that_has_none_gets_a_remedy(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "definition": "d", "targets": "x"}
+    path = write(tmp_path / "a.jsonl", [row | {"id": str(k), "inputs": f"q{k}"} for k in range(3)])
+    words = r"no row says .* training or test\. Give a folder with files named train and test, or"
+    with pytest.raises(DataError, match=words):
+        tma.load(f"niv2:{path}", split="train")
+    assert len(tma.load(f"niv2:{path}", split="all")) == 3
+    assert len(tma.load(f"niv2:{path}", split="train", by="instance")) == 2
+
+
+# P3
+
+
+def p3_row(text: str) -> dict[str, Any]:
+    return {
+        "answer_choices": ["a", "b"],
+        "inputs": [3, 4],
+        "inputs_pretokenized": text,
+        "targets": [5, 1],
+        "targets_pretokenized": "\na",
+    }
+
+
+def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -> None:
+    names = ["xsum_tldr", "super_glue_wsc.fixed_who", "anli_can_r1", "cnn_dailymail_3.0.0_say"]
+    left_out = ["super_glue_boolq_ask", "anli_can_r1_score_eval"]
+    rows = [p3_row(name) | {"task": name} for name in names + left_out]
+    train, test = both(f"p3:{write(tmp_path / 'p3.jsonl', rows)}")
+    assert train["task"][:] == ["xsum_tldr", "cnn_dailymail_3.0.0_say"]
+    assert test["task"][:] == ["super_glue_wsc.fixed_who", "anli_can_r1"]
+    assert (train["prompt"][0], train["response"][0]) == ("xsum_tldr", "\na")
+    assert json.loads(test["meta"][0]) == {
+        "dataset": "super_glue_wsc_fixed",
+        "cluster": "coreference",
+        "answer_choices": ["a", "b"],
+    }
+    report = tma.describe(train, lambda texts, **_: {"input_ids": texts})
+    assert report.loc["rows left out: by split or cap", "value"] == 2
+
+
+P3_NAMES = ["glue_mrpc_x", "imdb_y", "imdb_z", "hellaswag_q", "hellaswag_q_score_eval", "math_qa_w"]
+
+
+@pytest.mark.parametrize("by", [None, "task", "source", "instance"])
+def test_rows_outside_t0_are_in_no_split_of_a_p3_file_and_are_counted(
+    tmp_path: Path, by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Batches of two rows: the last holds nothing of T0.
+    monkeypatch.setattr("tma.data.batches.BATCH_ROWS", 2)
+    rows = [
+        {"task": name, "inputs_pretokenized": name, "targets_pretokenized": "a"}
+        for name in P3_NAMES
+    ]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    parts = [*both(name, by=by), tma.load(name, split="all")]
+    prompts = [sorted(part["prompt"]) for part in parts]
+    t0s = ["glue_mrpc_x", "hellaswag_q", "imdb_y", "imdb_z"]
+    assert sorted(prompts[0] + prompts[1]) == prompts[2] == t0s
+    assert len(prompts[1]) == 1
+    for part in parts:
+        counted = data.manifest(part)
+        assert counted is not None and counted["read"] == 6
+        assert sum(counted["rows"].values()) == 4
+
+
+def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
+    written = {
+        "xsum_tldr": ("train", "validation"),
+        "super_glue_rte_does": ("train", "validation"),
+        "squad_v2_ask": ("train",),
+        "super_glue_rte_does_score_eval": ("validation",),
+    }
+    lines = ["---", "configs:"]
+    for name, parts in written.items():
+        lines += [f"- config_name: {name}", "  data_files:"]
+        for part in parts:
+            path = tmp_path / "copy" / name / f"{part}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.Table.from_pylist([p3_row(f"{name} {part}")]), path)
+            lines += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
+    (tmp_path / "copy" / "README.md").write_text("\n".join([*lines, "---", ""]))
+    train, test = both(f"p3:{tmp_path / 'copy'}")
+    assert train["prompt"][:] == ["xsum_tldr train"]
+    assert test["prompt"][:] == ["super_glue_rte_does validation"]
+
+
+def test_a_test_split_whose_rows_are_empty_is_not_cut_out_of_training(tmp_path: Path) -> None:
+    write(tmp_path / "copy" / "train.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in "ab"])
+    write(tmp_path / "copy" / "test.jsonl", [{"prompt": "q", "response": " "}])
+    assert len(tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")) == 2
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(f"no-robots:{tmp_path / 'copy'}", split="test")
+
+
+def test_t0s_lists_have_their_clusters() -> None:
+    split = Counter(entry[1] for entry in p3.datasets())
+    assert split == {"train": 39, "test": 9}
+    held_out = {cluster for _, part, cluster in p3.datasets() if part == "test"}
+    assert len(held_out) == 4
+
+
+@pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
+def test_the_real_subset_of_p3_is_whole(
+    caplog: pytest.LogCaptureFixture, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    train, test = both(str(P3))
+    assert len(train) + len(test) == 45_494
+    assert len(set(train["task"]) | set(test["task"])) == 234
+    assert not set(train["task"]) & set(test["task"])
+    # The file as it is holds no blank text; its duplicates stay, each with an id of its own.
+    assert caplog.messages == []
+    repeated = [name for part in (train, test) for name in part["id"] if "-" in name]
+    assert len(repeated) == 45_494 - 44_341
+    assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
+    short = test.select(range(300))
+    assert tma.describe(short, tokenizer).loc["rows read", "value"] == 45_494
+
+
+@pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
+def test_the_real_subset_can_be_split_by_source_dataset() -> None:
+    train, test = both(str(P3), by="source", per_task=(20, 5))
+    datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
+    assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
+    assert not datasets_of[0] & datasets_of[1]
+    assert set(Counter(test["task"]).values()) == {5}
+
+
+@pytest.mark.parametrize(
+    ("fold", "tested"),
+    [
+        (0, {"glue_mrpc", "adversarial_qa_dbidaf", "ropes", "dream", "wiki_bio", "xsum"}),
+        (4, {"wiki_qa", "duorc_ParaphraseRC", "cosmos_qa", "quartz", "common_gen", "samsum"}),
+    ],
+)
+def test_a_fold_of_p3_is_every_fifth_of_t0s_training_datasets(
+    tmp_path: Path, fold: int, tested: set[str]
+) -> None:
+    names = [dataset for dataset, _, _ in p3.datasets()] + ["math_qa"]
+    rows = [p3_row(name) | {"task": f"{name}_x"} for name in names]
+    path = write(tmp_path / "p3.jsonl", rows)
+    train, test = both(f"p3:{path}", fold=fold)
+    # Neither what T0 held out nor what it did not know has a part in it.
+    assert (len(train), len(test)) == ((31, 8) if fold == 0 else (32, 7))
+    assert tested < {*data.sources(test)}
+    assert not {*data.sources(test)} & {*data.sources(train)}
+    # The fold is the same for a file that holds fewer datasets.
+    few = write(tmp_path / "few.jsonl", [row for row in rows if row["task"] != "xsum_x"])
+    assert {*data.sources(both(f"p3:{few}", fold=fold)[1])} == {*data.sources(test)} - {"xsum"}
+
+
+def test_what_t0_held_out_trains_where_other_names_are_held_out(tmp_path: Path) -> None:
+    rows = [p3_row(name) | {"task": name} for name in ("imdb_y", "imdb_z", "xsum_a", "anli_b")]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    parts = [part["task"][:] for part in both(name, held_out=["imdb"])]
+    assert parts == [["xsum_a", "anli_b"], ["imdb_y", "imdb_z"]]
+
+
+def test_folds_of_p3_share_out_its_clusters() -> None:
+    cluster = {dataset: name for dataset, split, name in p3.datasets() if split == "train"}
+    folds = [p3.fold(k)[0] for k in range(5)]
+    assert sorted(name for fold in folds for name in fold) == sorted(cluster)
+    for name, size in Counter(cluster.values()).items():
+        of = [sum(cluster[dataset] == name for dataset in fold) for fold in folds]
+        assert {*of} <= {size // 5, -(-size // 5)}
+
+
+# Flan-mini
+
+
+def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Path) -> None:
+    rows = [
+        {
+            "source": f"flan/task{t}",
+            "conversations": [
+                {"from": "human", "value": f"question {t} {k}"},
+                {"from": "gpt", "value": f"answer {k}"},
+            ],
+            "id": f"{t}-{k}",
+        }
+        for k in range(30)
+        for t in range(73)
+    ]
+    train, test = both(f"flan-mini:{write(tmp_path / 'flan.jsonl', rows)}")
+    assert Counter(train["task"]).most_common(64)[-1][1] == 20
+    assert (len(train), len(test)) == (64 * 20, 9 * 5)
+    assert not set(train["task"]) & set(test["task"])
+    assert test["prompt"][0].startswith("question ")
+    assert set(json.loads(test["meta"][0])) == {"id"}
+
+
+# Conversations
+
+
+def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": str(k),
+            "items": [
+                {"from": "human", "value": f"hello {k}"},
+                {"from": "gpt", "value": "hi"},
+                {"from": "human", "value": "more"},
+            ],
+        }
+        for k in range(20)
+    ]
+    path = tmp_path / "sharegpt_gpt4.json"
+    path.write_text(json.dumps(rows))
+    train, test = both(f"sharegpt:{path}")
+    assert (len(train), len(test)) == (18, 2)
+    assert set(train["task"]) == {None}
+    assert json.loads(train["meta"][0])["rest"] == [{"from": "human", "value": "more"}]
+
+
+def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
+    def row(text: str) -> dict[str, Any]:
+        roles = (("system", "Be brief."), ("user", text), ("assistant", "Yes."))
+        messages = [{"role": role, "content": content} for role, content in roles]
+        return {"prompt": text, "prompt_id": "7", "messages": messages, "category": "Chat"}
+
+    copy = tmp_path / "copy"
+    for part, count in (("train", 3), ("test", 2)):
+        path = copy / "data" / f"{part}-00000-of-00001.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.Table.from_pylist([row(f"{part} {k}") for k in range(count)]), path)
+    train, test = both(f"no-robots:{copy}")
+    assert train["prompt"][:] == [f"Be brief.\n\ntrain {k}" for k in range(3)]
+    assert len(test) == 2
+    assert json.loads(test["meta"][0])["category"] == "Chat"
+
+
+def test_a_copys_own_files_are_read_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    for name in ("copy [1]", "copy 1", "a::b", "copy*"):
+        row = {"prompt": name, "response": "2020-01-31", "day": "2020-01-31"}
+        for split, count in (("train", 2), ("test", 1)):
+            write(tmp_path / name / f"{split}.jsonl", [row] * count)
+        train, test = both(f"no-robots:{tmp_path / name}")
+        assert (train["prompt"][:], test["prompt"][:]) == ([name] * 2, [name])
+        assert json.loads(test["meta"][0]) == {"day": "2020-01-31"}
+
+
+def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    path = write(copy / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    write(copy / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
+    before = path.stat()
+    for text in "rs":
+        path.write_text(path.read_text().replace('"r"', f'"{text}"'))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert tma.load(f"no-robots:{copy}", split="train")["response"][:] == [text]
+    path.write_text(path.read_text() + "{")
+    with pytest.raises(DataError, match=r"data/train\.jsonl, line 2: Expecting"):
+        tma.load(f"no-robots:{copy}", split="train")
+
+
+def test_the_one_file_of_a_copy_is_read_where_there_are_others(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    rows = [{"items": [{**turns[0], "value": f"q{k}"}, turns[1]]} for k in range(3)]
+    (copy / "sharegpt_gpt4.json").write_text(json.dumps(rows))
+    (copy / "sharegpt_clean.json").write_text("no JSON")
+    train, test = both(f"sharegpt:{copy}")
+    assert (len(train), len(test)) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ((), "it has none; expected .jsonl"),
+        (("train.csv", "train.jsonl"), "it has .csv and .jsonl files; expected"),
+        (("train_or_test.jsonl",), "speaks of test and train; expected one split"),
+        (
+            ("train_sft-00000-of-00001.jsonl",),
+            r"no split 'train'; it has train_sft\. Save the one",
+        ),
+    ],
+)
+def test_a_copy_that_is_unclear_is_named(
+    tmp_path: Path, files: tuple[str, ...], words: str
+) -> None:
+    (tmp_path / "copy").mkdir()
+    for file in files:
+        write(tmp_path / "copy" / file, [{"prompt": "p", "response": "r"}])
+    with pytest.raises(DataError, match=words):
+        tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")
+
+
+def test_splits_that_are_not_read_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "test", "validation"):
+        write(tmp_path / "copy" / f"{split}.jsonl", [{"prompt": split, "response": "r"}])
+    name = f"no-robots:{tmp_path / 'copy'}"
+    assert tma.load(name, split="train")["prompt"][:] == ["train"]
+    assert caplog.messages == [f"dataset {tmp_path / 'copy'}: splits that are not read: validation"]
+
+
+def test_a_folder_of_train_and_test_files_is_a_dataset(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, (train, test) in enumerate(
+        (
+            ("train.jsonl", "test.jsonl"),
+            ("Train.jsonl", "Test.jsonl"),
+            ("my.TRAIN.jsonl", "my-eval.jsonl"),
+            ("Train/a.jsonl", "test/a.jsonl"),
+            ("train-00000-of-00001.jsonl", "Testing_set.jsonl"),
+        )
+    ):
+        folder = tmp_path / str(number)
+        for file, text in ((train, "p"), (test, "q")):
+            write(folder / file, [{"prompt": f"{text}{k}", "response": "r"} for k in range(3)])
+        write(folder / "notes" / "other.txt", [])
+        parts = both(str(folder))
+        assert [part["prompt"][:] for part in parts] == [["p0", "p1", "p2"], ["q0", "q1", "q2"]]
+        assert len(tma.load(folder, split="all")) == 6
+        assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
+    assert caplog.messages == []
+
+
+def test_a_folder_of_which_no_file_says_its_split_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "copy" / "rows.jsonl", [{"prompt": "p", "response": "r"}])
+    write(tmp_path / "copy" / "deeper" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    with pytest.raises(DataError, match=r"is a folder; expected .* files named train and test"):
+        tma.load(tmp_path / "copy", split="train")
+
+
+def test_the_hub_is_asked_once_for_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def names(name: str, **_: Any) -> list[str]:
+        asked.append(name)
+        return ["xsum_tldr", "imdb_y"]
+
+    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
+    for _ in range(2):
+        assert hub.configurations("nobody/p3") == ("xsum_tldr", "imdb_y")
+    assert asked == ["nobody/p3"]
+
+
+# The hub
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "no-robots", "p3", "niv2"])
+def test_without_a_connection_one_message_says_what_is_needed(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError) as caught:
+        tma.load(name, split="train")
+    assert "the hub cannot be reached (HF_HUB_OFFLINE is set). Connect once, or give" in str(
+        caught.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            datasets.exceptions.DatasetNotFoundError(
+                "Dataset 'a/b' is a gated dataset on the Hub."
+            ),
+            r"is gated: accept its terms at https://huggingface.co/datasets/a/b and log in with "
+            r"`hf auth login` or set HF_TOKEN, or give a local copy",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
+            "is not on the hub, or is private. Check the id, log in with `hf auth login`",
+        ),
+        (
+            ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']"),
+            r"pick one among: \['x', 'y'\]. Give one as owner/name:configuration",
+        ),
+        (ValueError("row 4013 is damaged"), r"could not be read: row 4013 is damaged\."),
+    ],
+)
+def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
+    found = hub.refusal("a/b", error)
+    with pytest.raises(DataError, match=words):
+        raise found
+    assert "\n" not in str(found)
+
+
+def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def load_dataset(name: str, configuration: str | None, **given: Any) -> dict[str, str]:
+        asked.append(given)
+        if not given:
+            raise RuntimeError("Dataset scripts are no longer supported, but found P3.py")
+        return {"train": name}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert hub.splits("bigscience/P3", "xsum_tldr") == {"train": "bigscience/P3"}
+    assert asked == [{}, {"revision": "refs/convert/parquet"}]
+
+
+@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y", ""])
+def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
+    with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
+        tma.load(name, split="train")
+
+
+def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in range(3)])
+    assert len(tma.load(path, split="train")) == 2
+    with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
+        tma.load(7, split="train")
+
+
+def test_a_copy_that_is_not_there_is_named() -> None:
+    with pytest.raises(DataError, match="dataset='niv2:/none/here': there is no such file"):
+        tma.load("niv2:/none/here", split="train")
+
+
+def test_the_own_split_of_known_sources_stands_where_its_test_is_empty(tmp_path: Path) -> None:
+    path = write(tmp_path / "p3.jsonl", [p3_row("q") | {"task": "xsum_tldr"}])
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(f"p3:{path}", split="test")
+
+
+def test_empty_targets_are_counted_by_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [p3_row(f"q{k}") | {"task": "xsum_tldr"} for k in range(4)]
+    rows[1]["targets_pretokenized"] = "\n "
+    rows += [p3_row("q") | {"task": "anli_can_r1"}]
+    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
+    with caplog.at_level(logging.WARNING):
+        train, test = both(name)
+    assert (len(train), len(test)) == (3, 1)
+    assert caplog.messages == [f"dataset {name}: 1 rows without prompt or response left out"]

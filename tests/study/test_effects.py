@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.stored_runs import FAR, NEAR, Losses, moved, stored
+from tma.errors import ParameterError
+from tma.runs.store import Run
+from tma.study.effects import (
+    Spread,
+    combined,
+    contrasts,
+    course,
+    effect,
+    jackknife,
+    largest_spread,
+    outweighs,
+    shown,
+    table,
+)
+
+STILL = Spread(0.0, 5)
+"""Seeds that do not differ."""
+
+
+def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], seed: int) -> Run:
+    folder.mkdir(exist_ok=True)
+    losses: Losses = {key: [2.0, 2.0, last] for key, last in finals.items()}
+    made = stored(folder / f"{order}-{seed}", order, losses, seed)
+    path = made.folder / "losses.parquet"
+    table = pd.read_parquet(path)
+    table.assign(source=table["task"].str[0]).to_parquet(path)
+    return made
+
+
+def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: Path) -> None:
+    # Two folds of two tasks; tasks of one letter are of one source dataset.
+    folds = [
+        {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -2.0},
+        {("c1", "t"): -2.0, ("c1", "u"): -4.0, ("d1", "v"): 1.0, ("d1", "w"): -1.0},
+    ]
+    gaps = [-1.0, -3.0, 0.0, -2.0, -2.0, -4.0, 1.0, -1.0]
+    zero = [dict.fromkeys(fold, 0.0) for fold in folds]
+    # Each fold is tested by two seeds, whose mean differences are 0.2 apart.
+    shifted = [folds[0], folds[1], *({k: v + 0.2 for k, v in fold.items()} for fold in folds)]
+    first = [run(tmp_path, "tma_nft", fold, seed) for seed, fold in enumerate(shifted)]
+    second = [run(tmp_path, "tma_rt", fold, seed) for seed, fold in enumerate(zero * 2)]
+    found = effect(first, second, "final")
+    assert found.estimate == pytest.approx(np.mean(gaps) + 0.1)
+    assert (found.tasks.n, found.tasks.seeds, found.datasets.clusters) == (8, 4, 4)
+    assert found.own_spread == (pytest.approx(math.sqrt(0.2**2 / 2)), 2)
+    # Within each task the variance is 2, so that 8 · 2 / 64 = 0.25 over instances, 0.0625 of each;
+    # seeds add 0.02 / 4 = 0.005. Degrees of freedom: 0.255² / (4 · 0.0625² + 0.005² / 2) = 4.158.
+    half = found.tasks.high - found.estimate
+    assert half == pytest.approx(2.7353 * math.sqrt(0.255), rel=1e-3)
+    # Sums of the sources around the mean: a -1.0, b 1.0, c -3.0, d 3.0; 4/3 · 20 / 64.
+    assert found.datasets.high - found.estimate == pytest.approx(
+        3.18245 * math.sqrt(4 / 3 * 20 / 64), rel=1e-4
+    )
+    # Without d and without c.
+    assert found.without_one == pytest.approx((-11.4 / 6, -5.4 / 6))
+    assert found.median == pytest.approx(-1.5 + 0.1)
+    assert found.improved == pytest.approx(6 / 8)
+
+
+def test_without_repeated_folds_the_spread_of_seeds_is_given_or_unknown(tmp_path: Path) -> None:
+    fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -2.0}
+    one = [run(tmp_path, "tma_nft", fold, 0)]
+    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    unknown = effect(one, other, "final")
+    assert (unknown.tasks.low, unknown.tasks.high) == (-math.inf, math.inf)
+    assert unknown.own_spread is None
+    given = effect(one, other, "final", spread=STILL)
+    # 4 · 2 / 16 = 0.5 on two degrees of freedom.
+    assert given.tasks.high - given.estimate == pytest.approx(4.30265 * math.sqrt(0.5), rel=1e-4)
+
+
+def test_the_mean_along_the_way_is_the_area_under_the_curve(tmp_path: Path) -> None:
+    fold = {("a1", "p"): 1.0, ("a1", "q"): 1.0}
+    one = [run(tmp_path, "tma_nft", fold, 0)]
+    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    # The curves part after step 2 of 4: a triangle of width 2 and height 1 over 4 steps.
+    assert effect(one, other, "area").estimate == pytest.approx(0.25)
+    assert effect(one, other, "final").estimate == pytest.approx(1.0)
+    with pytest.raises(ParameterError, match="measure='best'"):
+        effect(one, other, "best")
+
+
+def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
+    # Each seed moves both orders by as much: the pairs agree, however far the seeds lie apart.
+    near = [stored(tmp_path / f"n{s}", "nearest", moved(NEAR, s), s) for s in (0, 1, 2)]
+    far = [stored(tmp_path / f"f{s}", "farthest", moved(FAR, s), s) for s in (2, 1)]
+    found = effect(near, far, "final")
+    assert (found.estimate, found.tasks.low, found.tasks.high) == (-0.5, -0.5, -0.5)
+    assert (found.tasks.seeds, found.own_spread) == (2, (0, 1))
+    steps = course(near, far)
+    assert [(one.step, one.estimate) for one in steps] == [(0, 0), (2, -1), (4, -0.5)]
+
+
+def test_a_run_without_chance_stands_beside_every_seed(tmp_path: Path) -> None:
+    near = [stored(tmp_path / "near", "nearest", NEAR)]
+    far = [stored(tmp_path / f"f{s}", "random", moved(FAR, s), s) for s in (0, 1)]
+    found = effect(far, near, "final")
+    # 0.5 and 1.5: the variance between seeds is 1/2.
+    assert (found.estimate, found.tasks.seeds) == (1, 2)
+    assert found.own_spread == (pytest.approx(math.sqrt(0.5)), 1)
+
+
+def test_a_run_of_another_length_is_read_at_its_own_end(tmp_path: Path) -> None:
+    longer = {key: [*value, 0.0] for key, value in NEAR.items()}
+    near = [stored(tmp_path / "near", "tma_nft", NEAR)]
+    more = [stored(tmp_path / "more", "tma_rt", longer, steps=(0, 2, 4, 6))]
+    assert effect(more, near, "final", STILL).estimate == -1.5
+    # Along the way both are the same curve, as far as both go.
+    assert effect(more, near, "area", STILL).estimate == 0
+
+
+def test_differences_of_differences_and_their_sizes(tmp_path: Path) -> None:
+    def runs(name: str, a: float, b: float) -> list[Run]:
+        finals = {"a": a, "b": b}
+        losses = {key: [4, 2, 2 - finals[key[0]]] for key in NEAR}
+        return [stored(tmp_path / f"{name}{s}", "random", moved(losses, s), s) for s in (0, 1, 2)]
+
+    # Task a gains 1 by the one and 3 by the other, task b 0 and 2: the second gains 2 everywhere.
+    base, one, other = runs("base", 0, 0), runs("one", 1, 0), runs("other", 3, 2)
+    gain, greater = [(1, base), (-1, one)], [(1, base), (-1, other)]
+    assert combined(gain, "final") == effect(base, one, "final")
+    both = combined([*greater, (-1, base), (1, one)], "final")
+    assert (both.estimate, both.tasks.low, both.tasks.high) == (2, 2, 2)
+    assert outweighs(gain, greater, "final").estimate == -2
+    # The size counts, not the sign.
+    loss = [(-1, base), (1, other)]
+    assert outweighs(loss, gain, "final").estimate == 2
+    assert outweighs(loss, gain, "area").estimate == 0.5
+    with pytest.raises(ParameterError, match=r"sides=\[\] "):
+        combined([])
+
+
+def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
+    runs = {
+        "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)],
+        "tma_rt": [stored(tmp_path / "far", "tma_rt", FAR)],
+    }
+    pairs = {"NFT − RT": ("tma_nft", "tma_rt"), "FFT − RT": ("tma_fft", "tma_rt")}
+    found = contrasts(runs, pairs, {"final": STILL})
+    assert {m: list(gaps) for m, gaps in found.items()} == {
+        "final": ["NFT − RT"],
+        "area": ["NFT − RT"],
+    }
+    assert found["final"]["NFT − RT"].tasks.high == -0.5
+    assert found["area"]["NFT − RT"].tasks.high == math.inf
+    assert largest_spread(runs, [*pairs.values()], "final") is None
+    row = table(found["final"]).loc["NFT − RT"]
+    assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
+    assert shown(found["final"]).loc["NFT − RT"].tolist() == [
+        "-0.500 (-0.500 to -0.500)",
+        "-0.500 to -0.500",
+        "-0.500 to -0.500",
+        "-0.500; -0.500",
+        "100%",
+    ]
+
+
+def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path) -> None:
+    near = [stored(tmp_path / f"n{s}", "tma_nft", moved(NEAR, s), s) for s in (0, 1)]
+    far = [stored(tmp_path / f"f{s}", "tma_fft", moved(FAR, 3 * s), s) for s in (0, 1)]
+    base = [stored(tmp_path / f"r{s}", "tma_rt", NEAR, s) for s in (0, 1)]
+    runs = {"tma_nft": near, "tma_fft": far, "tma_rt": base}
+    pairs = [("tma_nft", "tma_rt"), ("tma_fft", "tma_rt"), ("tma_min", "tma_rt")]
+    assert largest_spread(runs, pairs, "final") == (pytest.approx(3 / math.sqrt(2)), 1)
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = {"a": 1.0, "b": 2.0, "c": 6.0}
+
+    def mean(left: str | None) -> float:
+        return float(np.mean([value for name, value in values.items() if name != left]))
+
+    found = jackknife([*values], mean, 3, 1)
+    # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
+    half = 4.30265 * math.sqrt(7 / 3)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
+    alone = jackknife(["a"], mean, 1, 1)
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
+    near = [stored(tmp_path / "near", "tma_nft", NEAR)]
+    fewer = {key: value for key, value in NEAR.items() if key != ("b", "b2")}
+    with pytest.raises(ParameterError, match=r"different test instances \(4 and 3"):
+        effect(near, [stored(tmp_path / "fewer", "tma_rt", fewer)])
+    with pytest.raises(ParameterError, match="no evaluated step in common"):
+        effect(near, [stored(tmp_path / "steps", "tma_rt", NEAR, steps=(1, 3, 5))])
+    with pytest.raises(ParameterError, match=r"side 2 has runs of seeds \[0, 0\]"):
+        effect(near, near * 2)
+    with pytest.raises(ParameterError, match=r"side 1 has runs of seeds \[\]"):
+        effect([], near)
+    one, two = ([stored(tmp_path / f"{s}", "random", NEAR, s) for s in p] for p in ((1, 2), (3, 4)))
+    with pytest.raises(ParameterError, match=r"the sides have seeds \[1, 2\] and \[3, 4\]"):
+        effect(one, two)
+    single = [stored(tmp_path / "single", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
+    assert effect(single, single, "final", STILL).estimate == 0
+    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
+        effect(single, single, "area")
+
+
+def test_no_difference_in_truth_is_seldom_clear(tmp_path: Path) -> None:
+    """Twelve tasks of four instances in two folds, each tested by two seeds."""
+    random, clear = np.random.default_rng(0), 0
+    for sample in range(40):
+        gaps = random.normal(size=(2, 24))
+        seeds = 0.3 * random.normal(size=4)
+        runs = []
+        for seed in range(4):
+            fold = seed % 2
+            names = [(f"t{fold}{k // 4}", f"i{fold}{k}") for k in range(24)]
+            noise = random.normal(size=24) / 2
+            course = dict(zip(names, gaps[fold] + noise + seeds[seed], strict=True))
+            runs.append(run(tmp_path / str(sample), "tma_nft", course, seed))
+            runs.append(run(tmp_path / str(sample), "tma_rt", dict.fromkeys(names, 0.0), seed))
+        clear += effect(runs[::2], runs[1::2], "final").tasks.clear
+    assert clear <= 6  # two expected
+
+
+def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: Path) -> None:
+    fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -8.0}
+    one = [run(tmp_path, "tma_nft", fold, 0)]
+    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    found = effect(one, other, "final", Spread(2.0, 5)).tasks
+    # Variances 2 and 32 within the tasks: 2 · 2 / 16 + 2 · 32 / 16 = 0.25 + 4 over instances, and 4
+    # of the seed. Degrees of freedom: 8.25² / (0.25² + 4² + 4² / 5) = 3.5331.
+    half = 2.92966 * math.sqrt(8.25)
+    assert found.freedom == pytest.approx(3.5331, rel=1e-4)
+    assert found.high - found.estimate == pytest.approx(half, rel=1e-3)
+
+
+def test_the_mean_by_tokens_weighs_long_responses_more(tmp_path: Path) -> None:
+    one = [run(tmp_path, "tma_nft", {("a1", "p"): 1.0, ("a1", "q"): 4.0}, 0)]
+    other = [run(tmp_path, "tma_rt", {("a1", "p"): 0.0, ("a1", "q"): 0.0}, 0)]
+    for made in (*one, *other):
+        path = made.folder / "losses.parquet"
+        table = pd.read_parquet(path)
+        longer = table["id"] == "q"
+        table.loc[longer, ["tokens", "loss_sum"]] *= 2
+        table.to_parquet(path)
+    assert effect(one, other, "final").by_tokens == pytest.approx((1 + 2 * 4) / 3)
+
+
+def test_sizes_are_compared_on_the_seeds_that_all_sides_have(tmp_path: Path) -> None:
+    def order(name: str, values: list[float]) -> list[Run]:
+        fold = {("a1", "p"): 0.0, ("b1", "q"): 0.0}
+        return [
+            run(tmp_path, name, dict.fromkeys(fold, value), seed)
+            for seed, value in enumerate(values)
+        ]
+
+    # On seeds 0 and 1 the second effect is -0.2, on all three seeds together +0.2.
+    base, one = order("tma_rt", [0, 0, 0]), order("tma_max_rt", [0.3, 0.3])
+    two = order("random", [-0.2, -0.2, 1])
+    found = outweighs([(1, one), (-1, base[:2])], [(1, two), (-1, base)], "final")
+    assert found.estimate == pytest.approx(0.1)
+
+
+def test_each_seed_is_read_along_its_own_whole_way(tmp_path: Path) -> None:
+    """An order that holds an instance twice ends a step before others, in some seeds alone."""
+
+    def ramp(name: str, height: float, steps: tuple[int, ...], seed: int) -> Run:
+        # It stays at `height` up to step 4, and is at 0 at step 8.
+        course = [height if step <= 4 else height * (8 - step) / 4 for step in steps]
+        losses = {("a", "a1"): course, ("a", "a2"): course}
+        return stored(tmp_path / f"{name}{seed}", name, losses, seed, steps=steps)
+
+    whole, short = (0, 4, 8), (0, 4, 7)
+    nft = [ramp("tma_nft", 1, whole, 0), ramp("tma_nft", 1, short, 1)]
+    rt = [ramp("tma_rt", 0, whole, 0), ramp("tma_rt", 0, short, 1)]
+    # (4 + 2) / 8 = 0.75 of the one; of the other 4 and (1 + 1/4) / 2 · 3 over 7.
+    second = (4 + 1.875) / 7
+    assert effect(nft, rt).estimate == pytest.approx((0.75 + second) / 2)
+    # A longer run beside a shorter one is read up to the end of that one, between its steps.
+    longer = [ramp("random", 0, whole, 0), ramp("random", 0, whole, 1)]
+    assert effect(nft, longer).estimate == pytest.approx((0.75 + second) / 2)
+    # After a step only what all seeds evaluated is compared.
+    assert [gap.step for gap in course(nft, rt)] == [0, 4]

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+
+from tests.stored_runs import FAR, NEAR, stored
+from tma.errors import ParameterError
+from tma.runs.store import Run
+from tma.study import figures, panels, statistics, styles
+from tma.study.effects import Effect, course
+from tma.study.exposure import Association
+from tma.study.intervals import Interval
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, list[Run]]:
+    return {
+        "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)],
+        "tma_fft": [stored(tmp_path / "far", "tma_fft", FAR)],
+    }
+
+
+def legend(axes: Axes) -> list[str]:
+    found = axes.get_legend()
+    return [text.get_text() for text in found.get_texts()] if found else []
+
+
+def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
+    from tma.arrange.spec import ORDERS
+
+    # Single rounds are no order to tell from others, but steps of one scale.
+    named = set(ORDERS) - {"tma_rounds[i:j]"} | {"tma_nft, shuffled", "tma_fft, shuffled"}
+    for table in (styles.PALETTE, styles.LABELS, styles.DASHES):
+        assert set(table) == named
+        assert len({str(value) for value in table.values()}) == len(named)
+
+
+def test_a_name_that_is_no_order_is_not_drawn() -> None:
+    with pytest.raises(ParameterError, match=r"order='tma_ntf' .*did you mean tma_nft"):
+        styles.styles(["tma_nft", "tma_ntf"])
+
+
+def test_rounds_are_steps_of_one_scale() -> None:
+    looks = styles.styles(["tma_rounds[10:]", "tma_rounds[0:5]", "tma_rounds[5:10]"])
+    labels = ["rounds from 10", "rounds 0 to 4", "rounds 5 to 9"]
+    assert [look.label for look in looks.values()] == labels
+    assert len({look.colour for look in looks.values()}) == 3
+
+
+def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
+    gaps = {"tma_nft": course(runs["tma_nft"], runs["tma_fft"])}
+    figure = figures.comparison_figure(statistics.curves(runs), gaps, "tma_fft")
+    left, right = figure.axes
+    assert left.get_xlabel() == right.get_xlabel() == "training step"
+    assert left.get_ylabel() == "test loss (nats a token)"
+    assert right.get_ylabel() == "loss minus FFT (nats a token)"
+    assert legend(left) == ["NFT, nearest first", "FFT, farthest first"]
+    assert not legend(right)  # one seed has no spread
+    assert list(right.get_lines()[-1].get_ydata()) == [0, -1, -0.5]
+
+
+def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    random = [
+        stored(tmp_path / "one", "tma_rt", NEAR),
+        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
+    ]
+    gaps = {"tma_nft": course(runs["tma_nft"], random)}
+    curves = statistics.curves({**runs, "tma_rt": random})
+    right = figures.comparison_figure(curves, gaps, "tma_rt").axes[1]
+    assert legend(right) == ["seeds of RT, min to max"]
+    band = right.collections[0].get_paths()[0].vertices
+    assert band[:, 1].min() == -0.5
+    assert band[:, 1].max() == 0.5
+
+
+def test_metrics_have_a_panel_each_with_its_unit() -> None:
+    table = pd.DataFrame(
+        [
+            (metric, seed, step, step + seed)
+            for metric in ("loss", "rouge1", "rougeL", "exact_match")
+            for seed in (0, 1)
+            for step in (0, 2)
+        ],
+        columns=["metric", "seed", "step", "value"],
+    )
+    axes = figures.metrics_figure(table).axes
+    assert [panel.get_ylabel() for panel in axes] == [
+        "loss (nats a token)",
+        "ROUGE-1 (F-measure)",
+        "ROUGE-L (F-measure)",
+        "exact match (share)",
+    ]
+    assert list(axes[0].get_lines()[-1].get_ydata()) == [0.5, 2.5]
+
+
+def test_intervals_stand_under_their_names_from_the_top() -> None:
+    found = (Interval(-1, -2, -0.5, 4, 1), Interval(0, -1, 1, 4, 1))
+    ready = [Effect(one, one, (0, 0), 0, 0, 0, None) for one in found]
+    contrasts = dict(zip(("tma_nft", "no near-duplicates"), ready, strict=True))
+    axes = figures.intervals_figure(contrasts, band=(-0.25, 0.5)).axes[0]
+    [band] = axes.patches
+    assert (band.get_x(), band.get_width()) == (-0.25, 0.75)
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["NFT, nearest first", "no near-duplicates"]
+    assert axes.yaxis_inverted()
+    faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert faces == [styles.PALETTE["tma_nft"], "white"]  # only the first excludes zero
+
+
+def test_distances_and_loss_share_one_scale_in_each_task() -> None:
+    orders, measures = ("cluster", "random"), ("cosine_avg", "euclidean_min", "bigram_kl")
+    distances = pd.DataFrame(
+        [(o, t, s, m, n + s) for n, o in enumerate(orders) for t in "ab" for s in (1, 2)
+         for m in measures], columns=["order", "task", "step", "measure", "distance"],
+    )  # fmt: skip
+    losses = pd.DataFrame(
+        [(o, t, s, 4 - s) for o in orders for t in "ab" for s in (0, 1, 2)],
+        columns=["order", "task", "step", "loss"],
+    )
+    figure = panels.distances_figure(distances, losses)
+    assert len(figure.axes) == 4
+    assert figure.axes[0].get_ylabel().startswith("a\n")
+    # Distances 1, 2 of the one order and 2, 3 of the other; the loss comes first.
+    drawn = [list(line.get_ydata()) for line in figure.axes[1].get_lines()]
+    assert drawn == [[1, 0.5, 0], *[[0.5, 1]] * 3]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["test loss", "cosine avg", "euclidean min", "bigram KL"]
+
+
+def test_of_many_tasks_three_are_drawn() -> None:
+    tasks = [f"t{k}" for k in range(8)]
+    distances = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "measure": "bigram_kl"})
+    losses = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "loss": 2.0})
+    figure = panels.distances_figure(distances.assign(distance=1.0), losses)
+    assert [a.get_ylabel().split("\n")[0] for a in figure.axes] == ["t0", "t2", "t4"]
+
+
+def test_an_association_is_drawn_beside_its_baseline() -> None:
+    similarity = np.linspace(-1, 1, 101)
+    pairs = pd.DataFrame({"similarity": similarity, "drop": 2 * similarity})
+    found = Association(0.5, 0.4, 0.6, 9, 1, baseline_low=-0.1, baseline_high=0.1, p=0.01)
+    axes = panels.association_figure(pairs, found).axes[0]
+    line = axes.get_lines()[0]
+    # A correlation of 0.5 between values of spreads 2 : 1 is a slope of 1.
+    np.testing.assert_allclose(line.get_ydata(), line.get_xdata())
+    assert axes.get_ylabel() == "loss drop, centred (nats a token)"
+    assert len(legend(axes)) == 3

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tests.stored_runs import FAR, NEAR, moved, stored
+from tma.errors import ParameterError
+from tma.runs.store import Run
+from tma.study import statistics
+from tma.study.exposure import by_instance
+from tma.study.intervals import Interval, table
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, list[Run]]:
+    return {
+        "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)],
+        "tma_fft": [stored(tmp_path / "far", "tma_fft", FAR)],
+    }
+
+
+def test_curves_are_means_over_test_instances(runs: dict[str, list[Run]]) -> None:
+    table = statistics.curves(runs)
+    assert table[table["order"] == "tma_nft"]["loss"].tolist() == [4, 2.5, 1.5]
+    assert table[table["order"] == "tma_fft"]["loss"].tolist() == [4, 3.5, 2.0]
+
+
+def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
+    both = [
+        stored(tmp_path / "one", "tma_rt", NEAR),
+        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
+    ]
+    found = statistics.spread(statistics.curves({"tma_rt": both}), "tma_rt")
+    assert found.to_numpy().tolist() == [[0, 4, 4, 4], [2, 3, 2.5, 3.5], [4, 1.75, 1.5, 2]]
+    assert list(found) == ["step", "mean", "low", "high"]
+    with pytest.raises(ParameterError, match="order='tma_nft'"):
+        statistics.spread(statistics.curves({"tma_rt": both}), "tma_nft")
+
+
+def test_how_far_seeds_lie_from_their_mean(tmp_path: Path) -> None:
+    both = [
+        stored(tmp_path / "one", "tma_rt", NEAR),
+        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
+    ]
+    # Final losses 1.5 and 2, areas 2.625 and 3.25.
+    assert statistics.seed_range(both) == (-0.25, 0.25)
+    assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
+    with pytest.raises(ParameterError, match="measure='steps'"):
+        statistics.seed_range(both, "steps")
+
+
+def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
+    row = statistics.summary(runs).loc["tma_nft"]
+    assert (row["first"], row["final"], row["fall_percent"]) == (4, 1.5, 62.5)
+    # Trapezoids (4 + 2.5)/2 · 2 and (2.5 + 1.5)/2 · 2 over 4 steps.
+    assert row["area"] == 2.625
+    assert (row["instances"], row["steps"], row["seeds"]) == (64, 4, 1)
+
+
+def test_areas_are_compared_on_the_steps_that_all_evaluated(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    ends = {key: [value[0], value[-1]] for key, value in NEAR.items()}
+    coarse = stored(tmp_path / "ends", "tma_min", ends, steps=(0, 4))
+    table = statistics.summary({"tma_nft": runs["tma_nft"], "tma_min": [coarse]})
+    # (4 + 1.5)/2 for both, though the first was evaluated in between too.
+    assert table["area"].tolist() == [2.75, 2.75]
+
+
+def longer(folder: Path, seed: int = 0, by: float = 0.0) -> Run:
+    """NEAR, and two steps further down by 1 in task a and by 0.5 in task b."""
+    more = {key: [*value, value[-1] - (1 if key[0] == "a" else 0.5)] for key, value in NEAR.items()}
+    return stored(
+        folder, "tma_rounds[4:8]", moved(more, by), seed, steps=(0, 2, 4, 6), instances=80
+    )
+
+
+def test_seeds_of_different_length_are_each_read_at_their_own_end(tmp_path: Path) -> None:
+    both = [stored(tmp_path / "short", "tma_rounds[4:8]", NEAR), longer(tmp_path / "long", 1, by=1)]
+    # Finals 1.5 and 0.75 + 1.
+    assert statistics.seed_range(both) == (-0.125, 0.125)
+    row = statistics.summary({"tma_rounds[4:8]": both}).iloc[0]
+    assert (row["instances"], row["steps"], row["area"]) == (72, 5, 3.125)
+    # From 4 and 5.
+    assert (row["first"], row["final"]) == (4.5, 1.625)
+    assert row["fall_percent"] == pytest.approx(100 * 2.875 / 4.5)
+
+
+def test_the_summary_of_orders_of_different_length(
+    tmp_path: Path, runs: dict[str, list[Run]]
+) -> None:
+    table = statistics.summary({**runs, "tma_rounds[4:8]": [longer(tmp_path / "more")]})
+    assert table["steps"].tolist() == [4, 4, 6]
+    assert table["instances"].tolist() == [64, 64, 80]
+    assert table["final"].tolist() == [1.5, 2, 0.75]
+    # The longer one up to its own end: (4 + 2.5 + 2.5 + 1.5 + 1.5 + 0.75) / 6.
+    assert table["area"].tolist() == [2.625, 3.25, 2.125]
+    # Whole numbers are shown as such.
+    assert (table["steps"].dtype, table["instances"].dtype) == ("int64", "int64")
+
+
+def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> None:
+    losses = {("a", "1"): [4, 2], ("a", "2"): [2, 1], (None, "3"): [5, 4]}
+    run = stored(tmp_path / "run", "random", losses, 7, steps=(0, 3))
+    found = statistics.task_curves({"random": [run]})
+    assert found.to_numpy().tolist() == [
+        ["random", 7, 0, "3", 5],
+        ["random", 7, 0, "a", 3],
+        ["random", 7, 3, "3", 4],
+        ["random", 7, 3, "a", 1.5],
+    ]
+    assert list(found) == ["order", "seed", "step", "task", "loss"]
+    assert found["step"].dtype == "int64"
+
+
+def test_the_share_of_the_fall_after_a_number_of_steps(runs: dict[str, list[Run]]) -> None:
+    # After one of 4 steps: 0.75 of 2.5; without task b 1 of 3, without task a 0.5 of 2.
+    found = statistics.early_share(runs["tma_nft"], step=1)
+    # The jackknife: half of (1/3 - 1/4)² / 2, and Student's quantile with one degree of freedom.
+    half = 12.7062 * (1 / 3 - 1 / 4) / 2
+    assert (found.estimate, found.low, found.high) == pytest.approx(
+        (0.3, 0.3 - half, 0.3 + half), rel=1e-4
+    )
+    assert (found.n, found.seeds, found.clusters) == (4, 1, 2)
+    assert found.minus(0.25).estimate == pytest.approx(0.05)
+    assert statistics.early_share(runs["tma_nft"], step=4).estimate == 1
+    for step in (0, 5):
+        with pytest.raises(ParameterError, match=rf"step={step} .*a number in \(0, 4\]"):
+            statistics.early_share(runs["tma_nft"], step=step)
+
+
+def test_a_loss_that_does_not_fall_has_no_share(tmp_path: Path) -> None:
+    flat = stored(tmp_path / "flat", "tma_rt", {key: [4, 3, 4] for key in NEAR})
+    found = statistics.early_share([flat], step=1)
+    assert math.isnan(found.estimate)
+    assert (found.low, found.high) == (-math.inf, math.inf)
+    assert not found.clear
+    one = [stored(tmp_path / "one", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
+    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
+        statistics.early_share(one, step=1)
+
+
+def test_seeds_may_test_other_tasks(tmp_path: Path) -> None:
+    # 4 → 2 → 1 on one fold, 4 → 4 → 2 on another of as many instances: 4 → 3 → 1.5 in all.
+    one = stored(tmp_path / "one", "random", {("a", "1"): [4, 2, 1], ("b", "2"): [4, 2, 1]}, 0)
+    two = stored(tmp_path / "two", "random", {("c", "3"): [4, 4, 2], ("d", "4"): [4, 4, 2]}, 1)
+    assert statistics.mean_losses([one, two]).mean().tolist() == [4, 3, 1.5]
+    assert statistics.early_share([one, two], step=2).estimate == pytest.approx(1 / 2.5)
+    assert statistics.improved([one, two]).tolist() == [0.5, 1]
+
+
+def test_an_interval_among_several_is_wider() -> None:
+    found = Interval(1.0, 0.5, 2.0, 18, 3, freedom=17)
+    # Student's quantiles with 17 degrees of freedom at 1 - 0.0125 and at 0.975.
+    wide = found.among(2)
+    ratio = 2.45805 / 2.10982
+    assert (wide.low, wide.high) == pytest.approx((1 - 0.5 * ratio, 1 + ratio), abs=1e-4)
+    assert (found.within(0.6, 1.5).low, found.within(0.6, 1.5).high) == (0.6, 1.5)
+    nothing = Interval(math.nan, -math.inf, math.inf, 18, 3)
+    assert nothing.among(3).high == math.inf
+    assert nothing.within(0, 1).high == math.inf
+
+
+def test_intervals_make_a_table() -> None:
+    shown = table({"a": Interval(0.5, 0, 1, 12, 3)})
+    assert shown.loc["a"].to_dict() == {"estimate": 0.5, "low": 0, "high": 1, "n": 12, "seeds": 3}
+
+
+def test_an_instance_without_a_task_is_its_own() -> None:
+    rows = pd.DataFrame({"step": [0, 0], "id": ["x", "y"], "task": [None, "t"], "loss": [1.0, 2.0]})
+    assert by_instance(rows).index.tolist() == [("t", "y"), ("x", "x")]

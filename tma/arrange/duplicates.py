@@ -1,0 +1,91 @@
+"""Training rows that (nearly) stand in the test set: the first objection to nearest-first.
+
+A row is a near-duplicate if its embedding is nearly that of a test row, or if its text holds much
+of a test text word for word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.arrange.exact_knn import nearest_blocks
+from tma.arrange.ngrams import ngram_overlap
+from tma.arrange.products import UNIT
+from tma.arrange.rows import Numbers, UnitRows, unit_pair
+from tma.errors import check_count, check_texts, wrong
+
+Floats = NDArray[np.float64]
+
+TOLERANCE = 1e-6
+"""By how much a similarity may miss a threshold and still reach it: what rounding takes off."""
+
+
+@dataclass(frozen=True, eq=False)
+class NearDuplicates:
+    """What the test set has in common with each training row."""
+
+    nearest: Numbers
+    """(n,) number of the test row with the highest cosine similarity, the lowest among equals."""
+    cosine: Floats
+    """(n,) that similarity."""
+    overlap: Floats | None
+    """(n,) largest share of a test text's word n-grams that the training text holds; None without
+    texts."""
+    duplicate: NDArray[np.bool_]
+    """(n,) whether the row is a near-duplicate by one of the two."""
+
+
+def near_duplicates(
+    X: NDArray[np.floating] | UnitRows,
+    Y: NDArray[np.floating] | UnitRows,
+    threshold: float = 0.95,
+    *,
+    texts: tuple[Sequence[str], Sequence[str]] | None = None,
+    ngram: int = 8,
+    overlap: float = 0.5,
+    device: str | None = None,
+) -> NearDuplicates:
+    """Find the training rows that (nearly) stand in the test set.
+
+    Args:
+        X: (n, d) unit embeddings of the training rows.
+        Y: (m, d) unit embeddings of the test rows.
+        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1], with 1e-6 of
+            tolerance: 1 finds equal rows, and such as only rounding tells apart.
+        texts: training and test texts, to compare word n-grams as well.
+        ngram: words of an n-gram; a shorter text is one n-gram.
+        overlap: share of a test text's n-grams from which a training row is a near-duplicate.
+        device: where products are computed; None: a GPU if there is one.
+
+    Returns:
+        The nearest test row, its similarity, the overlap and the verdict of each training row.
+
+    Raises:
+        ValueError: embeddings, texts or thresholds that cannot be used.
+
+    Source: this package; the paper does not look for such rows.
+    """
+    for name, share in (("threshold", threshold), ("overlap", overlap)):
+        if not 0 < share <= 1:
+            raise wrong(name, share, "a number in (0, 1]")
+    check_count("ngram", ngram, 1)
+    train, test = unit_pair(X, Y)
+    check_texts(texts, len(train), len(test))
+    found = [
+        (best, key, np.linalg.norm(block.numpy().astype(np.float64), axis=1))
+        for block, best, key in nearest_blocks(train, test.float32, device=device)
+    ]
+    nearest, key, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    of_test = np.linalg.norm(test.float32.astype(np.float64), axis=1)
+    # Rows are of length 1 up to their own precision; a cosine is not.
+    cosine = key / UNIT / (length * of_test[nearest])
+    duplicate = cosine >= threshold - TOLERANCE
+    shared = None
+    if texts is not None:
+        shared = ngram_overlap(texts[0], texts[1], ngram)
+        duplicate = duplicate | (shared >= overlap)
+    return NearDuplicates(nearest, cosine, shared, duplicate)

@@ -1,0 +1,194 @@
+"""An order of a dataset with its receipt: what made it, from what, and which ids in which sequence.
+
+The receipt says what the order was made of, and proves of a sequence of ids that it is the one that
+was made. It is stored beside the order as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.arrange.orders import arrange_by, pool_rows
+from tma.arrange.spec import Method
+from tma.data import load as data
+from tma.embed import Encoder, MiniLM, embed
+from tma.errors import DataError, OrderError
+from tma.store import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What an order was made of, and the order's own digest."""
+
+    method: Method
+    """Name of the order and every setting that decides it."""
+    train: str
+    """SHA-256 of the training instances' ids in stored order (`tma.data.load.fingerprint`)."""
+    test: str
+    """The same of the test instances."""
+    encoder: str
+    """Name and version of the embedding model."""
+    left_out: int
+    """Training instances left out as near-duplicates of test instances."""
+    instances: int
+    """Instances in the order."""
+    sha256: str
+    """SHA-256 of the ids in their order, as `ids_digest` computes it."""
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Refuse ids that are not those of the order, in its sequence.
+
+        Raises:
+            OrderError: other ids, or another sequence.
+        """
+        found = ids_digest(ids)
+        if found != self.sha256:
+            raise OrderError(
+                f"the {len(ids)} ids have the SHA-256 {found}; the receipt of {self.method.name} "
+                f"is for {self.instances} ids with {self.sha256}. The order was not kept, or the "
+                "receipt belongs to another one."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the receipt as values that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Receipt:
+        """Return the receipt from what `to_json` gave."""
+        return cls(**(value | {"method": Method(**value["method"])}))
+
+
+@dataclass(frozen=True, eq=False)
+class Arranged:
+    """The order of a dataset."""
+
+    rows: NDArray[np.int64]
+    """Row numbers of the training set, (k,)."""
+    ids: tuple[str, ...]
+    """Ids of those instances, (k,)."""
+    receipt: Receipt
+    """What made the order."""
+
+    def save(self, path: Path | str) -> None:
+        """Write the ids to `path` as JSON, and the receipt beside it as `<name>.receipt.json`."""
+        receipt = self.receipt.to_json()
+        write_json(Path(path), {"ids": list(self.ids)})
+        write_json(receipt_path(path), receipt)
+
+
+def receipt_path(path: Path | str) -> Path:
+    """Return where the receipt of an order stored at `path` lies."""
+    return Path(path).with_name(f"{Path(path).name.removesuffix('.json')}.receipt.json")
+
+
+def read_receipt(path: Path | str) -> Receipt:
+    """Return the receipt of the order stored at `path`, after checking the ids against it.
+
+    Raises:
+        DataError: a file is missing or is not what `Arranged.save` wrote.
+        OrderError: the ids are not those of the receipt.
+    """
+    return _read(path)[1]
+
+
+def read_ids(path: Path | str) -> list[str]:
+    """Return the ids of the order stored at `path`, after checking them against its receipt.
+
+    Raises:
+        DataError, OrderError: as `read_receipt`.
+    """
+    return _read(path)[0]
+
+
+def _read(path: Path | str) -> tuple[list[str], Receipt]:
+    try:
+        stored = Path(path).read_text("utf-8"), receipt_path(path).read_text("utf-8")
+        ids = json.loads(stored[0])["ids"]
+        receipt = Receipt.from_json(json.loads(stored[1]))
+        if not isinstance(ids, list):
+            raise TypeError(f"ids is a {type(ids).__name__}; expected a list")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} and its receipt cannot be read: {error}") from error
+    receipt.check(ids)
+    return ids, receipt
+
+
+def ids_digest(ids: Sequence[str]) -> str:
+    """Return the SHA-256 of the ids as one JSON array: no spaces, UTF-8, nothing escaped."""
+    text = json.dumps(list(ids), ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def arrange_dataset(
+    train: Dataset,
+    test: Dataset,
+    method: Method,
+    *,
+    encoder: Encoder | None = None,
+    device: str | None = None,
+) -> Arranged:
+    """Return the order of a training set for a test set, with its receipt.
+
+    Args:
+        train: training instances, as `tma.load` gives them.
+        test: test instances.
+        method: name and settings of the order, e.g. `Method("tma_min", limit=30_000)`.
+        encoder: default all-MiniLM-L6-v2.
+        device: where products are computed; None: a GPU if there is one. No influence on the order.
+
+    Returns:
+        The row numbers, the ids and the receipt.
+
+    Raises:
+        ParameterError: the order needs tasks that the training set does not have.
+        AssetError: the built-in encoder cannot be fetched.
+    """
+    encoder = encoder or MiniLM()
+    pool = pool_rows(method, len(train))
+    source = train if pool is None else train.select(pool)
+    # An order that goes by no similarity gets rows of one number: embedding takes minutes.
+    X, Y = (
+        embed(data, encoder) if method.embeds else np.ones((len(data), 1), np.float32)
+        for data in (source, test)
+    )
+    rows, made_from = arrange_by(
+        method,
+        X,
+        Y,
+        tasks=_tasks(source),
+        # Only one measure reads words; the others need no second copy of all texts.
+        texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
+        device=device,
+        pool=pool,
+    )
+    known = train["id"]
+    ids = tuple(known[row] for row in rows.tolist())
+    receipt = Receipt(
+        method,
+        data.fingerprint(train),
+        data.fingerprint(test),
+        encoder.name,
+        made_from.left_out,
+        len(ids),
+        ids_digest(ids),
+    )
+    return Arranged(rows, ids, receipt)
+
+
+def _tasks(dataset: Dataset) -> list[str | None] | None:
+    """Return the task of each instance; None where no instance has one."""
+    tasks: list[str | None] = list(dataset["task"])
+    return tasks if any(task is not None for task in tasks) else None

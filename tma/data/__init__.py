@@ -1,0 +1,1 @@
+"""Any source → instances, and back to a file in an order."""

@@ -1,0 +1,1 @@
+"""Settings → a finished run, by content."""

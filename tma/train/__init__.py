@@ -1,0 +1,1 @@
+"""Instances in an order → a fine-tuned model and its test losses."""

@@ -1,0 +1,135 @@
+"""What an answer is worth: ROUGE, exact match, and the score of a reward model."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tma.errors import ParameterError, wrong
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def exact_match(answer: str, references: Sequence[str]) -> float:
+    """Return 1 if an answer equals a reference after normalisation, else 0.
+
+    Texts of which nothing is left, such as "+" and "-", are compared as they are.
+
+    Raises:
+        ParameterError: `references` is one text, or empty.
+
+    Source: the paper's section on metrics: lower case, no punctuation, white space folded.
+    """
+    _check_references(references)
+    return float(_normalised(answer) in {_normalised(text) for text in references})
+
+
+def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
+    """Return the F-measures `rouge1` and `rougeL` of an answer, with stemming, from 0 to 1.
+
+    Over several references the best counts, for each of the two by itself. The package rouge-score
+    sees Latin letters and digits only: an answer in another script scores 0.
+
+    Raises:
+        ParameterError: `references` is one text, or empty.
+    """
+    _check_references(references)
+    scores = _scorer().score_multi(references, answer)
+    return {name: float(score.fmeasure) for name, score in scores.items()}
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+
+
+class RewardModel:
+    """A reward model that is loaded once and scores answers any number of times.
+
+    Args:
+        name: hub id or folder of a sequence-classification model with one output (the paper's is
+            `openbmb/UltraRM-13b`, which needs converting to that form first).
+
+    Raises:
+        ParameterError: the model cannot be loaded, lacks weights, or has more than one output.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._model, self._tokenizer = _reward_model(name)
+
+    def scores(
+        self, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 8
+    ) -> NDArray[np.float64]:
+        """Return the score of each answer, (n,); higher is better, without a unit.
+
+        Args:
+            prompts: n prompts.
+            answers: their n answers; the model reads prompt and answer in the training format. Of a
+                text that is too long for it, the beginning is cut.
+            batch_size: texts at once; one where the tokenizer has nothing to pad with.
+
+        Returns:
+            Scores; NaN where the model gives that.
+        """
+        import torch
+
+        texts = [f"User: {p}\nAssistant: {a}" for p, a in zip(prompts, answers, strict=True)]
+        by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        out = np.empty(len(texts))
+        padding = self._tokenizer.pad_token is not None
+        size = batch_size if padding else 1
+        with torch.inference_mode():
+            for start in range(0, len(texts), size):
+                part = by_length[start : start + size]
+                given = self._tokenizer(
+                    [texts[i] for i in part], padding=padding, truncation=True, return_tensors="pt"
+                ).to(self._model.device)
+                out[part] = self._model(**given).logits[:, 0].float().cpu().numpy()
+        return out
+
+
+def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    from tma.train.models import whole
+
+    # The answer stands at the end of the text, where nothing must be cut.
+    model, tokenizer = whole(
+        "reward_model",
+        name,
+        name,
+        AutoModelForSequenceClassification,
+        reading={"truncation_side": "left"},
+        computing={"dtype": "auto"},
+    )
+    if model.config.num_labels != 1:
+        raise ParameterError(
+            f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the score."
+        )
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
+
+
+def _check_references(references: Sequence[str]) -> None:
+    if isinstance(references, str) or not references:
+        raise wrong("references", references, "a list of one text or more")
+
+
+def _normalised(text: str) -> str:
+    found = re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
+    return found or text.strip()
