@@ -8,9 +8,10 @@ import pytest
 from matplotlib.axes import Axes
 
 from tests.stored_runs import FAR, NEAR, stored
+from tma.arrange.spec import ORDERS
 from tma.errors import ParameterError
 from tma.runs.store import Run
-from tma.study import figures, panels, statistics, styles
+from tma.study import figures, statistics
 from tma.study.effects import Effect, course
 from tma.study.exposure import Association
 from tma.study.intervals import Interval
@@ -30,24 +31,23 @@ def legend(axes: Axes) -> list[str]:
 
 
 def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
-    from tma.arrange.spec import ORDERS
-
     # Single rounds are no order to tell from others, but steps of one scale.
     named = set(ORDERS) - {"tma_rounds[i:j]"} | {"tma_nft, shuffled", "tma_fft, shuffled"}
-    for table in (styles.PALETTE, styles.LABELS, styles.DASHES):
-        assert set(table) == named
-        assert len({str(value) for value in table.values()}) == len(named)
+    assert set(figures.STYLES) == named
+    for field in ("label", "colour", "dashes"):
+        assert len({getattr(look, field) for look in figures.STYLES.values()}) == len(named)
 
 
 def test_a_name_that_is_no_order_is_not_drawn() -> None:
     with pytest.raises(ParameterError, match=r"order='tma_ntf' .*did you mean tma_nft"):
-        styles.styles(["tma_nft", "tma_ntf"])
+        figures.styles(["tma_nft", "tma_ntf"])
 
 
 def test_rounds_are_steps_of_one_scale() -> None:
-    looks = styles.styles(["tma_rounds[10:]", "tma_rounds[0:5]", "tma_rounds[5:10]"])
+    looks = figures.styles(["tma_rounds[10:]", "tma_rounds[0:5]", "tma_rounds[5:10]"])
     labels = ["rounds from 10", "rounds 0 to 4", "rounds 5 to 9"]
     assert [look.label for look in looks.values()] == labels
+    assert looks["tma_rounds[0:5]"].colour == "#440154"  # the dark end of viridis
     assert len({look.colour for look in looks.values()}) == 3
 
 
@@ -77,6 +77,9 @@ def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
     band = right.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == -0.5
     assert band[:, 1].max() == 0.5
+    figure = figures.comparison_figure(curves, gaps, "tma_rt", ranges=False)
+    assert not legend(figure.axes[1])
+    assert [len(axes.collections) for axes in figure.axes] == [0, 1]  # the interval alone
 
 
 def test_metrics_have_a_panel_each_with_its_unit() -> None:
@@ -110,7 +113,8 @@ def test_intervals_stand_under_their_names_from_the_top() -> None:
     assert names == ["NFT, nearest first", "no near-duplicates"]
     assert axes.yaxis_inverted()
     faces = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"]
-    assert faces == [styles.PALETTE["tma_nft"], "white"]  # only the first excludes zero
+    assert faces == [figures.BLUE, "white"]  # only the first excludes zero
+    assert not figures.intervals_figure(contrasts).axes[0].patches
 
 
 def test_distances_and_loss_share_one_scale_in_each_task() -> None:
@@ -123,7 +127,7 @@ def test_distances_and_loss_share_one_scale_in_each_task() -> None:
         [(o, t, s, 4 - s) for o in orders for t in "ab" for s in (0, 1, 2)],
         columns=["order", "task", "step", "loss"],
     )
-    figure = panels.distances_figure(distances, losses)
+    figure = figures.distances_figure(distances, losses)
     assert len(figure.axes) == 4
     assert figure.axes[0].get_ylabel().startswith("a\n")
     # Distances 1, 2 of the one order and 2, 3 of the other; the loss comes first.
@@ -135,9 +139,9 @@ def test_distances_and_loss_share_one_scale_in_each_task() -> None:
 
 def test_of_many_tasks_three_are_drawn() -> None:
     tasks = [f"t{k}" for k in range(8)]
-    distances = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "measure": "bigram_kl"})
-    losses = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1, "loss": 2.0})
-    figure = panels.distances_figure(distances.assign(distance=1.0), losses)
+    table = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1})
+    distances = table.assign(measure="bigram_kl", distance=1.0)
+    figure = figures.distances_figure(distances, table.assign(loss=2.0))
     assert [a.get_ylabel().split("\n")[0] for a in figure.axes] == ["t0", "t2", "t4"]
 
 
@@ -145,7 +149,7 @@ def test_an_association_is_drawn_beside_its_baseline() -> None:
     similarity = np.linspace(-1, 1, 101)
     pairs = pd.DataFrame({"similarity": similarity, "drop": 2 * similarity})
     found = Association(0.5, 0.4, 0.6, 9, 1, baseline_low=-0.1, baseline_high=0.1, p=0.01)
-    axes = panels.association_figure(pairs, found).axes[0]
+    axes = figures.association_figure(pairs, found).axes[0]
     line = axes.get_lines()[0]
     # A correlation of 0.5 between values of spreads 2 : 1 is a slope of 1.
     np.testing.assert_allclose(line.get_ydata(), line.get_xdata())

@@ -3,7 +3,6 @@ from __future__ import annotations
 import io
 import json
 import re
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,17 +10,18 @@ import pytest
 
 from tma.errors import ParameterError
 from tma.study import interactive
-from tma.study.interactive import VEGALITE, Interactive
+from tma.study.figures import Shown
+from tma.study.interactive import VEGALITE
 
 
-def drawn(figure: Interactive) -> str:
+def data(figure: Shown) -> str:
     """The data inside a chart."""
-    [text] = figure.spec["datasets"].values()
+    [text] = figure.forms[VEGALITE]["datasets"].values()
     return str(text)
 
 
 def losses(orders: int = 2, tasks: int = 3, steps: int = 4) -> pd.DataFrame:
-    names = ["tma_nft", "tma_rt", "mine"][:orders]
+    names = ["tma_nft", "tma_rt", "tma_fft"][:orders]
     rows = [
         (order, seed, step, f"task {task}", 3.0 - step / 10 + task)
         for order in names
@@ -41,8 +41,7 @@ def test_the_loss_of_a_task_is_the_mean_over_its_instances_and_seeds() -> None:
         ("tma_rt", 0, 8, None, 1.00006),
         ("tma_nft", 0, 8, "b", 1.25),
     ]
-    figure = interactive.loss_by_task(pd.DataFrame(rows, columns=columns))
-    assert drawn(figure) == (
+    assert data(interactive.loss_by_task(pd.DataFrame(rows, columns=columns))) == (
         "order,task,step,loss\n"
         '"RT, random",b,0,2.5\n'
         '"RT, random",without task,8,1.0001\n'
@@ -50,19 +49,13 @@ def test_the_loss_of_a_task_is_the_mean_over_its_instances_and_seeds() -> None:
     )
 
 
-def test_a_figure_says_what_it_shows() -> None:
-    figure = interactive.loss_by_task(losses(3))
-    words = (
-        "Mean test loss over training steps, one line a test task and order: 3 test tasks, "
-        "orders NFT, nearest first; RT, random; mine, up to step 3."
-    )
-    assert figure.description == figure.spec["description"] == words
-
-
-def test_a_notebook_stores_the_chart_and_a_picture_and_no_script() -> None:
-    stored: dict[str, Any] = interactive.loss_by_task(losses())._repr_mimebundle_(include=None)
+def test_a_notebook_stores_the_chart_a_picture_and_words_and_no_script() -> None:
+    stored = interactive.loss_by_task(losses())._repr_mimebundle_(include=None)
     assert set(stored) == {VEGALITE, "image/svg+xml", "text/plain"}
-    text = json.dumps(stored)
+    words = stored["text/plain"]
+    assert words == stored[VEGALITE]["description"]
+    assert words.startswith("Mean test loss over training steps, one line for each of 3 test tasks")
+    text = json.dumps(dict(stored))
     assert "<script" not in text
     addresses = set(re.findall(r"https?://[^\"\\ ]+", text))
     assert {re.sub(r"v5[.\d]+json", "v5", a) for a in addresses} == {
@@ -75,47 +68,44 @@ def test_a_notebook_stores_the_chart_and_a_picture_and_no_script() -> None:
 
 def test_the_same_table_gives_the_same_figure() -> None:
     table = losses(3)
-    figures = [interactive.loss_by_task(table) for _ in range(2)]
-    assert figures[0] == figures[1]
+    assert interactive.loss_by_task(table) == interactive.loss_by_task(table)
 
 
 def test_the_legend_picks_an_order_and_a_list_a_task() -> None:
-    params = {p["name"]: p for p in interactive.loss_by_task(losses()).spec["params"]}
+    chart = interactive.loss_by_task(losses()).forms[VEGALITE]
+    params = {p["name"]: p for p in chart["params"]}
     assert params["order"]["bind"] == "legend"
     assert params["hover"]["select"]["fields"] == ["task"]
     options = params["task"]["bind"]["options"]
     assert options == ["every task", "task 0", "task 1", "task 2"]
+    assert "bind" not in params["measure"]  # there is but one
 
 
-def test_a_large_table_is_thinned_to_its_first_and_last_steps_and_tasks() -> None:
-    figure = interactive.loss_by_task(losses(3, tasks=30, steps=200))
-    table = pd.read_csv(io.StringIO(drawn(figure)))
-    assert len(table) <= interactive.ROWS
-    assert table["step"].nunique() == interactive.STEPS
-    assert (table["step"].min(), table["step"].max()) == (0, 199)
-    # 1,500 points are 12 of 30 lines in three orders; the lowest and the highest last loss stay.
-    assert table["task"].nunique() == 12
-    assert {"task 0", "task 29"} <= set(table["task"])
-    assert "12 of 30 test tasks" in figure.description
+def test_of_many_tasks_some_are_drawn_and_counted() -> None:
+    figure = interactive.loss_by_task(losses(3, tasks=30, steps=40))
+    table = pd.read_csv(io.StringIO(data(figure)))
+    # 3,600 points are three times as many as fit.
+    assert len(table) == 1200
+    assert table["task"].nunique() == 10
+    assert table["step"].nunique() == 40
+    assert "10 test tasks" in figure.forms["text/plain"]
 
 
 def test_a_list_picks_the_distance() -> None:
-    measures = ("cosine_min", "euclidean_max")
+    table = losses(1, tasks=1, steps=2).rename(columns={"loss": "distance"})
     parts = [
-        losses(1, tasks=1, steps=2)
-        .assign(measure=measure, distance=losses(1, tasks=1, steps=2)["loss"] + at)
-        .drop(columns="loss")
-        for at, measure in enumerate(measures)
+        table.assign(measure="euclidean_max"),
+        table.assign(measure="cosine_min", distance=table["distance"] - 4),
     ]
     figure = interactive.distances_by_task(pd.concat(parts))
-    assert drawn(figure) == (
-        "order,task,step,cosine_min,euclidean_max\n"
-        '"NFT, nearest first",task 0,0,3.0,4.0\n'
-        '"NFT, nearest first",task 0,1,2.9,3.9\n'
+    assert data(figure) == (
+        "order,task,step,euclidean_max,cosine_min\n"
+        '"NFT, nearest first",task 0,0,3.0,-1.0\n'
+        '"NFT, nearest first",task 0,1,2.9,-1.1\n'
     )
-    params = {p["name"]: p for p in figure.spec["params"]}
-    assert params["measure"]["bind"]["options"] == list(measures)
-    assert params["measure"]["value"] == "cosine_min"
+    params = {p["name"]: p for p in figure.forms[VEGALITE]["params"]}
+    assert params["measure"]["bind"]["options"] == ["euclidean_max", "cosine_min"]
+    assert params["measure"]["value"] == "euclidean_max"
 
 
 def test_a_map_gives_round_and_nearness_of_each_instance() -> None:
@@ -123,18 +113,18 @@ def test_a_map_gives_round_and_nearness_of_each_instance() -> None:
     Y = np.array([[1, 0], [0.8, 0.6]], dtype=np.float32)
     rounds = [np.array([0, 2]), np.array([1])]
     figure = interactive.embedding_map(X, Y, rounds, ["a", "b", "a", None], ["t", "t"])
-    table = pd.read_csv(io.StringIO(drawn(figure)))
-    told = table[["kind", "task", "round", "similarity"]].to_numpy().tolist()
-    assert told == [
-        ["training", "a", 1, 1.0],
-        ["training", "a", 1, 0.96],
-        ["training", "b", 2, 0.6],
+    table = pd.read_csv(io.StringIO(data(figure)))
+    # What is drawn later lies above: test instances, then the first rounds.
+    assert table[["kind", "task", "round", "similarity"]].to_numpy().tolist() == [
         ["training", "without task", 0, -0.8],
+        ["training", "b", 2, 0.6],
+        ["training", "a", 1, 0.96],
+        ["training", "a", 1, 1.0],
         ["test", "t", 0, 1.0],
         ["test", "t", 0, 0.96],
     ]
-    # Two components of two dimensions keep every distance: rows 0 and 3 lie 2 apart.
-    first, last = table[["x", "y"]].to_numpy()[[0, 3]]
+    # Two components of two dimensions keep every distance: rows 3 and 0 lie 2 apart.
+    last, first = table[["x", "y"]].to_numpy()[[0, 3]]
     assert np.linalg.norm(first - last) == pytest.approx(2, abs=2e-3)
 
 
@@ -144,10 +134,9 @@ def test_a_map_of_many_instances_is_thinned() -> None:
     X, Y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (X, Y))
     rounds = list(np.arange(1000).reshape(10, 100))
     figure = interactive.embedding_map(X, Y, rounds, [None] * 2000, [None] * 400)
-    table = pd.read_csv(io.StringIO(drawn(figure)))
-    assert table["kind"].value_counts().to_dict() == {"training": 600, "test": 150}
+    table = pd.read_csv(io.StringIO(data(figure)))
+    assert table["kind"].value_counts().to_dict() == {"training": 1000, "test": 200}
     assert set(table["round"]) == set(range(11))
-    assert len(figure.svg) < 150_000
 
 
 def test_what_cannot_be_drawn_is_named() -> None:
@@ -155,6 +144,8 @@ def test_what_cannot_be_drawn_is_named() -> None:
         interactive.loss_by_task(losses().drop(columns="loss").head(24))
     with pytest.raises(ParameterError, match="and 0 rows"):
         interactive.loss_by_task(losses().head(0))
+    with pytest.raises(ParameterError, match="order='mine'"):
+        interactive.loss_by_task(losses().assign(order="mine"))
     rows = np.eye(2, dtype=np.float32)
     with pytest.raises(ParameterError, match="tasks"):
         interactive.embedding_map(rows, rows, [np.array([0])], ["a"], ["a", "b"])
@@ -164,5 +155,6 @@ def test_what_cannot_be_drawn_is_named() -> None:
 
 def test_the_axis_of_steps_has_whole_ones() -> None:
     rows = losses(1, tasks=1, steps=9).query("step > 0")
-    written = re.findall(r">([^<>]+)</text>", interactive.loss_by_task(rows).svg)
+    svg = interactive.loss_by_task(rows).forms["image/svg+xml"]
+    written = re.findall(r">([^<>]+)</text>", svg)
     assert written[: written.index("training step")] == list("12345678")

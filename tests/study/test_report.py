@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import tma
+from tests.stored_runs import FAR, NEAR, stored
 from tma.study import claims, report
 from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
@@ -31,9 +32,9 @@ def test_equal_figures_are_equal_files(study: StudyConfig) -> None:
     for kind in ("svg", "png"):
         one, two = ((study.out / f"{name}.{kind}").read_bytes() for name in ("one", "two"))
         assert one == two
-    assert shown[0]._repr_svg_().encode() == (study.out / "one.svg").read_bytes()
-    assert shown[0]._repr_svg_() == shown[1]._repr_svg_()
-    assert repr(shown[1]) == "two.svg"
+    svg = (study.out / "two.svg").read_text("utf-8")
+    assert shown[0].forms["image/svg+xml"] == svg
+    assert shown[1]._repr_mimebundle_() == {"image/svg+xml": svg, "text/plain": "two.svg"}
 
 
 def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -> None:
@@ -53,11 +54,40 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
     shown = report.saved_verdicts(study, made, runs)
     of = claims.made_from(["x", "y"])
     assert claims.read(study.out / "claims.json") == [replace(one, runs=of) for one in made]
-    assert repr(shown) == shown.text
-    assert f"Made from {of}." in shown.text and f"Made from {of}." in shown.html
-    for form in (shown.text, shown._repr_html_()):
-        assert "long " * 19 in form
+    assert set(shown.forms) == {"text/html", "text/plain"}
+    for form in shown.forms.values():
+        assert f"Made from {of}." in form and "long " * 19 in form
         assert "-0.200" in form and "–" in form and "<NA>" not in form and "NaN" not in form
+
+
+def test_a_reader_sees_what_is_trained(tmp_path: Path) -> None:
+    runs = [stored(tmp_path / f"s{s}", "tma_nft", NEAR, s, instances=60 + s) for s in (0, 1)]
+    [row] = report.runs_table({"tma_nft, shuffled": runs}).reset_index().to_dict("records")
+    assert row == {
+        "index": "tma_nft, shuffled",
+        "order": "tma_nft",
+        "runs": 2,
+        "seeds": "0, 1",
+        "instances": "60 to 61",
+        "steps": "4",
+        "published": 0,
+    }
+
+
+def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = (NEAR, FAR)
+    random = [stored(tmp_path / f"s{s}", "tma_rt", losses[s], s) for s in (0, 1)]
+    runs = {"tma_rt": random, "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)]}
+    assert report.seed_band(study, random) == (-0.25, 0.25)
+    grey = 'style="fill: #444444; fill-opacity: 0.25"'
+    assert grey in report.comparison(study, "one", runs, "tma_rt", {}).forms["image/svg+xml"]
+    monkeypatch.setattr(StudyConfig, "folds", 5)
+    assert report.seed_band(study, random) is None
+    assert grey not in report.comparison(study, "two", runs, "tma_rt", {}).forms["image/svg+xml"]
+    absent = report.comparison(study, "three", {}, "tma_rt", {})
+    assert absent.forms["text/markdown"] == "*Not made yet: the runs of tma_rt.*"
 
 
 def test_an_interval_is_glued_with_its_ends_and_a_verdict_by_its_word() -> None:

@@ -1,10 +1,17 @@
-"""Result table → labelled axes, in the study's styles (`tma.study.styles`)."""
+"""Result tables → labelled axes; an order has one label, colour and dash pattern in every figure.
+
+The colours are Okabe and Ito's, which any colour vision tells apart, with darker and lighter shades
+for the fine and the coarse orders; the dashes carry the difference into grey print. Rounds of TMA
+are steps of one scale from dark to light.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,15 +19,73 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from tma.errors import check_choice
 from tma.study.effects import Effect
+from tma.study.exposure import Association
 from tma.study.intervals import Interval
 from tma.study.statistics import spread
-from tma.study.styles import LABELS, PALETTE, Style, styles
 
+
+@dataclass(frozen=True)
+class Shown:
+    """What a cell displays."""
+
+    forms: Mapping[str, Any]
+    """MIME type → the same thing in that form."""
+
+    def _repr_mimebundle_(self, **_: object) -> Mapping[str, Any]:
+        return self.forms
+
+
+Lengths = tuple[float, ...]
+"""Lengths of lines and gaps in points; none: a solid line."""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How an order is drawn."""
+
+    label: str
+    """Its name in the legend."""
+    colour: str
+    """As #RRGGBB."""
+    dashes: Lengths = ()
+
+    @property
+    def short(self) -> str:
+        """The label's first words, for an axis: RT of "RT, random"."""
+        return self.label.partition(",")[0]
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """Arguments of matplotlib's `plot`."""
+        return {"color": self.colour, "dashes": self.dashes or (None, None), "linewidth": 2}
+
+
+STYLES = {
+    "tma_nft": Style("NFT, nearest first", "#0072B2"),
+    "tma_rt": Style("RT, random", "#444444", (1, 1.2)),
+    "tma_fft": Style("FFT, farthest first", "#D55E00", (5, 2)),
+    "tma_nft, shuffled": Style("NFT, shuffled in rounds", "#1B9CE0", (10, 1, 1, 1)),
+    "tma_fft, shuffled": Style("FFT, shuffled in rounds", "#F28E5C", (5, 1, 1, 1, 1, 1, 1, 1)),
+    "tma_min": Style("MIN, nearest only", "#56B4E9", (7, 2, 1, 2)),
+    "tma_max": Style("MAX, farthest only", "#E69F00", (3, 1)),
+    "tma_min_rt": Style("MIN shuffled", "#2C7FA8", (7, 1, 1, 1, 1, 1)),
+    "tma_max_rt": Style("MAX shuffled", "#A87400", (4, 1, 1, 1)),
+    "random": Style("random", "#999999", (1, 3)),
+    "round_robin": Style("round-robin", "#009E73", (5, 1, 1, 1, 1, 1)),
+    "cluster": Style("cluster", "#CC79A7", (9, 2)),
+    "nearest": Style("nearest first, fine", "#004D7A", (12, 1)),
+    "farthest": Style("farthest first, fine", "#8F3F00", (2, 2)),
+    "coarse_nearest": Style("nearest first, coarse", "#7FB8D9", (12, 3, 3, 3)),
+    "coarse_farthest": Style("farthest first, coarse", "#EAAE7F", (2, 4)),
+}
+BLUE, GREY = STYLES["tma_nft"].colour, STYLES["tma_rt"].colour
 METRICS = {
     "loss": "loss (nats a token)",
     "rouge1": "ROUGE-1 (F-measure)",
@@ -28,24 +93,58 @@ METRICS = {
     "exact_match": "exact match (share)",
     "reward": "reward (no unit)",
 }
-"""Metric → what stands at its axis."""
-GREY = PALETTE["tma_rt"]
+"""Metric → label of its axis."""
+FAMILIES = {
+    "cosine": BLUE,
+    "euclidean": STYLES["tma_max"].colour,
+    "bigram": STYLES["round_robin"].colour,
+}
+"""Family of distances → colour."""
+STATISTICS: dict[str, Lengths] = {"min": (4, 1.5), "max": (1, 1.2), "centroid": (7, 2, 1, 2)}
+"""Statistic of a distance over all pairs → dashes; the others are solid."""
+_ROUNDS = re.compile(r"tma_rounds\[(\d*):(\d*)\]")
+_ROUNDS_DASHES = ((), (4, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (10, 2), (2, 1, 2, 4))
+
+
+def styles(names: Iterable[str]) -> dict[str, Style]:
+    """Return how each of the names is drawn, so that all can be told apart.
+
+    Args:
+        names: orders, and blocks of rounds such as tma_rounds[0:5].
+
+    Raises:
+        ParameterError: a name is no order.
+    """
+    matches = {name: _ROUNDS.fullmatch(name) for name in names}
+    starts = {name: int(match[1] or 0) for name, match in matches.items() if match}
+    ranked = sorted(starts, key=lambda name: starts[name])
+    looks = dict[str, Style]()
+    for name, match in matches.items():
+        if match:
+            looks[name] = _block_style(starts[name], match[2], ranked.index(name), len(ranked))
+        else:
+            check_choice("order", name, tuple(STYLES))
+            looks[name] = STYLES[name]
+    return looks
+
+
+def _block_style(first: int, stop: str, place: int, count: int) -> Style:
+    label = f"rounds {first} to {int(stop) - 1}" if stop else f"rounds from {first}"
+    colour = to_hex(plt.get_cmap("viridis")(0.85 * place / max(1, count - 1)))
+    return Style(label, colour, _ROUNDS_DASHES[place % len(_ROUNDS_DASHES)])
 
 
 @contextmanager
 def drawing(
     rows: int, columns: int, width: float, height: float, **settings: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure and its axes, (rows, columns), in the look of the study; close it after."""
+    """Yield a figure and its (rows, columns) axes in the style of the study; close it afterwards.
+
+    Width and height are in inches.
+    """
+    settings |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
     with sns.axes_style("ticks"), sns.plotting_context("notebook"):
-        figure, axes = plt.subplots(
-            rows,
-            columns,
-            figsize=(width, height),
-            layout="constrained",
-            squeeze=False,
-            **settings,
-        )
+        figure, axes = plt.subplots(rows, columns, **settings)
         try:
             yield figure, axes
             sns.despine(figure)
@@ -53,106 +152,72 @@ def drawing(
             plt.close(figure)
 
 
-def loss_curves(curves: pd.DataFrame, axes: Axes, looks: Mapping[str, Style]) -> None:
-    """Draw mean test loss over steps, one line an order; several seeds give a band (min to max).
-
-    Args:
-        curves: columns order, seed, step, loss (nats a token), from `statistics.curves`.
-        axes: where to draw.
-        looks: how each order is drawn, from `styles`.
-    """
-    for order in dict.fromkeys(curves["order"]):
-        look = looks[order]
-        found = spread(curves, order)
-        axes.plot(found["step"], found["mean"], label=look.label, **look.line)
-        if curves.loc[curves["order"] == order, "seed"].nunique() > 1:
-            axes.fill_between(
-                found["step"], found["low"], found["high"], color=look.colour, alpha=0.2, lw=0
-            )
-    axes.legend(frameon=False)
-    axes.set(xlabel="training step", ylabel="test loss (nats a token)")
-
-
-def difference_bands(
-    gaps: Mapping[str, Sequence[Interval]],
-    axes: Axes,
-    looks: Mapping[str, Style],
-    baseline: Style,
-    seeds: pd.DataFrame | None = None,
-) -> None:
-    """Draw each order's loss minus the baseline's, with its 95 % interval, over steps.
-
-    Args:
-        gaps: order → differences from the baseline, from `effects.course`.
-        axes: where to draw.
-        looks: how each order is drawn, from `styles`.
-        baseline: how the baseline is drawn; the line at zero.
-        seeds: from `statistics.spread`: how far the baseline's own seeds lie from their mean, a
-            grey band.
-    """
-    if seeds is not None:
-        low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
-        label = f"seeds of {baseline.short}, min to max"
-        axes.fill_between(seeds["step"], low, high, color=GREY, alpha=0.25, lw=0, label=label)
-        axes.legend(frameon=False)
-    axes.axhline(0, **baseline.line)
-    for order, rows in gaps.items():
-        steps = np.array([gap.step for gap in rows])
-        estimate, low, high = np.array([(gap.estimate, gap.low, gap.high) for gap in rows]).T
-        axes.plot(steps, estimate, **looks[order].line)
-        axes.fill_between(steps, low, high, color=looks[order].colour, alpha=0.2, lw=0)
-    axes.set(xlabel="training step", ylabel=f"loss minus {baseline.short} (nats a token)")
+def _label_steps(panels: Iterable[Axes]) -> None:
+    for axes in panels:
+        axes.set_xlabel("training step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def comparison_figure(
     curves: pd.DataFrame,
     gaps: Mapping[str, Sequence[Interval]],
     baseline: str,
+    *,
+    ranges: bool = True,
 ) -> Figure:
-    """Return the figure of a comparison: loss curves, and beside them differences from a baseline.
+    """Return loss curves and, beside them, the orders' differences from a baseline.
 
     Args:
-        curves: from `statistics.curves`, the baseline among them.
-        gaps: order → its differences from the baseline, from `effects.course`.
-        baseline: name of the baseline among the curves. Where it has several seeds, a grey band
-            shows how far they lie from their mean.
+        curves: columns order, seed, step, loss (nats a token), from `statistics.curves`, the
+            baseline among them; drawn as means over seeds.
+        gaps: order → its differences from the baseline with 95 % intervals, from `effects.course`.
+        baseline: name of the baseline among the curves.
+        ranges: whether bands show the seeds' range: around each mean, and in grey how far those of
+            the baseline lie from their mean. Leave them out where seeds test different folds: the
+            bands would show how folds differ.
 
     Raises:
         ParameterError: a name that cannot be drawn, or a baseline that is not among the curves.
     """
-    looks = styles([*dict.fromkeys(curves["order"]), *gaps])
+    looks = styles([*curves["order"], *gaps])
     seeds = spread(curves, baseline)
-    single = bool((seeds["low"] == seeds["high"]).all())
     with drawing(1, 2, 10, 4) as (figure, grid):
-        loss_curves(curves, grid[0, 0], looks)
-        difference_bands(gaps, grid[0, 1], looks, looks[baseline], None if single else seeds)
-        whole_steps(grid.flat)
+        left, right = grid[0]
+        _draw_curves(curves, left, looks, ranges=ranges)
+        if ranges and (seeds["low"] < seeds["high"]).any():
+            low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
+            label = f"seeds of {looks[baseline].short}, min to max"
+            right.fill_between(seeds["step"], low, high, color=GREY, alpha=0.25, lw=0, label=label)
+            right.legend(frameon=False)
+        _draw_differences(gaps, right, looks, looks[baseline])
+        _label_steps(grid.flat)
     return figure
 
 
-def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
-    """Return one panel a metric over steps: each seed a thin line, their mean a thick one.
+def _draw_curves(
+    curves: pd.DataFrame, axes: Axes, looks: Mapping[str, Style], *, ranges: bool
+) -> None:
+    for order in curves["order"].unique():
+        look, seeds = looks[order], spread(curves, order)
+        axes.plot(seeds["step"], seeds["mean"], label=look.label, **look.line)
+        if ranges and (seeds["low"] < seeds["high"]).any():
+            axes.fill_between(
+                seeds["step"], seeds["low"], seeds["high"], color=look.colour, alpha=0.2, lw=0
+            )
+    axes.legend(frameon=False)
+    axes.set_ylabel("test loss (nats a token)")
 
-    Args:
-        metric_curves: columns metric, seed, step, value, from `scores.metric_curves`.
-    """
-    metrics = list(dict.fromkeys(metric_curves["metric"]))
-    columns = math.ceil(math.sqrt(len(metrics)))
-    rows = -(-len(metrics) // columns)
-    with drawing(rows, columns, 3.6 * columns, 3 * rows, sharex=True) as (figure, grid):
-        for axes, metric in zip(grid.flat, metrics, strict=False):
-            found = metric_curves[metric_curves["metric"] == metric]
-            for _, seed in found.groupby("seed"):
-                axes.plot(seed["step"], seed["value"], color=GREY, linewidth=0.8, alpha=0.6)
-            mean = found.groupby("step")["value"].mean()
-            colour = PALETTE["tma_nft"]
-            axes.plot(mean.index, mean.to_numpy(), color=colour, linewidth=2, marker="o", ms=4)
-            axes.set(ylabel=METRICS.get(metric, metric), xlabel="training step")
-            axes.xaxis.set_tick_params(labelbottom=True)
-        for axes in grid.flat[len(metrics) :]:
-            axes.remove()
-        whole_steps(grid.flat[: len(metrics)])
-    return figure
+
+def _draw_differences(
+    gaps: Mapping[str, Sequence[Interval]], axes: Axes, looks: Mapping[str, Style], baseline: Style
+) -> None:
+    axes.axhline(0, **baseline.line)
+    for order, intervals in gaps.items():
+        rows = [(gap.step, gap.estimate, gap.low, gap.high) for gap in intervals]
+        steps, estimate, low, high = np.array(rows).T
+        axes.plot(steps, estimate, **looks[order].line)
+        axes.fill_between(steps, low, high, color=looks[order].colour, alpha=0.2, lw=0)
+    axes.set_ylabel(f"loss minus {baseline.short} (nats a token)")
 
 
 def intervals_figure(
@@ -165,29 +230,126 @@ def intervals_figure(
     Args:
         contrasts: name → effect, drawn from the top down with its interval for these tasks; a dot
             is full where that excludes zero, else hollow.
-        quantity: what the intervals are of, with its unit; stands at the axis.
-        band: from `statistics.seed_range`: how far single seeds of the random order lie from their
-            mean; drawn in grey.
+        quantity: label of the axis, with its unit.
+        band: how far single seeds of the random order lie from their mean, from
+            `statistics.seed_range`; drawn in grey. None: no band.
     """
     with drawing(1, 1, 7, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
-        axes.axvline(0, **styles(["tma_rt"])["tma_rt"].line)
+        axes.axvline(0, **STYLES["tma_rt"].line)
         for row, found in enumerate(effect.tasks for effect in contrasts.values()):
-            axes.plot([found.low, found.high], [row, row], color=PALETTE["tma_nft"], linewidth=2)
-            face = PALETTE["tma_nft"] if found.clear else "white"
-            dot = {"color": PALETTE["tma_nft"], "markerfacecolor": face, "markersize": 8}
-            axes.plot([found.estimate], [row], "o", zorder=3, **dot)
+            axes.plot([found.low, found.high], [row, row], color=BLUE, linewidth=2)
+            face = BLUE if found.clear else "white"
+            dot = {"color": BLUE, "markerfacecolor": face, "markersize": 8, "zorder": 3}
+            axes.plot([found.estimate], [row], "o", **dot)
+        names = [STYLES[name].label if name in STYLES else name for name in contrasts]
         axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
-        axes.set_yticks(range(len(contrasts)), [LABELS.get(name, name) for name in contrasts])
+        axes.set_yticks(range(len(contrasts)), names)
     return figure
 
 
-def whole_steps(panels: Iterable[Axes]) -> None:
-    """Mark whole training steps alone."""
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
+    """Return one panel a metric over steps: each seed a thin line, their mean a thick one.
+
+    Args:
+        metric_curves: columns metric, seed, step, value, from `scores.metric_curves`.
+    """
+    metrics = metric_curves["metric"].unique()
+    columns = math.ceil(math.sqrt(len(metrics)))
+    rows = math.ceil(len(metrics) / columns)
+    with drawing(rows, columns, 3.6 * columns, 3 * rows, sharex=True) as (figure, grid):
+        for axes, metric in zip(grid.flat, metrics, strict=False):
+            table = metric_curves[metric_curves["metric"] == metric]
+            for _, seed in table.groupby("seed"):
+                axes.plot(seed["step"], seed["value"], color=GREY, linewidth=0.8, alpha=0.6)
+            mean = table.groupby("step")["value"].mean()
+            axes.plot(mean.index, mean.to_numpy(), color=BLUE, linewidth=2, marker="o", ms=4)
+            axes.set_ylabel(METRICS.get(metric, metric))
+            axes.xaxis.set_tick_params(labelbottom=True)
+        for axes in grid.flat[len(metrics) :]:
+            axes.remove()
+        _label_steps(grid.flat[: len(metrics)])
+    return figure
+
+
+def distances_figure(distances: pd.DataFrame, losses: pd.DataFrame) -> Figure:
+    """Return distances to test tasks over steps beside the tasks' losses (C3).
+
+    A row a task, three at most, evenly spaced among all; a column an order. Each curve is scaled to
+    [0, 1] by its smallest and largest value in the whole row, so that the orders of one task can be
+    compared; a curve that does not move lies at 0. Distances are thin, one colour a family and one
+    dash pattern a statistic; the loss is thick.
+
+    Args:
+        distances: columns order, task, step, measure, distance, from `exposure.distance_curves`;
+            several values, as of several seeds, are averaged.
+        losses: columns order, task, step, loss (nats a token); averaged likewise.
+    """
+    every, orders = distances["task"].unique(), distances["order"].unique()
+    tasks = every[:: max(1, len(every) // 3)][:3]
+    curves, looks = _scaled(distances, losses), styles(orders)
+    size = (3.4 * len(orders) + 2, 2.3 * len(tasks) + 1)
+    with drawing(len(tasks), len(orders), *size, sharex=True, sharey=True) as (figure, grid):
+        for row, task in zip(grid, tasks, strict=True):
+            for axes, order in zip(row, orders, strict=True):
+                shown = curves[(curves["task"] == task) & (curves["order"] == order)]
+                for measure, curve in shown.groupby("measure", sort=False):
+                    axes.plot(curve["step"], curve["value"], **_measure_line(str(measure)))
+            row[0].set_ylabel(f"{task}\nscaled to [0, 1]")
+        _label_steps(grid[-1])
+        for axes, order in zip(grid[0], orders, strict=True):
+            axes.annotate(looks[order].label, (0.5, 1.04), xycoords="axes fraction", ha="center")
+        place: Any = "outside right"  # matplotlib's annotations lack it
+        figure.legend(handles=grid[0, 0].get_lines(), loc=place, frameon=False)
+    return figure
+
+
+def _scaled(distances: pd.DataFrame, losses: pd.DataFrame) -> pd.DataFrame:
+    """Return order, task, measure (loss among them), step and value in [0, 1], by step."""
+    loss = losses.rename(columns={"loss": "value"}).assign(measure="loss")
+    both = pd.concat([loss, distances.rename(columns={"distance": "value"})])
+    keys = ["order", "task", "measure", "step"]
+    means = both.groupby(keys, sort=False)["value"].mean().reset_index()
+    values = means.groupby(["task", "measure"])["value"]
+    low, high = values.transform("min"), values.transform("max")
+    scaled = means.assign(value=(means["value"] - low) / (high - low).where(high > low, 1))
+    return scaled.sort_values("step", kind="stable")
+
+
+def _measure_line(measure: str) -> dict[str, Any]:
+    if measure == "loss":
+        return {"label": "test loss", "color": "black", "linewidth": 3, "zorder": 3}
+    family, _, statistic = measure.partition("_")
+    label = f"{family} {'KL' if statistic == 'kl' else statistic}"
+    dashes = STATISTICS.get(statistic, (None, None))
+    return {"label": label, "color": FAMILIES[family], "linewidth": 1.3, "dashes": dashes}
+
+
+def association_figure(pairs: pd.DataFrame, found: Association) -> Figure:
+    """Return loss drops against similarity, both two-way centred, in bins of equal size (C8).
+
+    Args:
+        pairs: columns similarity and drop (nats a token), from `exposure.centred`.
+        found: their `association`; drawn as the line that it means, with its 95 % interval, beside
+            the grey wedge in which 95 % of the permuted associations lie.
+    """
+    bins = pd.qcut(pairs["similarity"], 12, duplicates="drop")
+    means = pairs.groupby(bins, observed=True)[["similarity", "drop"]].mean()
+    x = np.linspace(means["similarity"].min(), means["similarity"].max(), 50)
+    slope = x * float(pairs["drop"].std() / pairs["similarity"].std())
+    with drawing(1, 1, 6, 4) as (figure, grid):
+        axes = grid[0, 0]
+        wedge = (slope * found.baseline_low, slope * found.baseline_high)
+        axes.fill_between(x, *wedge, color=GREY, alpha=0.25, lw=0, label="permuted instances, 95 %")
+        axes.fill_between(x, slope * found.low, slope * found.high, color=BLUE, alpha=0.2, lw=0)
+        axes.plot(x, slope * found.estimate, color=BLUE, label="as measured, with 95 % interval")
+        axes.plot(means["similarity"], means["drop"], "o", color="black", label="mean of a bin")
+        axes.set_xlabel("similarity of the data just seen, centred")
+        axes.set_ylabel("loss drop, centred (nats a token)")
+        axes.legend(frameon=False)
+    return figure
 
 
 def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: int) -> Figure:
@@ -199,22 +361,19 @@ def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: 
         max_tokens: where an instance counts as over-long; a dotted line.
     """
     panels = 2 if tasks else 1
-    looks = styles(("tma_nft", "tma_fft", "tma_rt"))
+    lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
     with drawing(1, panels, 5 * panels, 4) as (figure, grid):
         axes = grid[0]
-        lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
-        for (name, found), look in zip(lengths.items(), looks.values(), strict=True):
-            axes[0].plot(*_cumulative(found), label=name, **look.line)
-        axes[0].axvline(max_tokens, color=PALETTE["random"], linestyle=":")
+        for (name, counts), order in zip(
+            lengths.items(), ("tma_nft", "tma_fft", "tma_rt"), strict=True
+        ):
+            values, each = np.unique(np.maximum(counts, 1), return_counts=True)
+            share = np.cumsum(each) / max(1, len(counts))
+            axes[0].plot(values, share, label=name, **STYLES[order].line)
+        axes[0].axvline(max_tokens, color=STYLES["random"].colour, linestyle=":")
         axes[0].set(xscale="log", xlabel="tokens", ylabel="share of instances with at most so many")
         axes[0].legend(frameon=False)
         if tasks:
-            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, **looks["tma_nft"].line)
+            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, **STYLES["tma_nft"].line)
             axes[1].set(xlabel="task, the largest first", ylabel="instances", ylim=(0, None))
     return figure
-
-
-def _cumulative(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the different counts, rising, and the share that is at most each."""
-    values, each = np.unique(np.maximum(counts, 1), return_counts=True)
-    return values, np.cumsum(each) / max(1, len(counts))

@@ -1,17 +1,15 @@
-"""Interactive figures: Vega-Lite charts that answer to pointer, legend and inputs, offline.
+"""Interactive charts: they answer to pointer, legend and inputs, and need no network.
 
-A figure is shown as two things at once. The chart itself is a JSON text that JupyterLab, VS Code
-and the book draw with a library of their own, so a stored notebook carries no script. Beside it
-stands a static SVG for readers without one. Both are small and the same for the same input: few
-points, numbers rounded, names given by us and not counted by the chart library. Names of tasks and
-orders are shown, the text of a dataset never.
+A notebook stores a chart twice: as Vega-Lite JSON, which JupyterLab, VS Code and the book draw with
+a library of their own, and as SVG for readers without one. Both are the same for the same input.
+Names of tasks and orders are shown, the text of a dataset never.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,88 +18,62 @@ from numpy.typing import NDArray
 
 from tma.arrange.duplicates import near_duplicates
 from tma.errors import TmaError, check_length, wrong
-from tma.study.vega import labels, lines_chart, map_chart
+from tma.study.figures import Shown, styles
+
+try:
+    import altair as alt
+    import vl_convert
+except ImportError as error:
+    raise TmaError(
+        f"an interactive figure needs altair and vl-convert-python, and {error.name} is not "
+        "installed; pip install 'tma[book]'"
+    ) from error
 
 VEGALITE = "application/vnd.vegalite.v5+json"
-"""Kind of the chart among a cell's outputs; the version is the newest that JupyterLab draws."""
+"""MIME type of the chart; version 5 is the newest that JupyterLab draws."""
 LIBRARY = "v5.20"
 """Version of Vega-Lite that draws the static picture, and that the book carries."""
-ROWS = 1500
-"""Points in a chart of lines, at most."""
-STEPS = 40
-"""Steps of a line, at most; the first and the last are always there."""
-DOTS = 600
-"""Training rows on a map, at most, and as many test rows as a quarter of it."""
+POINTS = 1500
+"""Points in a chart, at most: of more, only every k-th task or instance is drawn."""
+EVERY = "every task"
+"""Entry of the list of tasks that picks them all."""
+KEYS = ["order", "task", "step"]
 
 
-@dataclass(frozen=True)
-class Interactive:
-    """A chart as a notebook shows and stores it."""
-
-    spec: dict[str, Any]
-    """The chart: Vega-Lite, with its data inside."""
-    svg: str
-    """The same, drawn once, as it looks before anyone touches it."""
-
-    @property
-    def description(self) -> str:
-        """What the chart shows, in words; screen readers read it out."""
-        return str(self.spec["description"])
-
-    def _repr_mimebundle_(self, **_: object) -> dict[str, Any]:
-        return {VEGALITE: self.spec, "image/svg+xml": self.svg, "text/plain": self.description}
-
-
-def loss_by_task(losses: pd.DataFrame) -> Interactive:
+def loss_by_task(losses: pd.DataFrame) -> Shown:
     """Draw the mean test loss of every task over training steps, one line a task and order.
 
-    Hovering names the task and brings it out in every order; the legend picks an order, the list a
+    Hovering names the task and highlights it in every order; the legend picks an order, the list a
     task.
 
     Args:
-        losses: columns order, step, task, loss (nats a token), such as the `losses` of several runs
-            below each other; the mean is taken over the rest (instances, seeds). At most `STEPS`
-            steps and `ROWS` points are drawn; tasks are then left out evenly by their last loss.
-
-    Returns:
-        The chart. Instances without a task count as one task, "without task".
+        losses: columns order, step, task, loss (nats a token); averaged over all else (instances,
+            seeds). Instances without a task count as one task, "without task".
 
     Raises:
-        ParameterError: a column is missing, or there are no rows.
+        ParameterError: a column is missing, there are no rows, or a name is no order.
     """
-    table = _means(losses, "losses", ["loss"])
-    drawn = _fewer(table)
-    words = f"Mean test loss over training steps, {_counted(drawn, table)}."
-    return _shown(lambda live: lines_chart(drawn, "test loss (nats a token)", words, live=live))
+    _check_columns(losses, "losses", [*KEYS, "loss"])
+    table = losses.rename(columns={"loss": "value"}).assign(measure="loss")
+    return _lines(table, "test loss (nats a token)", "Mean test loss over training steps")
 
 
-def distances_by_task(distances: pd.DataFrame) -> Interactive:
-    """Draw how far each test task lies from what was trained on so far, over training steps.
+def distances_by_task(distances: pd.DataFrame) -> Shown:
+    """Draw how far each test task lies from the training data so far, over training steps.
 
-    Like `loss_by_task`; a list picks one of the distances.
+    Like `loss_by_task`; a list picks one of the distances, at first the first of the table.
 
     Args:
         distances: columns order, step, task, measure (a name of `tma.prefix_distances`), distance;
-            the mean is taken over the rest (seeds).
-
-    Returns:
-        The chart; it opens with the first measure of the table.
+            averaged over all else (seeds).
 
     Raises:
-        ParameterError: a column is missing, or there are no rows.
+        ParameterError: a column is missing, there are no rows, or a name is no order.
     """
-    _check_columns(distances, "distances", ["order", "step", "task", "measure", "distance"])
-    measures = list(dict.fromkeys(distances["measure"]))
-    keys = ["order", "step", "task"]
-    named = distances.assign(task=distances["task"].fillna("without task"))
-    wide = named.pivot_table(index=keys, columns="measure", values="distance", sort=False)
-    table = _means(wide.reset_index(), "distances", measures)
-    drawn = _fewer(table)
-    words = (
-        f"Distance between the training data seen so far and a test task over training steps, "
-        f"{_counted(drawn, table)}. The measures are {', '.join(measures)}."
-    )
-    return _shown(lambda live: lines_chart(drawn, "distance to what was seen", words, live=live))
+    _check_columns(distances, "distances", [*KEYS, "measure", "distance"])
+    words = "Distance between the training data so far and a test task over training steps"
+    table = distances.rename(columns={"distance": "value"})
+    return _lines(table, "distance to the training data so far", words)
 
 
 def embedding_map(
@@ -110,8 +82,8 @@ def embedding_map(
     rounds: Sequence[NDArray[np.int64]],
     tasks: Sequence[str | None],
     test_tasks: Sequence[str | None],
-) -> Interactive:
-    """Draw training and test instances as points of a plane, training instances by their round.
+) -> Shown:
+    """Draw training and test instances in a plane, training instances coloured by their round.
 
     The plane is that of the first two principal components of the rows drawn. A slider ends the
     rounds; hovering names the task, the round and the cosine similarity to the nearest instance of
@@ -120,14 +92,10 @@ def embedding_map(
     Args:
         X: (n, d) unit rows of the training instances.
         Y: (m, d) unit rows of the test instances.
-        rounds: row numbers of X, round by round, as `tma.test_centric_rounds` gives them, or the
-            pieces of any order; rows of no round are drawn in grey.
+        rounds: row numbers of X, round by round, from `tma.test_centric_rounds`, or the pieces of
+            any order; rows of no round are grey.
         tasks: (n,) task of every training instance, None without.
         test_tasks: (m,) task of every test instance.
-
-    Returns:
-        The chart, with at most `DOTS` training instances and a quarter of it test instances, left
-        out evenly along the order and along the rows.
 
     Raises:
         ParameterError: the tasks are not as many as the rows, or there are no rounds.
@@ -136,115 +104,153 @@ def embedding_map(
     check_length("test_tasks", test_tasks, "test rows", len(Y))
     if not len(rounds):
         raise wrong("rounds", list(rounds), "at least one round of row numbers")
-    drawn = _dots(X, Y, rounds, (tasks, test_tasks))
-    trained = int((drawn["kind"] == "training").sum())
-    words = (
-        f"Map of {trained} training and {len(drawn) - trained} test instances by the first two "
-        f"principal components of their embeddings; training instances are coloured by round, "
-        f"1 to {len(rounds)}."
-    )
-    return _shown(lambda live: map_chart(drawn, len(rounds), words, live=live))
+    return _map(_points(X, Y, rounds, [*tasks, *test_tasks]), len(rounds))
 
 
 def _check_columns(table: pd.DataFrame, name: str, needed: Sequence[str]) -> None:
-    missing = [column for column in needed if column not in table.columns]
-    if missing or table.empty:
+    if table.empty or not {*needed} <= {*table.columns}:
         came = f"columns {', '.join(map(str, table.columns))} and {len(table)} rows"
         raise wrong(name, came, f"a table with rows and the columns {', '.join(needed)}")
 
 
-def _means(table: pd.DataFrame, name: str, values: list[str]) -> pd.DataFrame:
-    """Return one row an (order, task, step) with the mean of the values, orders as they came."""
-    _check_columns(table, name, ["order", "step", "task", *values])
-    named = table.assign(task=table["task"].fillna("without task").astype(str))
-    means = named.groupby(["order", "task", "step"], sort=True, as_index=False)[values].mean()
-    place = {order: at for at, order in enumerate(dict.fromkeys(table["order"]))}
-    return means.sort_values("order", key=lambda column: column.map(place), kind="stable")
+def _lines(table: pd.DataFrame, title: str, words: str) -> Shown:
+    """Return the chart of one line a task and order of a table of KEYS, measure and value."""
+    looks, named = styles(table["order"]), table.fillna({"task": "without task"})
+    wide = named.pivot_table("value", KEYS, "measure", sort=False).round(4).reset_index()
+    measures, tasks = list(wide.columns[3:]), _thinned(np.unique(wide["task"]), len(wide)).tolist()
+    labels = {order: look.label for order, look in looks.items()}
+    wide = wide[wide["task"].isin(tasks)].assign(order=wide["order"].map(labels))
+    base = _line_base(wide, title, [*looks.values()])
+    lines = base.mark_line(strokeWidth=1.5, opacity=0.7, aria=False)
+    dots = base.properties(name="dots").mark_circle(size=70, opacity=0, aria=False)
+    hover = alt.selection_point(
+        "hover", fields=["task"], on="pointerover", clear="pointerout", nearest=True
+    )
+    order = alt.selection_point("order", fields=["order"], bind="legend")
+    lit = alt.when(hover & order).then(alt.value(0.8)).otherwise(alt.value(0.08))
+    value = alt.Tooltip("value:Q", title=title, format=".3f")
+    told = dots.encode(tooltip=["task:N", "order:N", "step:Q", value])
+    live = alt.layer(lines.encode(opacity=lit).add_params(order), told.add_params(hover))
+    inputs = [_choice("task", [EVERY, *tasks]), _choice("measure", measures)]
+    words = f"{words}, one line for each of {len(tasks)} test tasks and each order."
+    live = live.properties(name="chart").add_params(*inputs)
+    return _shown(live, lines.add_params(*inputs), words)
 
 
-def _fewer(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with at most `STEPS` steps and `ROWS` rows; numbers to four decimals."""
-    steps = np.unique(table["step"])
-    fewer = table[table["step"].isin(_even(steps, STEPS))]
-    last = fewer[fewer["step"] == steps[-1]].groupby("task")[fewer.columns[3]].mean()
-    ranked = last.sort_values(kind="stable").index.to_numpy()
-    kept = _even(ranked, max(1, ROWS * len(ranked) // len(fewer)))
-    return fewer[fewer["task"].isin(kept)].round(4).reset_index(drop=True)
+def _thinned(values: NDArray[Any], points: int) -> NDArray[Any]:
+    """Return every k-th value, with the smallest k that leaves at most `POINTS` of the points."""
+    return values[:: math.ceil(points / POINTS)]
 
 
-def _even(values: NDArray[Any], most: int) -> NDArray[Any]:
-    """Return at most so many of the values, evenly spaced, the first and the last among them."""
-    if len(values) <= most:
-        return values
-    chosen: NDArray[Any] = values[np.linspace(0, len(values) - 1, most).round().astype(int)]
-    return chosen
+def _line_base(table: pd.DataFrame, title: str, looks: Sequence[Any]) -> Any:
+    """Return data and axes that the lines and the points under the pointer share."""
+    symbols: Any = {"symbolType": "stroke", "symbolSize": 600, "symbolStrokeWidth": 2}
+    legend = alt.Legend(orient="bottom", columns=2, title=None, labelLimit=300, **symbols)
+    axis = alt.Axis(tickCount=int(min(10, np.ptp(table["step"]) or 1)), grid=False)
+    names = [look.label for look in looks]
+    colours = alt.Scale(domain=names, range=[look.colour for look in looks])
+    dashes: Any = [[2 * length for length in look.dashes or (1, 0)] for look in looks]
+    dashed = alt.Scale(domain=names, range=dashes)
+    return (
+        alt.Chart(_inline(table), name="lines", width=620, height=360)
+        .transform_filter(f"task == '{EVERY}' || datum.task == task")
+        .transform_calculate(value="datum[measure]")
+        .encode(
+            x=alt.X("step:Q", title="training step", axis=axis),
+            y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=False)),
+            color=alt.Color("order:N", scale=colours, legend=legend),
+            strokeDash=alt.StrokeDash("order:N", scale=dashed, legend=legend),
+            detail="task:N",
+        )
+    )
 
 
-def _counted(drawn: pd.DataFrame, table: pd.DataFrame) -> str:
-    """Return in words how many of the tasks are drawn, in which orders and up to which step."""
-    shown, every = drawn["task"].nunique(), table["task"].nunique()
-    tasks = f"{every} test tasks" if shown == every else f"{shown} of {every} test tasks"
-    orders = "; ".join(labels(drawn["order"]).values())
-    return f"one line a test task and order: {tasks}, orders {orders}, up to step {_end(drawn)}"
+def _choice(name: str, values: Sequence[str]) -> Any:
+    """Return a parameter with the first of the values; a list beside the chart sets another one."""
+    bind = alt.binding_select(options=values, name=name) if len(values) > 1 else alt.Undefined
+    return alt.param(name, value=values[0], bind=bind)
 
 
-def _end(table: pd.DataFrame) -> int:
-    return int(table["step"].max())
-
-
-def _dots(
+def _points(
     X: NDArray[np.float32],
     Y: NDArray[np.float32],
     rounds: Sequence[NDArray[np.int64]],
-    tasks: tuple[Sequence[str | None], Sequence[str | None]],
+    tasks: Sequence[str | None],
 ) -> pd.DataFrame:
-    """Return one row a point: kind, task, round (0: none), similarity, x, y."""
-    of = np.zeros(len(X), dtype=np.int64)
-    for number, rows in reversed(list(enumerate(rounds, start=1))):
-        of[rows] = number
-    order = np.concatenate([*rounds, np.flatnonzero(of == 0)])
-    train = _even(pd.unique(order), DOTS)
-    test = _even(np.arange(len(Y)), max(2, DOTS // 4))
-    sides = [
-        ("training", train, of[train], tasks[0], near_duplicates(X[train], Y).cosine),
-        ("test", test, np.zeros_like(test), tasks[1], near_duplicates(Y[test], X).cosine),
-    ]
-    parts = [
-        pd.DataFrame(
-            {
-                "kind": kind,
-                "task": [names[row] or "without task" for row in rows],
-                "round": number,
-                "similarity": near.round(3),
-            }
-        )
-        for kind, rows, number, names, near in sides
-    ]
-    plane = _plane(np.concatenate([X[train], Y[test]]))
-    return pd.concat(parts, ignore_index=True).assign(x=plane[:, 0], y=plane[:, 1])
-
-
-def _plane(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return the rows' first two principal components, to three decimals."""
+    """Return one row a point: kind, task, round (0: none), similarity, x, y; test points last."""
     from sklearn.decomposition import PCA
 
-    found = PCA(n_components=2, svd_solver="full").fit_transform(rows.astype(np.float64))
-    # Adding zero turns a rounded -0.0 into 0.0.
-    plane: NDArray[np.float64] = found.round(3) + 0.0
-    return plane
+    every = len(X) + len(Y)
+    round_of = np.zeros(every, dtype=np.int64)
+    for number in range(len(rounds), 0, -1):
+        round_of[rounds[number - 1]] = number
+    sequence = pd.unique(np.concatenate([*rounds, np.arange(len(X))]))
+    train, test = _thinned(sequence, every)[::-1], _thinned(np.arange(len(Y)), every)
+    near = (near_duplicates(X[train], Y), near_duplicates(Y[test], X))
+    rows = np.concatenate([X[train], Y[test]]).astype(np.float64)
+    plane = PCA(n_components=2, svd_solver="full").fit_transform(rows).round(3) + 0.0  # no -0.0
+    drawn = np.concatenate([train, len(X) + test])
+    return pd.DataFrame(
+        {
+            "kind": np.where(drawn < len(X), "training", "test"),
+            "task": [tasks[row] or "without task" for row in drawn],
+            "round": round_of[drawn],
+            "similarity": np.concatenate([side.cosine for side in near]).round(3),
+            "x": plane[:, 0],
+            "y": plane[:, 1],
+        }
+    )
 
 
-def _shown(draw: Callable[[bool], Any]) -> Interactive:
-    """Return the figure of a chart that is drawn with (True) and without what answers."""
-    try:
-        import altair  # noqa: F401
-        import vl_convert
-    except ImportError as error:
-        raise TmaError(
-            f"an interactive figure needs altair and vl-convert-python, and {error.name} is not "
-            "installed; pip install 'tma[book]'"
-        ) from error
-    svg = vl_convert.vegalite_to_svg(draw(False).to_dict(), vl_version=LIBRARY)
-    # Hundredths of a pixel are enough, and halve the file.
-    short = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)
-    return Interactive(draw(True).to_dict(), short)
+def _map(table: pd.DataFrame, rounds: int) -> Shown:
+    slider = alt.binding_range(min=1, max=rounds, step=1, name="up to round")
+    axis = alt.Axis(grid=False, labels=False, ticks=False)
+    ticks = sorted({round(1 + (rounds - 1) * part / 4) for part in range(5)})
+    legend = alt.Legend(orient="bottom", title="round", values=ticks, format="d")
+    scale = alt.Scale(scheme="viridis", domain=[1, max(2, rounds)])
+    kinds = alt.Scale(domain=["training", "test"], range=["circle", "cross"])
+    kind = alt.Shape("kind:N", scale=kinds, legend=alt.Legend(orient="bottom", title="instance"))
+    plain = alt.expr("datum.kind == 'test' ? '#D55E00' : '#bbbbbb'")
+    size = alt.expr("datum.kind == 'test' ? 60 : datum.round ? 34 : 22")
+    colour = alt.when("datum.round == 0").then(alt.value(plain))
+    chart: Any = (
+        alt.Chart(_inline(table), name="map", width=620, height=360)
+        .mark_point(filled=True, opacity=0.85, aria=False)
+        .transform_filter("datum.round <= last")
+        .encode(
+            x=alt.X("x:Q", title="first principal component", axis=axis),
+            y=alt.Y("y:Q", title="second principal component", axis=axis),
+            shape=kind,
+            size=alt.value(size),
+            color=colour.otherwise(alt.Color("round:Q", scale=scale, legend=legend)),
+            tooltip=["kind:N", "task:N", "round:Q", "similarity:Q"],
+        )
+        .add_params(alt.param("last", value=rounds, bind=slider))
+    )
+    words = (
+        "Map of training and test instances by the first two principal components of their "
+        f"embeddings; training instances are coloured by round, 1 to {rounds}."
+    )
+    return _shown(chart, chart, words)
+
+
+def _inline(table: pd.DataFrame) -> Any:
+    """Return the table as data inside the chart: CSV, less than half the size of JSON."""
+    numbers: Any = dict.fromkeys(table.select_dtypes("number"), "number")
+    text = table.to_csv(index=False, lineterminator="\n")
+    return alt.InlineData(values=text, format=alt.CsvDataFormat(type="csv", parse=numbers))
+
+
+def _shown(live: Any, picture: Any, words: str) -> Shown:
+    """Return a chart and its picture, both on white in either colour scheme of the page."""
+    fit = alt.AutoSizeParams(type="fit", contains="padding")
+    live, picture = (
+        chart.properties(description=words, background="white", autosize=fit)
+        .configure_view(stroke=None)
+        .configure_axis(labelFontSize=12, titleFontSize=13)
+        .to_dict()
+        for chart in (live, picture)
+    )
+    svg = vl_convert.vegalite_to_svg(picture, vl_version=LIBRARY)
+    short = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # hundredths of a pixel: half the size
+    return Shown({VEGALITE: live, "image/svg+xml": short, "text/plain": words})

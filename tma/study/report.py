@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import pandas as pd
+from matplotlib.figure import Figure
 
-from tma.data.load import texts
+from tma.data.load import load_both, texts
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
 from tma.scales import SCALES
 from tma.store import new_file
-from tma.study import effects
+from tma.study import effects, figures, statistics
 from tma.study.claims import Verdict, made_from, table, write
-from tma.study.effects import Effect
+from tma.study.effects import Effect, Runs
+from tma.study.figures import Shown
 from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from matplotlib.figure import Figure
 
 
-Glued = str | float | Interval | Effect | Verdict
+def _markdown(text: str) -> Shown:
+    return Shown({"text/markdown": text, "text/plain": text})
 
 
-def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Any:
-    """Return in words what is run, on which data and on what hardware; Markdown, for display."""
+def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Shown:
+    """Return in words what is run, on which data and on what hardware."""
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
     return _markdown(
         f"Scale **{study.scale}** ({SCALES[study.scale].purpose}). Model **{config.model}**, all "
@@ -38,13 +41,6 @@ def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dat
         f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds (of "
         f"what is drawn and of what is shuffled): {study.seeds}. Hardware: {hardware()}."
     )
-
-
-def _markdown(text: str) -> Any:
-    from IPython import display
-
-    shown: Any = display.Markdown  # it has no types
-    return shown(text)
 
 
 def _tasks(train: Dataset, test: Dataset) -> str:
@@ -56,27 +52,28 @@ def _tasks(train: Dataset, test: Dataset) -> str:
     return f"training tasks: {len(trained)}; test tasks: {len(tested)}, {seen}"
 
 
-def runs_table(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
-    """Return what is compared, one row an order: runs, seeds, instances, steps, published."""
+def runs_table(runs: Runs) -> pd.DataFrame:
+    """Return what is trained, one row a label: order, runs, seeds, instances, steps, published."""
     rows = {
         label: {
-            "runs": len(made),
-            "seeds": ", ".join(str(run.config.seed) for run in made),
-            "instances": " to ".join(_ends([run.manifest["instances"] for run in made])),
-            "steps": " to ".join(_ends([run.manifest["steps"] for run in made])),
-            "published": sum(run.published for run in made),
+            "order": own[0].config.order,
+            "runs": len(own),
+            "seeds": ", ".join(str(run.config.seed) for run in own),
+            "instances": _range([run.manifest["instances"] for run in own]),
+            "steps": _range([run.manifest["steps"] for run in own]),
+            "published": sum(run.published for run in own),
         }
-        for label, made in runs.items()
+        for label, own in runs.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def _ends(counts: Sequence[int]) -> list[str]:
-    return [str(count) for count in sorted({min(counts), max(counts)})]
+def _range(counts: Sequence[int]) -> str:
+    return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
 
 
 def rounds_map(study: StudyConfig) -> Any:
-    """Return the map of the first seed's pool and its rounds, for display.
+    """Return the map of the first seed's pool and its rounds.
 
     Of the published study, of which nothing is embedded to read it, a note in its place.
     """
@@ -84,89 +81,83 @@ def rounds_map(study: StudyConfig) -> Any:
         return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
     from tma.arrange.orders import drawn
     from tma.arrange.rounds import test_centric_rounds
-    from tma.data.load import load_both
     from tma.embed import embed
     from tma.study.interactive import embedding_map
 
     config = study.pooled("tma_nft")[0]
     train, test = load_both(config)
-    pool = train.select(sorted(drawn(len(train), config.pool or len(train), config.seed)))
+    pool = train.select(drawn(len(train), config.pool or len(train), config.seed))
     X, Y = embed(pool), embed(test)
     rounds = test_centric_rounds(X, Y, study.limit)
     return embedding_map(X, Y, rounds, pool["task"], test["task"])
 
 
-def provenance(runs: Mapping[str, Sequence[Run]]) -> pd.DataFrame:
-    """Return settings, fingerprints and versions of runs by order, as rows of name and value.
+def provenance(runs: Runs) -> pd.DataFrame:
+    """Return settings, fingerprints and versions of runs, as rows of name and value.
 
     Where the runs differ, all their values are given.
     """
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for run in chain.from_iterable(runs.values()):
         manifest = {"published": run.published, **run.manifest}
         manifest.pop("receipt", None)
-        for group in ("config", "inputs", "versions"):
-            named = manifest.pop(group).items()
-            manifest |= {n if group == "config" else f"{group}: {n}": v for n, v in named}
+        manifest |= manifest.pop("config")
+        for group in ("inputs", "versions"):
+            manifest |= {f"{group}: {name}": v for name, v in manifest.pop(group).items()}
         for name, value in manifest.items():
-            found.setdefault(name, []).append(str(value))
-    values = {name: " · ".join(dict.fromkeys(each)) for name, each in found.items()}
-    return pd.DataFrame({"value": values})
+            values.setdefault(name, []).append(str(value))
+    rows = {name: " · ".join(dict.fromkeys(each)) for name, each in values.items()}
+    return pd.DataFrame({"value": rows})
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure for display, as the file holds it: the same bytes for the same result."""
+def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
+    """Write a figure into the output folder, as .svg and .png; return it for display.
 
-    svg: str
-    """The figure."""
-    name: str
-    """Of its file."""
-
-    def _repr_svg_(self) -> str:
-        return self.svg
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-def saved(study: StudyConfig, name: str, figure: Figure) -> Drawn:
-    """Write a figure into the output folder, as .svg and .png; return it for display."""
-    import matplotlib as mpl
-
+    The same result gives the same bytes.
+    """
     for suffix in ("svg", "png"):
-        # A fixed date and id seed keep equal results equal byte for byte.
-        fixed = {"Date": None} if suffix == "svg" else None
+        metadata = {"Date": None} if suffix == "svg" else None
         with (
             new_file(study.out / f"{name}.{suffix}") as draft,
             mpl.rc_context({"svg.hashsalt": "tma"}),
         ):
-            figure.savefig(draft, dpi=150, metadata=fixed)
-    return Drawn((study.out / f"{name}.svg").read_text(encoding="utf-8"), f"{name}.svg")
+            figure.savefig(draft, dpi=150, metadata=metadata)
+    svg = (study.out / f"{name}.svg").read_text(encoding="utf-8")
+    return Shown({"image/svg+xml": svg, "text/plain": f"{name}.svg"})
 
 
 def comparison(
     study: StudyConfig,
     name: str,
-    runs: Mapping[str, Sequence[Run]],
+    runs: Runs,
     baseline: str,
     spreads: Mapping[str, effects.Spread],
-) -> Any:
-    """Return the saved figure of orders beside a baseline, or what it lacks, for display.
+) -> Shown:
+    """Return the saved figure of orders beside a baseline, or say what it lacks.
 
     Args:
-        study: parameters of the notebook.
-        name: of its file.
+        study: parameters of the notebook; where its seeds test different folds, their range says
+            how folds differ, and is left out.
+        name: of the file.
         runs: order → runs, in the sequence in which they are drawn.
         baseline: one of the orders.
         spreads: from `arms.spreads`.
     """
-    from tma.study import figures, statistics
-
     if baseline not in runs:
         return _markdown(f"*Not made yet: the runs of {baseline}.*")
-    gaps = effects.courses(runs, baseline, spreads)
-    return saved(study, name, figures.comparison_figure(statistics.curves(runs), gaps, baseline))
+    gaps, curves = effects.courses(runs, baseline, spreads), statistics.curves(runs)
+    ranges = not study.folds
+    return saved(study, name, figures.comparison_figure(curves, gaps, baseline, ranges=ranges))
+
+
+def seed_band(
+    study: StudyConfig, runs: Sequence[Run], measure: str = "final"
+) -> tuple[float, float] | None:
+    """Return how far single seeds of an order lie from their mean, for `figures.intervals_figure`.
+
+    None where seeds test different folds: their range would say how folds differ.
+    """
+    return None if study.folds else statistics.seed_range(runs, measure)
 
 
 def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -184,25 +175,7 @@ def saved_effects(study: StudyConfig, name: str, found: Mapping[str, Effect]) ->
     return effects.shown(found)
 
 
-@dataclass(frozen=True)
-class Shown:
-    """Rows for display, none of them cut: as HTML where that can be shown, else as text."""
-
-    html: str
-    """The rows as a table."""
-    text: str
-    """The same in columns."""
-
-    def _repr_html_(self) -> str:
-        return self.html
-
-    def __repr__(self) -> str:
-        return self.text
-
-
-def saved_verdicts(
-    study: StudyConfig, verdicts: Sequence[Verdict], runs: Mapping[str, Sequence[Run]]
-) -> Shown:
+def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) -> Shown:
     """Write a chapter's verdicts into the output folder's claims.json; return them for display.
 
     Both name the runs that they were made from, so that one is not taken for that of another run.
@@ -211,12 +184,13 @@ def saved_verdicts(
     write(study.out / "claims.json", [replace(verdict, runs=made) for verdict in verdicts])
     rows = table(verdicts)
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
-        # The class tells words from figures, which a page sets to the right.
+        # By its class a page sets the cells to the left, as words.
         html, text = rows.to_html(classes="words"), rows.to_string()
-    return Shown(f"{html}\n<p>Made from {made}.</p>", f"{text}\nMade from {made}.")
+    forms = {"text/html": f"{html}\n<p>Made from {made}.</p>"}
+    return Shown(forms | {"text/plain": f"{text}\nMade from {made}."})
 
 
-def glue(**values: Glued) -> None:
+def glue(**values: str | float | Interval | Effect | Verdict) -> None:
     """Give numbers to the book under their names, so that none is typed into its text.
 
     The book's text shows them with the glue role of MyST-NB, whose record format this is; nothing
@@ -235,12 +209,12 @@ def glue(**values: Glued) -> None:
         publish({kind: repr(value)}, metadata=mark)
 
 
-def _plain(values: Mapping[str, Glued]) -> dict[str, str | float]:
-    found = dict[str, str | float]()
+def _plain(values: Mapping[str, Any]) -> dict[str, str | float]:
+    plain = dict[str, str | float]()
     for name, given in values.items():
         value = given.tasks if isinstance(given, Effect) else given
         if isinstance(value, Interval):
-            found |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
+            plain |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
         else:
-            found[name] = value.verdict if isinstance(value, Verdict) else value
-    return found
+            plain[name] = value.verdict if isinstance(value, Verdict) else value
+    return plain
