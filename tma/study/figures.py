@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,10 +16,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from tma.data.describe import check_described, task_sizes, token_counts
 from tma.study.effects import Effect
 from tma.study.intervals import Interval
 from tma.study.statistics import spread
 from tma.study.styles import LABELS, PALETTE, Style, styles
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 METRICS = {
     "loss": "loss (nats a token)",
@@ -218,3 +223,21 @@ def _cumulative(counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[n
     """Return the different counts, rising, and the share that is at most each."""
     values, each = np.unique(np.maximum(counts, 1), return_counts=True)
     return values, np.cumsum(each) / max(1, len(counts))
+
+
+def data_figure(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
+) -> Figure:
+    """Return the figure of a dataset: share of instances over tokens, and instances a task.
+
+    Args:
+        dataset: instances as `tma.load` gives them.
+        tokenizer: counts tokens.
+        max_tokens: where a line marks the longest that fits.
+
+    Raises:
+        DataError, ParameterError: as `tma.describe`.
+    """
+    check_described(dataset, tokenizer, max_tokens)
+    sizes = [size for task, size in task_sizes(dataset).most_common() if task is not None]
+    return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)

@@ -84,8 +84,8 @@ def rounds_map(study: StudyConfig) -> Any:
         return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
     from tma.arrange.orders import drawn
     from tma.arrange.rounds import test_centric_rounds
-    from tma.data.load import load_both
     from tma.embed import embed
+    from tma.runs.config import load_both
     from tma.study.interactive import embedding_map
 
     config = study.pooled("tma_nft")[0]
