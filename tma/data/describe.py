@@ -2,7 +2,6 @@
 
 Tokens are counted by the tokenizer that is given, of the prompt and of the response each on its own
 and without tokens at the ends; a row is over-long if the two together are more than `max_tokens`.
-Languages are not told apart: nothing that is installed here can.
 """
 
 from __future__ import annotations
@@ -15,20 +14,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tma.data.formats import content_key
 from tma.data.instances import repeats
 from tma.data.load import manifest
 from tma.data.split import SPLITS
 from tma.errors import DataError, check_count, wrong
-from tma.store import digest
 
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset
-    from matplotlib.figure import Figure
     from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
-_AT_ONCE = 1000
 
 
 def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
@@ -37,7 +34,7 @@ def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArra
     No tokens are added at the ends.
     """
     out = [np.empty((0, 2), dtype=np.int64)]
-    for part in _parts(dataset, ["prompt", "response"]):
+    for part in _parts(dataset, "prompt", "response"):
         given: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
         both = [tokenizer(part[c], **given)["input_ids"] for c in ("prompt", "response")]
         out.append(np.array([[len(text) for text in column] for column in both]).T)
@@ -59,7 +56,7 @@ def describe(
         for, by the split, a cap or a list of tasks (or as further right responses of one instance,
         or because no template of the suite fits), in the other split, not in this selection, or
         among the instances (only where the dataset comes from `tma.load`);
-        instances, tasks, duplicates (rows whose task, prompt and response stand in an earlier row),
+        instances, tasks, duplicates (rows whose task, prompt and response an earlier row has),
         over-long rows, and percentiles of the tokens of prompt, response and both.
 
     Raises:
@@ -68,48 +65,30 @@ def describe(
     """
     import pandas as pd
 
-    _check(dataset, tokenizer, max_tokens)
-    counts = token_counts(dataset, tokenizer)
-    both = counts.sum(axis=1)
-    tasks = _tasks(dataset)
+    check_described(dataset, tokenizer, max_tokens)
+    counts, tasks = token_counts(dataset, tokenizer), task_sizes(dataset)
     values = {
         **_read(dataset),
         "instances": len(dataset),
         "tasks": len(tasks) - (None in tasks),
         "instances without a task": tasks[None],
         "duplicates": int((repeats(_keys(dataset)) > 0).sum()),
-        f"over-long (more than {max_tokens} tokens)": int((both > max_tokens).sum()),
+        f"over-long (more than {max_tokens} tokens)": int((counts.sum(axis=1) > max_tokens).sum()),
     }
-    for name, column in (("prompt", counts[:, 0]), ("response", counts[:, 1]), ("both", both)):
-        if len(column):
-            found = np.percentile(column, PERCENTILES, method="inverted_cdf")
-            labels = [f"tokens, {name}, {p}th percentile" for p in PERCENTILES]
-            values |= dict(zip(labels, map(int, found), strict=True))
+    lengths = {"prompt": counts[:, 0], "response": counts[:, 1], "both": counts.sum(axis=1)}
+    for name, column in lengths.items() if len(dataset) else ():
+        found = np.percentile(column, PERCENTILES, method="inverted_cdf")
+        for percent, value in zip(PERCENTILES, found, strict=True):
+            values[f"tokens, {name}, {percent}th percentile"] = int(value)
     return pd.DataFrame({"value": pd.Series(values, dtype="int64")})
 
 
-def data_figure(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
-) -> Figure:
-    """Return the figure of the report: share of instances over tokens, and instances a task.
-
-    Args:
-        dataset: instances as `tma.load` gives them.
-        tokenizer: counts tokens.
-        max_tokens: where a line marks the longest that fits.
+def check_described(dataset: object, tokenizer: object, max_tokens: object) -> None:
+    """Refuse what cannot be described.
 
     Raises:
         DataError, ParameterError: as `describe`.
     """
-    from tma.study.figures import lengths_figure
-
-    _check(dataset, tokenizer, max_tokens)
-    tasks = _tasks(dataset)
-    sizes = sorted((count for task, count in tasks.items() if task is not None), reverse=True)
-    return lengths_figure(token_counts(dataset, tokenizer), sizes, max_tokens)
-
-
-def _check(dataset: object, tokenizer: object, max_tokens: object) -> None:
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
@@ -125,9 +104,9 @@ def _check(dataset: object, tokenizer: object, max_tokens: object) -> None:
             )
 
 
-def _tasks(dataset: Dataset) -> Counter[str | None]:
+def task_sizes(dataset: Dataset) -> Counter[str | None]:
     """Return the instances of each task; under None those without one."""
-    return Counter(task for part in _parts(dataset, ["task"]) for task in part["task"])
+    return Counter(task for part in _parts(dataset, "task") for task in part["task"])
 
 
 def _read(dataset: Dataset) -> dict[str, int]:
@@ -141,34 +120,25 @@ def _read(dataset: Dataset) -> dict[str, int]:
     empty, kept = sum(found["empty"].values()), sum(found["rows"].values())
     long = sum(count for count, _ in found["long"].values())
     own = sum(count for split, count in found["rows"].items() if split in files)
+    chosen = dataset._indices  # a row that was selected twice counts once
+    different = len(dataset) if chosen is None else len(np.unique(chosen.column(0).to_numpy()))
     return {
         "rows read": found["read"],
         "rows left out: empty prompt or response": empty,
         "rows left out: over max_instance_tokens": long,
         "rows left out: by split or cap": found["read"] - empty - long - kept,
         "rows in the other split": kept - own,
-        "rows not in this selection": max(0, own - _different(dataset)),
+        "rows not in this selection": max(0, own - different),
     }
-
-
-def _different(dataset: Dataset) -> int:
-    """Return how many rows a dataset has, one that was selected twice counted once."""
-    if dataset._indices is None:
-        return len(dataset)
-    return len(np.unique(dataset._indices.column(0).to_numpy()))
 
 
 def _keys(dataset: Dataset) -> NDArray[np.uint64]:
     """Return a number of each instance's task, prompt and response, (n,)."""
-    out = [np.empty(0, dtype=np.uint64)]
-    for part in _parts(dataset, ["task", "prompt", "response"]):
-        rows = zip(part["task"], part["prompt"], part["response"], strict=True)
-        # A task that is missing is not the task of an empty name.
-        made = [digest("" if t is None else f"={t}", p, r)[:16] for t, p, r in rows]
-        out.append(np.array([int(key, 16) for key in made], dtype=np.uint64))
-    return np.concatenate(out)
+    columns = ("task", "prompt", "response")
+    rows = (row for part in _parts(dataset, *columns) for row in zip(*part.values(), strict=True))
+    return np.fromiter((int(content_key(*row), 16) for row in rows), np.uint64, len(dataset))
 
 
-def _parts(dataset: Dataset, columns: list[str]) -> Iterator[dict[str, list[Any]]]:
+def _parts(dataset: Dataset, *columns: str) -> Iterator[dict[str, list[Any]]]:
     """Yield some columns in pieces, so that a large dataset stays on disk."""
-    yield from dataset.select_columns(columns).iter(batch_size=_AT_ONCE)
+    yield from dataset.select_columns([*columns]).iter(batch_size=1000)

@@ -1,55 +1,63 @@
 """A row as its source wrote it → task, prompt, response, and the rest as JSON text.
 
-A format is recognised by the columns that are present. If two fit, the caller is asked for a
-mapping: a wrong guess would train on the wrong text without a word. Every cell stays as it is
-written; numbers and truth values become their text, blank cells count as missing.
+A format is recognised by the columns that are present. If two fit, the caller must choose: a wrong
+guess would train on the wrong text in silence. Cells stay as written; numbers and truth values
+become their text, blank cells count as missing.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tma.data.conversations import Exchange, Row, cell_text, first_exchange
-from tma.data.json_text import DECODER, ENCODER
+from tma.data.batches import DECODER, ENCODER, Row
 from tma.errors import DataError
 from tma.store import digest
 
 FIELDS = ("prompt", "response", "task", "source", "conversation")
 """What a mapping may name."""
 _OPTIONAL = {"task", "source"}
-"""Those that a row need not have."""
 SOURCE = "dataset"
 """Column with the name of the source dataset, where the mapping names none."""
-
 SAVED = {"id", "task", "prompt", "response", "meta"}
-"""The columns of an instance."""
-_OWN_ID = re.compile(r"[0-9a-f]{16}(-[0-9]{1,9})?")
+"""The columns that `tma.save` writes."""
+
+_ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation", "function_call"), "tool"),
+}
+_ROLE, _TEXT = {"role", "from"}, {"content", "value"}
+"""Keys of a message that say who speaks, and what is said."""
 
 
 class Instance(NamedTuple):
-    """One row after reading."""
+    """One row after reading; None where a cell is missing or blank."""
 
     task: str | None
-    """Its task; None where the source has none."""
     source: str | None
     """The dataset it came from, inside a collection."""
     prompt: str | None
-    """None where it is missing or blank."""
     response: str | None
-    """None where it is missing or blank."""
     meta: str | None
     """What else the source had, as a JSON object; `references` holds several responses."""
-    id: str | None = None
-    """The id under which it was saved, if its content is still that one's."""
 
 
 def content_key(task: str | None, prompt: str, response: str) -> str:
     """Return the part of an id that the content decides: 16 hexadecimal digits."""
     return digest(task or "", prompt, response)[:16]
+
+
+class Exchange(NamedTuple):
+    """Prompt and response cells, and what the format leaves over of its own columns."""
+
+    prompt: str | None
+    response: Any
+    rest: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -59,72 +67,64 @@ class Format:
     name: str
     """What it is called in messages."""
     needs: tuple[str, ...]
-    """Columns by which it is recognised."""
+    """Columns by which it is recognised; the last one holds the response."""
     exchange: Callable[[Row], Exchange]
-    """Row → prompt, response, rest."""
     also: tuple[str, ...] = ()
     """Columns that belong to it where they are present, and do not go into meta."""
 
 
-def pair(prompt: str, response: str) -> Callable[[Row], Exchange]:
-    """Return what reads prompt and response from two columns."""
+def _pair(prompt: str, response: str, name: str = "mapping", also: tuple[str, ...] = ()) -> Format:
+    """Return the format with prompt and response in a column each."""
 
     def read(row: Row) -> Exchange:
         return Exchange(cell_text(row.get(prompt), prompt), row.get(response), {})
 
-    return read
+    return Format(name, (prompt, response), read, also)
+
+
+def _conversation(column: str, name: str = "mapping") -> Format:
+    """Return the format with a list of messages in a column."""
+    return Format(name, (column,), lambda row: _first_exchange(row.get(column), column))
+
+
+def _joined(row: Row, columns: Sequence[str]) -> str:
+    """Return the cells that are not blank, a blank line between them."""
+    cells = (cell_text(row.get(column), column) for column in columns)
+    return "\n\n".join(cell for cell in cells if cell)
 
 
 def _alpaca(row: Row) -> Exchange:
-    """Join instruction and input, where there is one, by a blank line."""
-    parts = [cell_text(row.get(column), column) for column in ("instruction", "input")]
-    return Exchange("\n\n".join(part for part in parts if part), row.get("output"), {})
+    return Exchange(_joined(row, ("instruction", "input")), row.get("output"), {})
 
 
 def _squad(row: Row) -> Exchange:
     """Put the question after its context; every different answer is a reference."""
-    parts = [cell_text(row.get(column), column) for column in ("context", "question")]
-    given = answers = row.get("answers")
-    if isinstance(answers, str) and not answers.isspace() and answers:
-        # A table may hold a list or an object as text here: the answer would be its brackets too.
+    given = row.get("answers")
+    if isinstance(given, str) and cell_text(given, "answers"):
+        # A table may hold a list or an object as text: the answer would include its brackets.
         raise DataError(
-            "column answers holds a text; expected a list, or an object with text. If the text is "
+            "column answers holds text; expected a list, or an object with text. If the text is "
             'the answer, say so with columns={"prompt": ..., "response": ...}.'
         )
-    if isinstance(answers, Mapping):
-        answers = answers.get("text")
+    listed = given if isinstance(given, list) else [given]
+    answers = given.get("text") if isinstance(given, Mapping) else given
     if isinstance(answers, list):
-        answers = [a.get("text") if isinstance(a, Mapping) else a for a in answers]
-    # Without its question a context is no prompt.
-    prompt = "\n\n".join(part for part in parts if part) if parts[1] else None
-    return Exchange(prompt, answers, {"answers": given} if _more_than_text(given) else {})
-
-
-def _more_than_text(answers: Any) -> bool:
-    """Return whether answers have more than texts, such as where each starts in the context."""
-    objects = answers if isinstance(answers, list) else [answers]
-    return any(isinstance(one, Mapping) and {*one} - {"text"} for one in objects)
-
-
-def _conversation(column: str) -> Callable[[Row], Exchange]:
-    def read(row: Row) -> Exchange:
-        return first_exchange(row.get(column), column)
-
-    return read
+        answers = [one.get("text") if isinstance(one, Mapping) else one for one in answers]
+    # Answers may have more than text, such as where each starts in the context.
+    more = any(isinstance(one, Mapping) and {*one} - {"text"} for one in listed)
+    asked = cell_text(row.get("question"), "question")
+    prompt = _joined(row, ("context", "question")) if asked else None
+    return Exchange(prompt, answers, {"answers": given} if more else {})
 
 
 FORMATS = (
-    Format("prompt/response", ("prompt", "response"), pair("prompt", "response")),
-    Format("prompt/completion", ("prompt", "completion"), pair("prompt", "completion")),
-    Format(
-        "P3",
-        ("inputs_pretokenized", "targets_pretokenized"),
-        pair("inputs_pretokenized", "targets_pretokenized"),
-        ("inputs", "targets"),  # the same texts as token numbers of another model
-    ),
+    _pair("prompt", "response", "prompt/response"),
+    _pair("prompt", "completion", "prompt/completion"),
+    # P3's `inputs` and `targets` are the same texts as token numbers of another model.
+    _pair("inputs_pretokenized", "targets_pretokenized", "P3", ("inputs", "targets")),
     Format("Alpaca", ("instruction", "output"), _alpaca, ("input",)),
-    Format("chat messages", ("messages",), _conversation("messages")),
-    Format("ShareGPT", ("conversations",), _conversation("conversations")),
+    _conversation("messages", "chat messages"),
+    _conversation("conversations", "ShareGPT"),
     Format("SQuAD", ("question", "context", "answers"), _squad),
 )
 
@@ -134,7 +134,6 @@ class Reading:
     """How the rows of one dataset are read."""
 
     format: Format
-    """Where prompt and response are."""
     task: str | None
     """Column of the task."""
     source: str | None
@@ -148,27 +147,21 @@ class Reading:
         Raises:
             DataError: a cell is no text; the message names its column.
         """
+        row = _with_meta_open(row) if self.saved else row
         prompt, cell, rest = self.format.exchange(row)
-        responses = _references(cell, self.format.needs[-1])
-        meta = _saved_meta(row) if self.saved else self._unused(row, rest)
-        if len(responses) > 1:
-            meta["references"] = _with_own(responses, meta.get("references"))
-        cells = {**meta, **row} if self.saved else row
-        task, source = (cell_text(cells.get(c), c) if c else None for c in (self.task, self.source))
-        made = Instance(task, source, prompt or None, responses[0] if responses else None, None)
-        if self.saved and row.get("id") is not None:
-            name = _own_id(row["id"], made)
-            made = made._replace(id=name)
-            meta = meta if name else {"id": row["id"]} | meta
-        return made._replace(meta=_json(meta)) if meta else made
-
-    def _unused(self, row: Row, rest: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the cells that are no part of the instance; the source dataset always."""
+        responses = _different_texts(cell, self.format.needs[-1])
         used = {*self.format.needs, *self.format.also, self.task} - {self.source}
-        return {k: v for k, v in row.items() if k not in used and v is not None} | dict(rest)
+        meta = {k: v for k, v in row.items() if k not in used and v is not None} | rest
+        if len(responses) > 1:
+            given = meta.get("references") or []
+            listed = given if isinstance(given, list) else [given]
+            meta["references"] = responses + [one for one in listed if one not in responses]
+        task, source = (cell_text(row.get(c), c) if c else None for c in (self.task, self.source))
+        response = responses[0] if responses else None
+        return Instance(task, source, prompt or None, response, _json(meta) if meta else None)
 
 
-def reading(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
+def recognise(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
     """Return how rows with these columns are read.
 
     Args:
@@ -178,98 +171,74 @@ def reading(present: Collection[str], columns: Mapping[str, str] | None, name: s
         name: the dataset, for messages.
 
     Raises:
-        DataError: no format fits, two fit, or the mapping names what is not there.
+        DataError: no format fits, two fit, or the mapping names a column that is not there.
     """
     given = dict(columns or {})
     for field, column in given.items():
-        if field not in FIELDS or not isinstance(column, str):
+        if field not in FIELDS:
             raise DataError(
                 f"columns={given!r} cannot be used; expected column names under "
                 f"{', '.join(FIELDS)}."
             )
         if column not in present and field not in _OPTIONAL:
-            raise DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
-    task = given.get("task", "task" if "task" in present else None)
+            raise _no_column(column, present, name)
     saved = {*present} == SAVED and {*given} <= {"source"}
+    task = given.get("task", "task" if "task" in present else None)
     source = given.get("source", SOURCE if saved or SOURCE in present else None)
     return Reading(_format(present, given, name), task, source, saved)
 
 
 def check_mapped(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> None:
-    """Refuse a mapping to a column of tasks or source datasets that none of the rows has.
+    """Refuse a mapping of task or source to a column that no row has.
 
-    It can only be known at the end: in JSON a column may first appear late.
+    This is only known at the end: in JSON a column may first appear late.
     """
-    saved = {*present} == SAVED
     for field in _OPTIONAL & {*(columns or {})}:
         column = (columns or {})[field]
-        if present and column not in present and not (saved and field == "source"):
-            raise DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
+        in_meta = field == "source" and {*present} == SAVED
+        if present and column not in present and not in_meta:
+            raise _no_column(column, present, name)
+
+
+def _no_column(column: str, present: Collection[str], name: str) -> DataError:
+    return DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
 
 
 def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Format:
-    if "conversation" in given:
-        if "prompt" in given or "response" in given:
-            raise DataError(
-                f"columns={dict(given)!r}: give a conversation, or prompt and response."
-            )
-        return Format("mapping", (given["conversation"],), _conversation(given["conversation"]))
-    if "prompt" in given and "response" in given:
-        mapped = (given["prompt"], given["response"])
-        return Format("mapping", mapped, pair(*mapped))
-    if "prompt" in given or "response" in given:
-        raise DataError(f"columns={dict(given)!r} cannot be used; give prompt and response both.")
-    fitting = [form for form in FORMATS if set(form.needs) <= set(present)]
-    ask = 'Say which with columns={"prompt": ..., "response": ...} or {"conversation": ...}.'
-    if not fitting:
+    mapped = {*given} - _OPTIONAL
+    if mapped == {"conversation"}:
+        return _conversation(given["conversation"])
+    if mapped == {"prompt", "response"}:
+        return _pair(given["prompt"], given["response"])
+    if mapped:
         raise DataError(
-            f"dataset={name!r} fits no known format; it has the columns {_listed(present)}. {ask}"
+            f"columns={dict(given)!r} cannot be used; give prompt and response, or a conversation."
         )
-    if len(fitting) > 1:
-        both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
-        raise DataError(f"dataset={name!r} fits {both}. {ask}")
-    return fitting[0]
+    fitting = [form for form in FORMATS if {*form.needs} <= {*present}]
+    if len(fitting) == 1:
+        return fitting[0]
+    both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
+    fits = both or f"no known format; it has the columns {_listed(present)}"
+    raise DataError(
+        f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '
+        '"response": ...} or {"conversation": ...}.'
+    )
 
 
-def _listed(names: Iterable[str], most: int = 20) -> str:
+def _listed(names: Collection[str]) -> str:
     """Return names in words; a broken file may have thousands."""
-    found = list(names)
-    more = f", and {len(found) - most} more" if len(found) > most else ""
-    return ", ".join(name[:80] for name in found[:most]) + more if found else "none"
+    more = f", and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(name[:80] for name in list(names)[:20]) + more if names else "none"
 
 
-def _references(cell: Any, column: str) -> list[str]:
-    """Return the different texts of a response cell that are not blank, the first one first."""
-    cells = cell if isinstance(cell, list) else [cell]
-    found = [cell_text(one, column) for one in cells]
-    return list(dict.fromkeys(text for text in found if text))
-
-
-def _with_own(responses: list[str], own: Any) -> list[Any]:
-    """Return responses, then what else a column `references` of the source has."""
-    listed = own if isinstance(own, list) else [] if own is None else [own]
-    return [*responses, *(one for one in listed if one not in responses)]
-
-
-def _own_id(name: Any, made: Instance) -> str | None:
-    """Return the id of a saved row if it is ours and its content is still that one's."""
-    if not isinstance(name, str) or not _OWN_ID.fullmatch(name):
-        return None
-    key = content_key(made.task, str(made.prompt), str(made.response))
-    return name if name.startswith(key) else None
-
-
-def _saved_meta(row: Row) -> dict[str, Any]:
-    """Return the meta that `tma.save` wrote; of another's text what is no object stays a text."""
-    text = row.get("meta")
-    if isinstance(text, str) and text.startswith("{"):
-        try:
-            return dict(DECODER.decode(text))
-        except ValueError:
-            return {"meta": text}
-    if text is None:
-        return {}
-    return dict(text) if isinstance(text, Mapping) else {"meta": text}
+def _with_meta_open(row: Row) -> Row:
+    """Return a row that `tma.save` wrote with what is in its meta as columns."""
+    meta = row.get("meta")
+    if isinstance(meta, str) and meta.startswith("{"):
+        with suppress(ValueError):
+            meta = DECODER.decode(meta)
+    cells = {name: cell for name, cell in row.items() if name != "meta"}
+    return {**meta, **cells} if isinstance(meta, Mapping) else {**cells, "meta": meta}
 
 
 def _json(meta: dict[str, Any]) -> str:
@@ -286,3 +255,97 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(entry) for key, entry in value.items()}
     return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def _different_texts(cell: Any, column: str) -> list[str]:
+    """Return the different texts of a response cell that are not blank, in their sequence."""
+    cells = cell if isinstance(cell, list) else [cell]
+    found = [cell_text(one, column) for one in cells]
+    return list(dict.fromkeys(text for text in found if text))
+
+
+def cell_text(value: Any, column: str) -> str | None:
+    """Return a cell as text, None where it is missing or blank; 0 and False are text."""
+    if isinstance(value, str):
+        return value if value and not value.isspace() else None
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bytes):
+        try:
+            return cell_text(value.decode("utf-8"), column)
+        except UnicodeDecodeError as error:
+            raise DataError(f"column {column} holds bytes that are not UTF-8 text.") from error
+    if isinstance(value, list | tuple | Mapping):
+        raise DataError(f"column {column} holds a {type(value).__name__}; expected text.")
+    return str(value)
+
+
+def _first_exchange(messages: Any, column: str) -> Exchange:
+    """Return the first exchange of a conversation.
+
+    System messages, then the user's messages up to the first reply, make the prompt, a blank line
+    between them. A reply before the user has spoken does not count. All other messages are kept in
+    `rest`. If a message of the exchange has more than role and text, such as tool calls, all of the
+    exchange are kept without their texts in `exchange`.
+
+    Raises:
+        DataError: this is no list of messages, or a role is not known.
+    """
+    prompt: dict[str, list[str]] = {"system": [], "user": []}
+    response, used, rest = None, list[Any](), list[Any]()
+    for message in _messages(messages, column):
+        role, text = _spoken(message, column)
+        if response is None and role == "assistant" and prompt["user"]:
+            response = text
+        elif response is None and role in prompt:
+            prompt[role].append(text)
+        else:
+            rest.append(message)
+            continue
+        used.append({k: v for k, v in message.items() if k not in _TEXT and v is not None})
+    parts = [text for text in prompt["system"] + prompt["user"] if text.strip()]
+    asked = any(text.strip() for text in prompt["user"])
+    left = {"exchange": used} if any({*one} - _ROLE for one in used) else {}
+    left |= {"rest": rest} if rest else {}
+    return Exchange("\n\n".join(parts) if asked else None, response, left)
+
+
+def _messages(value: Any, column: str) -> Sequence[Any]:
+    """Return the messages as a list; some tables hold one list of roles and one of texts."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        if len({len(cells) for cells in value.values()}) > 1:
+            counts = ", ".join(f"{len(cells)} {name}" for name, cells in value.items())
+            raise DataError(f"column {column} holds {counts}; expected as many of each.")
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    if value is not None and not isinstance(value, list):
+        kind = type(value).__name__
+        raise DataError(f"column {column} holds a {kind}; expected a list of messages.")
+    return value or []
+
+
+def _spoken(message: Any, column: str) -> tuple[str, str]:
+    """Return who speaks in a message, and what is said."""
+    if not isinstance(message, Mapping):
+        kind = type(message).__name__
+        raise DataError(f"column {column} holds a {kind}; expected role and content.")
+    # Tables that mix both kinds of names have nulls under one.
+    given, text = (
+        message.get(second) if message.get(first) is None else message[first]
+        for first, second in (("role", "from"), ("content", "value"))
+    )
+    role = _ROLES.get(str(given).strip().lower())
+    if role is None:
+        raise DataError(
+            f"column {column} has a message of the role {given!r}; known are: {', '.join(_ROLES)}."
+        )
+    if isinstance(text, list):
+        text = "".join(_part(part, column) for part in text)
+    return role, cell_text(text, column) or ""
+
+
+def _part(part: Any, column: str) -> str:
+    text = part.get("text") if isinstance(part, Mapping) else part
+    if isinstance(text, str):
+        return text
+    kind = type(part).__name__
+    raise DataError(f"column {column} has a message with a part that is no text: a {kind}.")

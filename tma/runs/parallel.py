@@ -18,10 +18,10 @@ from itertools import repeat
 from types import ModuleType
 
 from tma.arrange.orders import pool_rows
-from tma.data.load import fingerprint, load_both
+from tma.data.load import fingerprint
 from tma.embed import embed
 from tma.errors import TrainingError, check_count
-from tma.runs.config import RunConfig
+from tma.runs.config import RunConfig, load_both
 from tma.runs.store import Run, run, stored
 from tma.store import canonical_json
 

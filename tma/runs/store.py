@@ -26,7 +26,7 @@ from tma.data import load as data
 from tma.embed import MiniLM
 from tma.errors import AssetError, DataError, ParameterError, TmaError, check_count
 from tma.runs import published
-from tma.runs.config import RunConfig, check_positive
+from tma.runs.config import RunConfig, check_positive, load_both
 from tma.runs.turns import alone, processes, said
 from tma.store import cache_dir, canonical_json, digest, file_digest, is_locked, locked
 
@@ -267,7 +267,7 @@ def key(config: RunConfig, inputs: Mapping[str, str]) -> str:
 
 def _named(config: RunConfig) -> _Named:
     config = config.with_whole_paths()
-    train, test = data.load_both(config)
+    train, test = load_both(config)
     return _Named(config, _inputs(config, train, test), train, test)
 
 

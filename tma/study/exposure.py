@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from tma.arrange.distances import several_prefix_distances
 from tma.arrange.spec import MEASURES
-from tma.data.load import load_both, texts
+from tma.data.load import texts
 from tma.errors import ParameterError, check_choice
+from tma.runs.config import load_both
 from tma.runs.store import SEEN, Run
 from tma.study.effects import about, clusters_of, jackknife
 from tma.study.intervals import TAILS, Floats, Interval

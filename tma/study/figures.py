@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,13 +22,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
+from tma.data.describe import check_described, task_sizes, token_counts
 from tma.errors import check_choice
 from tma.study.effects import Effect
 from tma.study.exposure import Association
 from tma.study.intervals import Interval
 from tma.study.statistics import spread
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -352,18 +356,24 @@ def association_figure(pairs: pd.DataFrame, found: Association) -> Figure:
     return figure
 
 
-def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: int) -> Figure:
-    """Return the figure of a dataset: how long its instances are, and how large its tasks.
+def data_figure(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_tokens: int = 1024
+) -> Figure:
+    """Return the figure of a dataset: share of instances over tokens, and instances a task.
 
     Args:
-        tokens: (n, 2), tokens of prompt and response.
-        tasks: instances of each task, falling; without tasks there is one panel.
+        dataset: instances as `tma.load` gives them; without tasks there is one panel.
+        tokenizer: counts tokens.
         max_tokens: where an instance counts as over-long; a dotted line.
+
+    Raises:
+        DataError, ParameterError: as `tma.describe`.
     """
-    panels = 2 if tasks else 1
+    check_described(dataset, tokenizer, max_tokens)
+    sizes = [size for task, size in task_sizes(dataset).most_common() if task is not None]
+    tokens, panels = token_counts(dataset, tokenizer), 2 if sizes else 1
     lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
-    with drawing(1, panels, 5 * panels, 4) as (figure, grid):
-        axes = grid[0]
+    with drawing(1, panels, 5 * panels, 4) as (figure, [axes]):
         for (name, counts), order in zip(
             lengths.items(), ("tma_nft", "tma_fft", "tma_rt"), strict=True
         ):
@@ -373,7 +383,7 @@ def lengths_figure(tokens: NDArray[np.int64], tasks: Sequence[int], max_tokens: 
         axes[0].axvline(max_tokens, color=STYLES["random"].colour, linestyle=":")
         axes[0].set(xscale="log", xlabel="tokens", ylabel="share of instances with at most so many")
         axes[0].legend(frameon=False)
-        if tasks:
-            axes[1].plot(np.arange(1, len(tasks) + 1), tasks, **STYLES["tma_nft"].line)
+        if sizes:
+            axes[1].plot(np.arange(1, len(sizes) + 1), sizes, **STYLES["tma_nft"].line)
             axes[1].set(xlabel="task, the largest first", ylabel="instances", ylim=(0, None))
     return figure

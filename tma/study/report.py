@@ -11,7 +11,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tma.data.load import load_both, texts
+from tma.data.load import texts
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
 from tma.scales import SCALES

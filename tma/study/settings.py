@@ -180,8 +180,8 @@ class StudyConfig:
         """Return how many instances each of the first rounds takes out of a seed's pool."""
         from tma.arrange.orders import drawn
         from tma.arrange.rounds import test_centric_rounds
-        from tma.data.load import load_both
         from tma.embed import embed
+        from tma.runs.config import load_both
 
         [config] = [c for c in self.pooled("tma_nft") if c.seed == seed]
         train, test = load_both(config)
