@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tma.data.load import texts
-from tma.runs.config import RunConfig
+from tma.runs.config import RunConfig, load_both
 from tma.runs.store import Run, hardware
 from tma.scales import SCALES
 from tma.store import new_file
