@@ -243,11 +243,11 @@ def intervals_figure(
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
         axes.axvline(0, **STYLES["tma_rt"].line)
-        for row, found in enumerate(effect.tasks for effect in contrasts.values()):
-            axes.plot([found.low, found.high], [row, row], color=BLUE, linewidth=2)
-            face = BLUE if found.clear else "white"
+        for row, interval in enumerate(effect.tasks for effect in contrasts.values()):
+            axes.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
+            face = BLUE if interval.clear else "white"
             dot = {"color": BLUE, "markerfacecolor": face, "markersize": 8, "zorder": 3}
-            axes.plot([found.estimate], [row], "o", **dot)
+            axes.plot([interval.estimate], [row], "o", **dot)
         names = [STYLES[name].label if name in STYLES else name for name in contrasts]
         axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
         axes.set_yticks(range(len(contrasts)), names)
@@ -331,24 +331,25 @@ def _measure_line(measure: str) -> dict[str, Any]:
     return {"label": label, "color": FAMILIES[family], "linewidth": 1.3, "dashes": dashes}
 
 
-def association_figure(pairs: pd.DataFrame, found: Association) -> Figure:
+def association_figure(pairs: pd.DataFrame, association: Association) -> Figure:
     """Return loss drops against similarity, both two-way centred, in bins of equal size (C8).
 
     Args:
         pairs: columns similarity and drop (nats a token), from `exposure.centred`.
-        found: their `association`; drawn as the line that it means, with its 95 % interval, beside
-            the grey wedge in which 95 % of the permuted associations lie.
+        association: theirs, from `exposure.association`; drawn as a line with its 95 % interval,
+            beside the grey wedge in which 95 % of the permuted associations lie.
     """
     bins = pd.qcut(pairs["similarity"], 12, duplicates="drop")
     means = pairs.groupby(bins, observed=True)[["similarity", "drop"]].mean()
     x = np.linspace(means["similarity"].min(), means["similarity"].max(), 50)
     slope = x * float(pairs["drop"].std() / pairs["similarity"].std())
+    low, line, high = (slope * r for r in (association.low, association.estimate, association.high))
     with drawing(1, 1, 6, 4) as (figure, grid):
         axes = grid[0, 0]
-        wedge = (slope * found.baseline_low, slope * found.baseline_high)
+        wedge = (slope * association.baseline_low, slope * association.baseline_high)
         axes.fill_between(x, *wedge, color=GREY, alpha=0.25, lw=0, label="permuted instances, 95 %")
-        axes.fill_between(x, slope * found.low, slope * found.high, color=BLUE, alpha=0.2, lw=0)
-        axes.plot(x, slope * found.estimate, color=BLUE, label="as measured, with 95 % interval")
+        axes.fill_between(x, low, high, color=BLUE, alpha=0.2, lw=0)
+        axes.plot(x, line, color=BLUE, label="as measured, with 95 % interval")
         axes.plot(means["similarity"], means["drop"], "o", color="black", label="mean of a bin")
         axes.set_xlabel("similarity of the data just seen, centred")
         axes.set_ylabel("loss drop, centred (nats a token)")

@@ -129,8 +129,8 @@ def _lines(table: pd.DataFrame, title: str, words: str) -> Shown:
     order = alt.selection_point("order", fields=["order"], bind="legend")
     lit = alt.when(hover & order).then(alt.value(0.8)).otherwise(alt.value(0.08))
     value = alt.Tooltip("value:Q", title=title, format=".3f")
-    told = dots.encode(tooltip=["task:N", "order:N", "step:Q", value])
-    live = alt.layer(lines.encode(opacity=lit).add_params(order), told.add_params(hover))
+    points = dots.encode(tooltip=["task:N", "order:N", "step:Q", value])
+    live = alt.layer(lines.encode(opacity=lit).add_params(order), points.add_params(hover))
     inputs = [_choice("task", [EVERY, *tasks]), _choice("measure", measures)]
     words = f"{words}, one line for each of {len(tasks)} test tasks and each order."
     live = live.properties(name="chart").add_params(*inputs)

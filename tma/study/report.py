@@ -169,10 +169,10 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     return rows.round(3)
 
 
-def saved_effects(study: StudyConfig, name: str, found: Mapping[str, Effect]) -> pd.DataFrame:
+def saved_effects(study: StudyConfig, name: str, differences: Mapping[str, Effect]) -> pd.DataFrame:
     """Write differences into the output folder, as `saved_table`; return them for display."""
-    saved_table(study, name, effects.table(found))
-    return effects.shown(found)
+    saved_table(study, name, effects.table(differences))
+    return effects.shown(differences)
 
 
 def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) -> Shown:
@@ -180,14 +180,14 @@ def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) 
 
     Both name the runs that they were made from, so that one is not taken for that of another run.
     """
-    made = made_from(run.key for each in runs.values() for run in each)
-    write(study.out / "claims.json", [replace(verdict, runs=made) for verdict in verdicts])
+    source = made_from(run.key for each in runs.values() for run in each)
+    write(study.out / "claims.json", [replace(verdict, runs=source) for verdict in verdicts])
     rows = table(verdicts)
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
         # By its class a page sets the cells to the left, as words.
         html, text = rows.to_html(classes="words"), rows.to_string()
-    forms = {"text/html": f"{html}\n<p>Made from {made}.</p>"}
-    return Shown(forms | {"text/plain": f"{text}\nMade from {made}."})
+    forms = {"text/html": f"{html}\n<p>Made from {source}.</p>"}
+    return Shown(forms | {"text/plain": f"{text}\nMade from {source}."})
 
 
 def glue(**values: str | float | Interval | Effect | Verdict) -> None:
