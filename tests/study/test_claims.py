@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tma.study.intervals import Interval, written
 
 from tma.errors import DataError, ParameterError
 from tma.study import claims
 from tma.study.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
-from tma.study.intervals import Interval, written
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
 SEQUENCE = [

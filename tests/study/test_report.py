@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 import tma
 from tma.study import claims, report
-from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
+from tma.study.statistics import Interval
 
 GAP = Interval(-0.2, -0.3, -0.1, 18, 3)
 

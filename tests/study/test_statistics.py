@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tma.study.intervals import Interval, table
 
 from tests.stored_runs import FAR, NEAR, moved, stored
 from tma.errors import ParameterError
 from tma.runs.store import Run
 from tma.study import statistics
 from tma.study.exposure import by_instance
-from tma.study.intervals import Interval, table
 
 
 @pytest.fixture

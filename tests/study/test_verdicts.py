@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tma.study.intervals import Interval
 
 import tma
 from tma.study import claims, verdicts
 from tma.study.effects import Effect
 from tma.study.exposure import Association
-from tma.study.intervals import Interval
 
 STUDY = tma.study_settings({"model": "llama", "scale": "pocket", "output_dir": "out"})
 PUBLISHED = tma.study_settings({"model": None, "scale": "study", "output_dir": "out"})

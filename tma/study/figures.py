@@ -17,8 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tma.study.effects import Effect
-from tma.study.intervals import Interval
-from tma.study.statistics import spread
+from tma.study.statistics import Interval, spread
 from tma.study.styles import LABELS, PALETTE, Style, styles
 
 METRICS = {

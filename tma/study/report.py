@@ -17,8 +17,8 @@ from tma.store import new_file
 from tma.study import effects
 from tma.study.claims import Verdict, made_from, table, write
 from tma.study.effects import Effect
-from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
+from tma.study.statistics import Interval
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -181,7 +181,7 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
 def saved_effects(study: StudyConfig, name: str, found: Mapping[str, Effect]) -> pd.DataFrame:
     """Write differences into the output folder, as `saved_table`; return them for display."""
     saved_table(study, name, effects.table(found))
-    return effects.shown(found)
+    return effects.format_table(found)
 
 
 @dataclass(frozen=True)
