@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,9 @@ from tma.study.effects import (
     largest_spread,
     outweighs,
 )
+from tma.study.exposure import Embeddings
 from tma.study.settings import StudyConfig
-from tma.study.statistics import READINGS, Floats, Runs
+from tma.study.statistics import READINGS, Runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +66,8 @@ P3, UNLABELLED = "P3", "without labels"
 """Tags of the arms on other data, and where single instances are held out."""
 HALF_TWINS, ALL_TWINS = "50% twins", "100% twins"
 """Tags of the arms where so many test instances have a twin in the pool."""
+HALF_RATE, TWICE_RATE = "half the learning rate", "twice the learning rate"
+SMALL_POOL = "a pool of 2,000"
 
 NFT, FFT = "NFT shuffled in rounds − RT", "FFT shuffled in rounds − RT"
 ORDER: Pairs = {
@@ -192,13 +196,13 @@ ARMS = (
         tag=UNLABELLED,
     ),
     *(
-        Arm(name, question.format(what), _plain("tma_nft", "tma_rt"), changes=changes, tag=tag)
-        for name, question, what, changes, tag in (
-            ("7a", _TWINS, "50%", {"twins": 0.5}, HALF_TWINS),
-            ("7b", _TWINS, "100%", {"twins": 1.0}, ALL_TWINS),
-            ("8a", _ROBUST, rate := "half the learning rate", {"learning_rate": _RATE / 2}, rate),
-            ("8b", _ROBUST, rate := "twice the learning rate", {"learning_rate": _RATE * 2}, rate),
-            ("8c", _ROBUST, pool := "a pool of 2,000", {"pool": 2_000}, pool),
+        Arm(name, question, _plain("tma_nft", "tma_rt"), changes=changes, tag=tag)
+        for name, question, changes, tag in (
+            ("7a", _TWINS.format("50%"), {"twins": 0.5}, HALF_TWINS),
+            ("7b", _TWINS.format("100%"), {"twins": 1.0}, ALL_TWINS),
+            ("8a", _ROBUST.format(HALF_RATE), {"learning_rate": _RATE / 2}, HALF_RATE),
+            ("8b", _ROBUST.format(TWICE_RATE), {"learning_rate": _RATE * 2}, TWICE_RATE),
+            ("8c", _ROBUST.format(SMALL_POOL), {"pool": 2_000}, SMALL_POOL),
         )
     ),
 )
@@ -242,7 +246,7 @@ def plan(
                         yield arm, label, config
 
 
-def embedded_pool(config: RunConfig) -> tuple[Floats, Floats, Dataset, Dataset]:
+def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
     """Return X and Y of the pool that a seed draws, with the pool and the test instances."""
     from tma.arrange.orders import drawn
     from tma.data.load import load_both
@@ -539,14 +543,33 @@ def make(
     done = [run for _, run in runs if run is not None]
     _export([run.key for run in done if not run.published], export)
     missing = [config for config, run in runs if run is None]
-    with tqdm(total=len(runs), initial=len(done), unit="run", desc="study", mininterval=1) as bar:
+    left = list(missing)
+    bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+    with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
         for config in make_all(missing, jobs):
             run = stored(config)
             assert run is not None
             _export([run.key], export)
-            bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
+            done.append(run)
+            left.remove(config)
+            hours = _hours(left, done) / jobs
+            remaining = "" if math.isnan(hours) else f", about {hours:.1f} h left"
+            last = f"last: {config.order}, seed {config.seed}"
+            bar.set_postfix_str(last + remaining, refresh=False)
             bar.update()
     return len(missing)
+
+
+def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
+    """Return how long runs take one after the other, by the median run of the same model.
+
+    NaN where there is none.
+    """
+    seconds = dict[str, list[float]]()
+    for run in done:
+        seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
+    medians = {model: statistics.median(own) for model, own in seconds.items()}
+    return sum(medians.get(config.model, math.nan) for config in left) / 3600
 
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
@@ -557,23 +580,18 @@ def _export(keys: Sequence[str], folder: Path | str | None) -> None:
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     """Return one row an arm: arm, question, model, seeds, runs, done, hours_left.
 
-    Hours are those of one run after the other, by the median of finished runs of the same model;
-    NaN while there is none.
+    Hours are those of one run after the other; NaN while no run of the model is finished.
     """
     import pandas as pd
 
-    found, _ = look_up(scale, arms, p3)
-    seconds = [math.nan if run is None else run.manifest["seconds"] for *_, run in found]
-    rows = pd.DataFrame({
-        "arm": [arm.name for arm, *_ in found],
-        "model": [config.model for _, config, _ in found],
-        "seconds": pd.Series(seconds, dtype=float),
-    })  # fmt: skip
-    usual = rows.groupby("model")["seconds"].transform("median") / 3600
-    by_arm = rows.assign(hours=usual.where(rows["seconds"].isna(), 0.0)).groupby("arm")
-    counts = by_arm.agg(runs=("seconds", "size"), done=("seconds", "count"))
-    counts["hours_left"] = by_arm["hours"].agg(lambda hours: hours.sum(skipna=False)).round(1)
-    about = [(a.name, a.question, a.model, len(a.seeds_of(a.of(scale, p3)))) for a in arms]
-    table = pd.DataFrame(about, columns=["arm", "question", "model", "seeds"])
-    counts = counts.reindex(table["arm"], fill_value=0).reset_index(drop=True)
-    return pd.concat([table, counts], axis=1)
+    rows, _ = look_up(scale, arms, p3)
+    done = [run for *_, run in rows if run is not None]
+    table = []
+    for arm in arms:
+        own = [(config, run) for each, config, run in rows if each is arm]
+        left = [config for config, run in own if run is None]
+        seeds, hours = len(arm.seeds_of(arm.of(scale, p3))), round(_hours(left, done), 1)
+        made = len(own) - len(left)
+        table.append((arm.name, arm.question, arm.model, seeds, len(own), made, hours))
+    columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
+    return pd.DataFrame(table, columns=columns)

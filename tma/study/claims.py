@@ -185,8 +185,7 @@ def _as_positive(interval: Interval, side: Side) -> Interval:
     check_choice("claimed", side, ("negative", "positive"))
     if side == "positive":
         return interval
-    mirrored = {"estimate": -interval.estimate, "low": -interval.high, "high": -interval.low}
-    return replace(interval, **mirrored)
+    return replace(interval, estimate=-interval.estimate, low=-interval.high, high=-interval.low)
 
 
 def _clearness(interval: Interval) -> float:
@@ -234,8 +233,8 @@ def tested(
         found.n,
         found.seeds,
         decision.verdict,
-        others and others.low,
-        others and others.high,
+        None if others is None else others.low,
+        None if others is None else others.high,
         generalizes and decision.verdict == "supported",
     )
 

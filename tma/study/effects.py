@@ -106,12 +106,12 @@ def outweighs(
     several = [{run.config.seed for run in runs} for _, runs in (*one, *other) if len(runs) > 1]
     shared = set.intersection(*several) if several else set()
     signed = []
-    for sign, side in ((1, one), (-1, other)):
+    for direction, side in ((1, one), (-1, other)):
         part = [
             (weight, [run for run in runs if len(runs) == 1 or run.config.seed in shared])
             for weight, runs in side
         ]
-        sign *= math.copysign(1, combined(part, measure).estimate)
+        sign = math.copysign(1, direction * combined(part, measure).estimate)
         signed += [(sign * weight, runs) for weight, runs in part]
     return combined(signed, measure, spread)
 
@@ -121,14 +121,18 @@ def course(
 ) -> list[Interval]:
     """Return the difference of two orders after each step that both evaluated, for these tasks."""
     differences = PairedDifferences.of([(1, first), (-1, second)])
-    shared = _by_run(differences.curves, join="inner")
+    seeds = range(len(differences.curves))
+    shared = pd.concat(differences.curves, keys=seeds, names=["run", "id"], join="inner")
     if shared.empty:
         raise ParameterError(
             "the seeds have no evaluated step in common; expected one at least. Give their runs "
             "the same eval_every or eval_at."
         )
-    found = {step: estimated(shared[step], differences.instances, spread) for step in shared}
-    return [replace(effect.tasks, step=int(step)) for step, effect in found.items()]
+    steps = [(int(str(step)), shared[step]) for step in shared.columns]
+    return [
+        replace(estimated(values, differences.instances, spread).tasks, step=step)
+        for step, values in steps
+    ]
 
 
 def courses(
@@ -246,13 +250,11 @@ class PairedDifferences:
     def read(self, measure: str) -> pd.Series:
         """Return a reading of each curve, up to the end of its own seed, by (run, id)."""
         if measure == "final":
-            return _by_run(self.finals)
-        return _by_run([pd.Series(area(c.to_numpy(), c.columns), c.index) for c in self.curves])
-
-
-def _by_run(parts: Sequence[Any], **how: Any) -> Any:
-    """Return the tables of several seeds as one, by (number of the seed, id)."""
-    return pd.concat(parts, keys=range(len(parts)), names=["run", "id"], **how)
+            parts = self.finals
+        else:
+            parts = [pd.Series(area(c.to_numpy(), c.columns), c.index) for c in self.curves]
+        read: pd.Series = pd.concat(parts, keys=range(len(parts)), names=["run", "id"])
+        return read
 
 
 def _by_seed(sides: Sequence[Sequence[Run]]) -> list[list[Run]]:
@@ -271,8 +273,8 @@ def _by_seed(sides: Sequence[Sequence[Run]]) -> list[list[Run]]:
     several = [set(own) for own in tables if len(own) > 1]
     shared = sorted(set.intersection(*several)) if several else [0]
     if not shared:
-        seeds = " and ".join(str(sorted(own)) for own in several)
-        raise ParameterError(f"the sides have seeds {seeds}; expected seeds in common.")
+        text = " and ".join(str(sorted(own)) for own in several)
+        raise ParameterError(f"the sides have seeds {text}; expected seeds in common.")
     return [
         [runs[0] if len(runs) == 1 else own[seed] for runs, own in zip(sides, tables, strict=True)]
         for seed in shared
@@ -374,7 +376,7 @@ def _for_tasks(rows: pd.DataFrame, spread: Spread | None, seeds: int) -> Interva
     squares = float((parts**2 / degrees).sum())
     squares += 0 if spread is None else of_seeds**2 / spread.degrees
     freedom = variance**2 / squares if squares > 0 else math.inf
-    return t_interval(mean, variance if inside else math.nan, freedom, n, seeds)
+    return t_interval(mean, variance if inside else math.nan, freedom, n=n, seeds=seeds)
 
 
 def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
@@ -383,4 +385,4 @@ def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
     sums = (rows["gap"] - mean).groupby(rows["source"]).sum()
     count = len(sums)
     variance = count / (count - 1) * float((sums**2).sum()) / n**2 if count > 1 else math.nan
-    return t_interval(mean, variance, count - 1, n, seeds, count)
+    return t_interval(mean, variance, count - 1, n=n, seeds=seeds, clusters=count)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -81,7 +80,8 @@ class Seen:
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Return the rows of test instances."""
-        return pd.Index(self.test_ids).get_indexer_for(list(ids)).astype(np.int64)
+        row = {name: number for number, name in enumerate(self.test_ids)}
+        return np.array([row[name] for name in ids], dtype=np.int64)
 
 
 def similarity(run: Run) -> pd.DataFrame:
@@ -117,18 +117,12 @@ def distances(run: Run) -> pd.DataFrame:
     return pd.read_parquet(path) if path.is_file() else distance_rows(run, Seen.by(run))
 
 
-def write(run: Run, folder: Path) -> list[str]:
-    """Write what a run has seen into a folder, as `similarity` and `distances` read it.
-
-    Returns:
-        The names of the files.
-    """
+def tables(run: Run) -> dict[str, pd.DataFrame]:
+    """Return what a run has seen, by the files that `similarity` and `distances` read."""
     seen = Seen.by(run)
-    tables = {SIMILARITY: similarity_rows(run, seen), DISTANCES: distance_rows(run, seen)}
-    for name, rows in tables.items():
-        # Embeddings have six digits.
-        rows.astype({rows.columns[-1]: "float32"}).to_parquet(folder / name, index=False)
-    return list(tables)
+    rows = {SIMILARITY: similarity_rows(run, seen), DISTANCES: distance_rows(run, seen)}
+    # Embeddings have six digits.
+    return {name: table.astype({table.columns[-1]: "float32"}) for name, table in rows.items()}
 
 
 def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:
@@ -147,7 +141,7 @@ def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:
 def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Return one row a (task, step, measure): task, step, measure, distance; see `distances`."""
     losses = by_instance(run)
-    steps = [step for step in losses.columns if step > 0]
+    steps = [int(step) for step in losses.columns if int(step) > 0]
     stops = _consumed(run, len(seen.X), steps)
     ids = losses.index.to_frame(index=False).groupby("task")["id"]
     rows = {task: seen.rows(own.tolist()) for task, own in ids}

@@ -233,8 +233,14 @@ def parameters(
     """Return a notebook's checked parameters; call it in the first cell after them.
 
     Args:
-        model, dataset, seeds, steps: None: the scale's own.
-        scale, test_dataset, output_dir, reward_model: as in `StudyConfig`.
+        model: as in `StudyConfig`; None, as of dataset, seeds and steps: the scale's own.
+        scale: as in `StudyConfig`, like all that follow.
+        dataset: data.
+        test_dataset: data of which every row tests.
+        seeds: their number.
+        steps: their number.
+        output_dir: folder.
+        reward_model: model that scores answers.
         early: whether it is chapter 1, which takes `early_steps` steps of a scale, asks for
             answers, and alone has the parameter `reward_model`.
         least_steps: steps below which the chapter has nothing to compare.
@@ -243,10 +249,15 @@ def parameters(
         ParameterError: a value cannot be used, or papermill was given a name that the notebook does
             not have.
     """
-    given = dict(
-        model=model, scale=scale, dataset=dataset, test_dataset=test_dataset, seeds=seeds,
-        steps=steps, output_dir=output_dir,
-    )  # fmt: skip
+    given: dict[str, Any] = {
+        "model": model,
+        "scale": scale,
+        "dataset": dataset,
+        "test_dataset": test_dataset,
+        "seeds": seeds,
+        "steps": steps,
+        "output_dir": output_dir,
+    }
     _check_injected(given | ({"reward_model": reward_model} if early else {}))
     check_choice("scale", scale, tuple(SCALES))
     base = SCALES[scale]

@@ -88,6 +88,7 @@ def t_interval(
     estimate: float,
     variance: float,
     freedom: float,
+    *,
     n: int,
     seeds: int,
     clusters: int | None = None,
@@ -120,7 +121,7 @@ def jackknife(
     variance = (
         (count - 1) / count * float(((left - left.mean()) ** 2).sum()) if count > 1 else np.nan
     )
-    return t_interval(statistic(None), variance, count - 1, n, seeds, count)
+    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds, clusters=count)
 
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
@@ -234,7 +235,12 @@ def task_curves(runs: Runs) -> pd.DataFrame:
 
     The loss is the mean over the task's test instances; an instance without a task is a task.
     """
-    means = lambda run: by_instance(run).groupby(level="task").mean().unstack()  # noqa: E731
+
+    def means(run: Run) -> pd.Series:
+        found = by_instance(run).groupby(level="task").mean().unstack()
+        assert isinstance(found, pd.Series)
+        return found
+
     return _stacked(runs, means, ["step", "task", "loss"])
 
 
@@ -310,8 +316,7 @@ def summary(runs: Runs) -> pd.DataFrame:
             "fall_percent": 100 * (first - final) / first,
             "area": float(np.mean([_area(curve[curve.index.isin(shared)]) for curve in own])),
         }
-    found = pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="order"))
-    return found
+    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="order"))
 
 
 def _mean_count(counts: Sequence[int]) -> float:
