@@ -42,6 +42,8 @@ DESIGNS = (
     Design("study, arm 1 with 1b", 28, 4, 11, 5, 10),
     Design("a fifth of the study's sources", 6, 4, 11, 5, 10),
 )
+
+
 class Sizes(NamedTuple):
     """Standard deviations."""
 

@@ -38,7 +38,11 @@ source datasets."""
 
 def settings(label: str, seed: int) -> RunConfig:
     """Return a run of the pilot: as in the study, on the validation data."""
-    given: dict[str, Any] = {"pool": 10_000, "fold": "validation", "eval_at": (0, 1, 2, 4, 8, 16, 32, 48, 64)}
+    given: dict[str, Any] = {
+        "pool": 10_000,
+        "fold": "validation",
+        "eval_at": (0, 1, 2, 4, 8, 16, 32, 48, 64),
+    }
     changes = given | {"exact_limit": True} | dict(MAIN[label])
     return RunConfig.at("study", model="gemma", seed=seed, **changes)
 

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-import tma
 from tma.study import claims, report
 from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval
@@ -17,8 +16,7 @@ GAP = Interval(-0.2, -0.3, -0.1, 18, 3)
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudyConfig:
-    given = {"model": "llama", "scale": "pocket", "output_dir": str(tmp_path / "out")}
-    return tma.study_settings(given)
+    return StudyConfig("llama", "pocket", "pocket", 3, 8, str(tmp_path / "out"))
 
 
 def test_equal_figures_are_equal_files(study: StudyConfig) -> None:

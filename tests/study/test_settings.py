@@ -241,5 +241,3 @@ def test_orders_of_tasks_need_two_tasks_and_more_than_one_step() -> None:
     for few, words in ((rows[:4], "4 training instances of 2 tasks"), (rows[::2], "3 .* of 1 ta")):
         with pytest.raises(ParameterError, match=f"gives {words}"):
             study.check_tasks(Dataset.from_list(few))
-
-
