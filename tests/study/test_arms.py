@@ -203,7 +203,9 @@ def test_the_effect_of_order_elsewhere_is_given_as_far_as_it_is_known(
     values = {"tma_nft, constant rate": -0.4, "tma_rt, constant rate": 0.0}
     runs = ending(tmp_path, values | {"tma_fft, constant rate": 0.8})
     monkeypatch.setattr(
-        arms, "_finished", lambda _, asked: (runs if ("3", [*runs][0]) in asked else {}, [])
+        arms,
+        "_finished",
+        lambda _, asked: (runs if ("3", "tma_nft, constant rate") in asked else {}, []),
     )
     found = arms.robustness(planned(), {"area": Spread(0.1, 5)})
     assert {name: effect.estimate for name, effect in found.items()} == pytest.approx(

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.study.test_settings import parameters
 from tma.errors import DataError, ParameterError
 from tma.study import arms, claims
-from tma.study.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
+from tma.study.claims import CLAIMS, Side, Verdict, collect, judge_all, judge_any, untested, write
 from tma.study.effects import Effect
 from tma.study.exposure import Association
 from tma.study.statistics import Interval
@@ -41,7 +42,7 @@ def interval(low: float, high: float) -> Interval:
     ],
 )
 def test_a_claim_holds_where_the_interval_is_on_its_side(
-    ends: tuple[float, float], claimed: str, expected: str
+    ends: tuple[float, float], claimed: Side, expected: str
 ) -> None:
     judged = judge_all({"gap": (interval(*ends), claimed)})
     assert (judged.verdict, judged.name, judged.interval) == (expected, "gap", interval(*ends))
@@ -112,7 +113,7 @@ def test_one_of_several_intervals_has_to_be_clearer_than_one_alone() -> None:
 
 def test_judging_needs_a_side_and_an_interval() -> None:
     with pytest.raises(ParameterError, match="claimed='lower'"):
-        judge_all({"gap": (GAP, "lower")})
+        judge_all({"gap": (GAP, "lower")})  # type: ignore[dict-item]  # refused
     with pytest.raises(ParameterError, match="one interval at least"):
         judge_all({})
 

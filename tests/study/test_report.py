@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from tma.runs.store import Run
 from tma.study import claims, report
 from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval
@@ -47,7 +48,7 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
         claims.tested("C6", "loss", judged),
         claims.untested("C7", "no data"),
     ]
-    runs = {"a": [tma.Run(Path("runs/x")), tma.Run(Path("runs/y"))]}
+    runs = {"a": [Run(Path("runs/x")), Run(Path("runs/y"))]}
     shown = report.saved_verdicts(study, made, runs)
     of = claims.made_from(["x", "y"])
     assert claims.read(study.out / "claims.json") == [replace(one, runs=of) for one in made]

@@ -19,7 +19,12 @@ from tma.study.settings import StudyConfig
 
 def parameters(*, early: bool = False, least_steps: int = 1, **changes: Any) -> StudyConfig:
     """Of a notebook at scale pocket with one seed, with changes."""
-    given = {"model": "llama", "scale": "pocket", "dataset": None, "test_dataset": None}
+    given: dict[str, Any] = {
+        "model": "llama",
+        "scale": "pocket",
+        "dataset": None,
+        "test_dataset": None,
+    }
     given |= {"seeds": 1, "steps": None, "output_dir": "out"}
     return tma.study.parameters(**(given | changes), early=early, least_steps=least_steps)
 

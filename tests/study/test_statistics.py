@@ -10,8 +10,7 @@ from tests.stored_runs import FAR, NEAR, moved, stored
 from tma.errors import DataError, ParameterError
 from tma.runs.store import Run
 from tma.study import statistics
-from tma.study.exposure import by_instance
-from tma.study.statistics import Interval, table
+from tma.study.statistics import Interval, by_instance, format_estimate, jackknife, table
 
 
 @pytest.fixture

@@ -100,15 +100,12 @@ class Arm:
     """Runs that answer one question."""
 
     name: str
-    """Number of the arm, by which it is asked for."""
     question: str
-    """What it is for."""
     pooled: Mapping[str, Settings] = field(default_factory=dict)
     """Label → settings of orders that select from a pool."""
     sampled: tuple[str, ...] = ()
     """Orders of one random sample."""
     model: str = "gemma"
-    """Preset."""
     seeds: str = "fewer"
     """all: those of the study; fewer: the first ones; repeat: as many more, which test the same
     folds again."""
@@ -141,19 +138,14 @@ class Arm:
         return range(study.seeds, 2 * study.folds) if repeats else range(0)
 
     def of(self, scale: str, p3: str = "p3") -> StudyConfig:
-        """Return the parameters of the study that makes the arm's runs.
-
-        Args:
-            scale: pocket, study, or paper.
-            p3: the dataset P3, such as `p3:FILE` for a local copy.
-        """
+        """Return the parameters of the study that makes the arm's runs; p3 may be `p3:FILE`."""
         base = SCALES[scale]
         dataset = p3 if self.tag == P3 else base.dataset
         return StudyConfig(self.model, scale, dataset, base.seeds, base.steps, "out", answers=True)
 
 
 def tagged(label: str, tag: str) -> str:
-    """Return a label with the tag of its arm."""
+    """Return a label with the tag of its arm, or a difference with the kind of its data."""
     return f"{label}, {tag}" if tag else label
 
 
@@ -225,14 +217,9 @@ def chosen(names: str | None) -> tuple[Arm, ...]:
 def plan(
     scale: str = "study", arms: Sequence[Arm] = ARMS, p3: str = "p3"
 ) -> Iterator[tuple[Arm, str, RunConfig]]:
-    """Yield arm, label and settings of every run in the sequence in which they are made.
+    """Yield arm, label and settings of every run, each once, in the sequence in which it is made.
 
-    Seed by seed, so that an arm that is half done has whole comparisons; each run once.
-
-    Args:
-        scale: pocket, study, or paper.
-        arms: some of `ARMS`.
-        p3: the dataset P3, such as `p3:FILE` for a local copy.
+    Seed by seed, so that an arm that is half done has whole comparisons; `p3` as in `Arm.of`.
     """
     yielded = set[str]()
     for arm in arms:
@@ -260,10 +247,9 @@ def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, D
 def blocks(study: StudyConfig) -> tuple[int, list[str]]:
     """Return how many instances are taken of each block of rounds, and the blocks' names.
 
-    The blocks follow each other from the first round on, each of the scale's `block_rounds`. Where
-    the scale does not say how many instances are taken of each, they are as many as every block
-    holds in every seed's pool, and N at most; blocks are narrower where there are too few rounds
-    for two.
+    The blocks follow each other from the first round on, each of the scale's `block_rounds`, fewer
+    where there are too few for two blocks. Unless the scale says how many instances are taken, they
+    are as many as every block holds in every seed's pool, and N at most.
 
     Raises:
         ParameterError: there are too few training instances for two rounds.
@@ -390,22 +376,14 @@ def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
 
 
 def in_order(study: StudyConfig, sampled: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
-    """Return the runs that C8 is measured on: all of arms 1 and 2 where they are read.
-
-    Elsewhere those of the sample: chapters 3 and 4 make the others, which no chapter waits for.
-    """
+    """Return the runs that C8 is measured on: of arms 1 and 2 if published, else of the sample."""
     return _read(study, "2")[0] | _read(study, "1")[0] if study.is_published else dict(sampled)
 
 
 def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
     """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
 
-    Args:
-        study: parameters of the notebook.
-        runs: those of arms 1 and 1b, where they have been read.
-
-    Returns:
-        Nothing where no fold was repeated.
+    `runs` are theirs, if they have been read. Nothing where no fold was repeated.
     """
     if not study.folds:
         return {}
@@ -416,30 +394,23 @@ def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
     return {measure: spread for measure, spread in found.items() if spread is not None}
 
 
-def of_kind(name: str, kind: str) -> str:
-    """Return the name of a difference on data that is split in such a way (`StudyConfig.kinds`)."""
-    return f"{name}, {kind}"
-
-
 def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the differences that C6 needs: name → labels of the first order and the second.
+    """Return the differences that C6 needs, on data split in such ways (`StudyConfig.kinds`).
 
-    Args:
-        kinds: how data is split, in words, from `StudyConfig.kinds`. Data that has no labels is
-            split without them in arm 1 too.
+    Data that has no labels is split without them in arm 1 too.
     """
     kinds, pairs = tuple(kinds), dict[str, tuple[str, str]]()
     for kind in kinds:
         tag = UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else ""
         for name, (first, second) in ORDER.items():
-            pairs[of_kind(name, kind)] = (tagged(first, tag), tagged(second, tag))
+            pairs[tagged(name, kind)] = (tagged(first, tag), tagged(second, tag))
     return pairs
 
 
 def robustness(study: StudyConfig, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
-    """Return the effect of order along the way in arms 3 to 5 and 8, as far as they are complete.
+    """Return the effect of order along the way in arms 3 to 5 and 8, as far as they are published.
 
-    Exploratory: no verdict is made from it. Nothing where the runs are not the published ones.
+    Exploratory: no verdict is made from it.
     """
     found = dict[str, Effect]()
     for arm in chosen("3,4,5,8a,8b,8c") if study.is_published else ():
@@ -500,10 +471,7 @@ def _twice(spread: Spread | None) -> Spread | None:
 def look_up(
     scale: str, arms: Sequence[Arm], p3: str
 ) -> tuple[list[tuple[Arm, RunConfig, Run | None]], set[str]]:
-    """Return arm, settings and finished run of all runs, and the arms whose data cannot be had.
-
-    Finished runs of such an arm are found nevertheless; the other arms go on.
-    """
+    """Return arm, settings and finished run of all runs, and the arms whose data cannot be had."""
     rows, unavailable = list[tuple[Arm, RunConfig, Run | None]](), set[str]()
     for arm, _, config in plan(scale, arms, p3):
         run = None
@@ -520,16 +488,10 @@ def look_up(
 def make(
     scale: str, arms: Sequence[Arm], p3: str, jobs: int, export: Path | str | None = None
 ) -> int:
-    """Make the runs of arms that are missing; return their number.
+    """Make the runs of arms that are missing, `jobs` at a time; return their number.
 
-    Arms whose data cannot be had, such as P3 without the hub, are left out with a warning.
-
-    Args:
-        scale: pocket, study, or paper.
-        arms: some of `ARMS`.
-        p3: the dataset P3.
-        jobs: runs at a time, each with a core of its own.
-        export: folder into which finished runs are written as they come; None: none.
+    Finished runs are written to the folder `export` as they come. Arms whose data cannot be had,
+    such as P3 without the hub, are left out with a warning.
 
     Raises:
         TmaError: as `jobs.make`; finished runs stay, and the same call goes on.
@@ -561,10 +523,7 @@ def make(
 
 
 def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
-    """Return how long runs take one after the other, by the median run of the same model.
-
-    NaN where there is none.
-    """
+    """Return how long runs take in turn, by the median run of the same model; NaN without one."""
     seconds = dict[str, list[float]]()
     for run in done:
         seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
@@ -578,10 +537,7 @@ def _export(keys: Sequence[str], folder: Path | str | None) -> None:
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
-    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left.
-
-    Hours are those of one run after the other; NaN while no run of the model is finished.
-    """
+    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left (in turn)."""
     import pandas as pd
 
     rows, _ = look_up(scale, arms, p3)

@@ -124,8 +124,7 @@ class Decision:
     verdict: str
     """One of `VERDICTS`."""
     interval: Interval
-    """The one that decides: of `judge_all` the least in favour of the claim, of `judge_any` the
-    clearest."""
+    """The one that decides."""
     name: str
     """Its name among the intervals."""
 
@@ -160,13 +159,8 @@ def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
 def judge_any(parts: Mapping[str, Interval]) -> Decision:
     """Return what intervals say about a claim that one of them differs from zero.
 
-    Returns:
-        "supported" where one excludes zero, else "inconclusive": an interval around zero does not
-        show that there is no difference. Each interval is widened for being one of several; with
-        the clearest of them.
-
-    Raises:
-        ParameterError: there is no interval.
+    "supported" where one excludes zero, widened for being one of several, else "inconclusive": an
+    interval around zero does not show that there is no difference. The clearest one decides.
     """
     if not parts:
         raise wrong("parts", dict(parts), "one interval at least")
@@ -211,14 +205,10 @@ def tested(
 
     Args:
         claim: one of `CLAIMS`.
-        measure: what the intervals are of, in words, with its unit; the name of the one that
-            decides is put before it.
+        measure: what the intervals are of, in words, with its unit.
         decision: from `judge_all` or `judge_any`.
         others: of the number that decides, the interval for tasks of other datasets.
         generalizes: whether each number lies on its side for them too.
-
-    Raises:
-        ParameterError: an unknown claim or verdict.
     """
     found, measure = decision.interval, f"{decision.name}: {measure}"
     if not math.isfinite(found.estimate):
@@ -250,13 +240,7 @@ def undecided(claim: str, missing: Iterable[str]) -> Verdict:
 
 
 def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
-    """Return the verdict on C1: more than half of the fall comes in a twentieth of the steps.
-
-    Args:
-        study: parameters of the notebook.
-        share: share of the fall reached by then.
-        steps: steps trained; a twentieth of fewer than 20 is no step, and is not tested.
-    """
+    """Return the verdict on C1: more than half of the fall comes in a twentieth of the steps."""
     if 0.05 * steps < 1:
         return untested("C1", f"5 % of {steps} steps are less than one step")
     parts = {"after 5 % of the steps": share.minus(0.5)}
@@ -264,12 +248,7 @@ def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
 
 
 def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
-    """Return the verdict on C2: every metric is less steady than the loss.
-
-    Args:
-        study: parameters of the notebook.
-        rougher: metric → its roughness minus that of the loss, from `statistics.roughness`.
-    """
+    """Return the verdict on C2: every metric is rougher than the loss (`statistics.roughness`)."""
     if not rougher and study.is_published:
         return undecided("C2", ["random order with answers (arm 2)"])
     if not rougher:
@@ -298,12 +277,7 @@ def fine_beats_coarse(study: StudyConfig, final: Effects) -> Verdict:
 def order_of_rounds(study: StudyConfig, along: Effects, kinds: Iterable[str]) -> Verdict:
     """Return the verdict on C6: along the way NFT lies below RT and FFT above.
 
-    By the paper's rule within a round and shuffled, with task labels and without.
-
-    Args:
-        study: parameters of the notebook.
-        along: differences of the mean loss along the way, by `arms.order_pairs`.
-        kinds: how data is split, from `StudyConfig.kinds`.
+    By the paper's rule within a round and shuffled, on data of all kinds (`arms.order_pairs`).
     """
     claimed: dict[str, Side] = {
         "NFT − RT": "negative",
@@ -311,28 +285,19 @@ def order_of_rounds(study: StudyConfig, along: Effects, kinds: Iterable[str]) ->
         arms.NFT: "negative",
         arms.FFT: "positive",
     }
-    sides = {arms.of_kind(name, kind): side for kind in kinds for name, side in claimed.items()}
+    sides = {arms.tagged(name, kind): side for kind in kinds for name, side in claimed.items()}
     return _all("C6", study, ALONG, along, sides)
 
 
 def earlier_rounds(study: StudyConfig, final: Effects, later: Iterable[str]) -> Verdict:
-    """Return the verdict on C7: the earliest rounds alone end below each later block.
-
-    Args:
-        study: parameters of the notebook.
-        final: differences of final loss, later block minus earliest.
-        later: the names that are needed among them.
-    """
+    """Return the verdict on C7: the earliest rounds alone end below each later block."""
     return _all("C7", study, FINAL, final, dict.fromkeys(later, "positive"))
 
 
 def by_instance(study: StudyConfig, found: Association, runs: Runs) -> Verdict:
     """Return the verdict on C8: an instance's loss falls most after what is most similar to it.
 
-    Args:
-        study: parameters of the notebook.
-        found: from `exposure.of_runs`; has to exceed what permuted instances give, too.
-        runs: those that it is of, from `arms.in_order`.
+    The association has to exceed what permuted instances give; `runs` are those that it is of.
     """
     missing = [label for label in arms.MAIN if label not in runs]
     if missing and study.is_published:
@@ -351,10 +316,9 @@ def selection_over_order(
 
     Args:
         study: parameters of the notebook.
-        larger: reading → the size of the effect of selection minus that of order, from
-            `effects.outweighs`.
-        selected: reading → the effect of selection, `arms.SELECTED`.
-        ordered: reading → the effect of order, `arms.ORDERED`.
+        larger: reading → the size of the effect of selection minus that of order.
+        selected: reading → the effect of selection.
+        ordered: reading → the effect of order.
         pool: instances to select from; where an order takes them all, nothing is selected.
     """
     claim = "order against selection"

@@ -138,11 +138,8 @@ def course(
 def courses(
     runs: Runs, baseline: str, spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, list[Interval]]:
-    """Return the difference of each order from one of them after every step; see `course`.
-
-    How far seeds differ along the way stands for how far they do after a step.
-    """
-    spread = (spreads or {}).get("area")
+    """Return the difference of each order from one of them after every step; see `course`."""
+    spread = (spreads or {}).get("area")  # stands for that after a step
     others = {label: own for label, own in runs.items() if label != baseline}
     return {label: course(own, runs[baseline], spread) for label, own in others.items()}
 
@@ -150,15 +147,12 @@ def courses(
 def contrasts(
     runs: Runs, pairs: Mapping[str, tuple[str, str]], spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, dict[str, Effect]]:
-    """Return the differences of several pairs of orders by each reading.
+    """Return differences of orders: reading → name → first minus second.
 
     Args:
         runs: label → runs.
         pairs: name → labels of the first order and the second; a pair without runs is left out.
         spreads: reading → how far seeds differ, used where no fold was tested by two.
-
-    Returns:
-        Reading → name → first minus second.
     """
     known = {name: pair for name, pair in pairs.items() if {*pair} <= {*runs}}
     return {
@@ -171,13 +165,7 @@ def contrasts(
 
 
 def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> Spread | None:
-    """Return the largest spread of seeds among several pairs of orders; None: none was repeated.
-
-    Args:
-        runs: label → runs.
-        pairs: labels of the first order and the second; those without runs are passed over.
-        measure: final or area.
-    """
+    """Return the largest spread of seeds among pairs that have runs; None: none was repeated."""
     known = [(runs[first], runs[second]) for first, second in pairs if {first, second} <= {*runs}]
     spreads = [effect(first, second, measure).own_spread for first, second in known]
     return max((spread for spread in spreads if spread is not None), default=None)
@@ -233,11 +221,7 @@ class PairedDifferences:
 
     @classmethod
     def of(cls, sides: WeightedRuns) -> PairedDifferences:
-        """Return the weighted sum of orders, seed by seed.
-
-        Raises:
-            ParameterError: no side, or no seed, test instance or step in common.
-        """
+        """Return the weighted sum of orders; raises as `effect`."""
         if not sides:
             raise wrong("sides", list(sides), "the runs of one order at least")
         weights = [weight for weight, _ in sides]
@@ -322,13 +306,7 @@ def _at(table: pd.DataFrame, steps: Sequence[Any]) -> pd.DataFrame:
 
 
 def estimated(values: pd.Series, instances: pd.DataFrame, spread: Spread | None) -> Effect:
-    """Return the effect that paired differences give.
-
-    Args:
-        values: nats a token by (run, id).
-        instances: task, source and tokens by id.
-        spread: how far seeds differ, used where no instance was tested by two seeds.
-    """
+    """Return the effect that paired differences by (run, id) give; instances as in the class."""
     seeds = values.index.get_level_values("run").nunique()
     own = _between_seeds(values)
     mean = values.groupby(level="id").mean().rename("gap")

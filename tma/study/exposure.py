@@ -53,18 +53,12 @@ class Seen:
     Y: Embeddings
     """(m, d) of the test instances."""
     test_ids: Sequence[str]
-    """m ids, row by row of Y."""
     texts: tuple[Sequence[str], Sequence[str]]
-    """The k training and the m test texts."""
+    """Of training and test instances."""
 
     @classmethod
     def by(cls, run: Run) -> Seen:
-        """Return what a run has seen, embedded now unless it was before.
-
-        Raises:
-            AssetError, DataError: the data cannot be had.
-            ParameterError: it is no longer the data of the run.
-        """
+        """Return what a run has seen, embedded now unless it was before."""
         from tma.embed import embed
 
         train, test = load_both(run.config)
@@ -92,7 +86,8 @@ def similarity(run: Run) -> pd.DataFrame:
         training instances that were consumed in the interval that ends with the step.
 
     Raises:
-        AssetError, DataError, ParameterError: a run that is not published needs its data.
+        AssetError, DataError, ParameterError: the run has no table of it, and its data cannot be
+            had or has changed.
     """
     path = run.folder / SIMILARITY
     rows = pd.read_parquet(path) if path.is_file() else similarity_rows(run, Seen.by(run))
@@ -104,12 +99,8 @@ def similarity(run: Run) -> pd.DataFrame:
 def distances(run: Run) -> pd.DataFrame:
     """Return how far the data seen so far is from each test task, by the nine measures.
 
-    Returns:
-        One row a (task, step, measure): task, step, measure, distance. Steps begin at the first
-        evaluation after step 0, before which nothing was seen.
-
-    Raises:
-        AssetError, DataError, ParameterError: a run that is not published needs its data.
+    One row a (task, step, measure): task, step, measure, distance; not of step 0, before which
+    nothing was seen. Raises as `similarity`.
 
     Source: the paper's section on similarity distances (`tma.prefix_distances`).
     """
@@ -147,9 +138,13 @@ def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> p
     rows = {task: seen.rows(own.tolist()) for task, own in ids}
     parts = []
     for measure in measures:
-        train, test = seen.texts if measure == "bigram_kl" else (seen.X, seen.Y)
-        tests = [_select(test, own) for own in rows.values()]
-        found = several_prefix_distances(train, tests, stops, measure)
+        if measure == "bigram_kl":
+            train, test = seen.texts
+            texts_of = [[test[row] for row in own] for own in rows.values()]
+            found = several_prefix_distances(train, texts_of, stops, measure)
+        else:
+            Y_of = [seen.Y[own] for own in rows.values()]
+            found = several_prefix_distances(seen.X, Y_of, stops, measure)
         parts += [
             pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": distance})
             for task, distance in zip(rows, found, strict=True)
@@ -160,22 +155,13 @@ def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> p
 def drops(run: Run) -> pd.DataFrame:
     """Return how much each test instance's loss falls between consecutive evaluations.
 
-    Returns:
-        Rows (task, id), sorted, an instance without a task being one of its own; columns the steps
-        at which the intervals end; nats a token, positive where the loss falls.
-
-    Raises:
-        ParameterError: the run was evaluated at fewer than two steps.
+    Rows as of `statistics.by_instance`, columns the steps at which the intervals end; nats a token.
     """
     return falls(by_instance(run))
 
 
 def falls(values: pd.DataFrame) -> pd.DataFrame:
-    """Return how much values by … × step fall between consecutive steps, named by the later one.
-
-    Raises:
-        ParameterError: there are fewer than two steps.
-    """
+    """Return how much values by … × step fall between consecutive steps, named by the later one."""
     if values.shape[1] < 2:
         raise ParameterError(
             f"values are known at the steps {values.columns.tolist()} only; expected two at least. "
@@ -185,11 +171,8 @@ def falls(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _consumed(run: Run, instances: int, steps: Sequence[int] | pd.Index) -> list[int]:
-    """Return how many of a run's instances were consumed up to each step.
-
-    The last step of an epoch may be smaller.
-    """
-    size = run.config.batch_size
+    """Return how many of a run's instances were consumed up to each step."""
+    size = run.config.batch_size  # the last step of an epoch may be smaller
     epoch = instances // run.config.epochs
     done = (divmod(int(step), -(-epoch // size)) for step in steps)
     return [epochs * epoch + min(rest * size, epoch) for epochs, rest in done]
@@ -202,12 +185,6 @@ def _similarity(X: Embeddings, Y: Floats) -> Floats:
         total += np.asarray(X[at : at + _BLOCK]).astype(np.float64).sum(axis=0)
     mean: Floats = Y @ total / len(X)
     return mean
-
-
-def _select(rows: Embeddings | Sequence[str], numbers: Rows) -> Embeddings | list[str]:
-    if isinstance(rows, np.ndarray):
-        return rows[numbers]
-    return [rows[number] for number in numbers]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,10 +201,7 @@ class Association(Interval):
 
     @property
     def over_chance(self) -> Interval:
-        """The correlation minus the middle 95 % of the permuted ones.
-
-        The interval lies above zero where the correlation is larger than chance gives it.
-        """
+        """The correlation minus the middle 95 % of the permuted ones: above zero, beyond chance."""
         middle = (self.baseline_low + self.baseline_high) / 2
         ends = (self.estimate - self.baseline_high, self.estimate - self.baseline_low)
         return Interval(self.estimate - middle, *ends, self.n, self.seeds)
@@ -304,15 +278,15 @@ def _check_tables(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFra
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A run's drops and similarities, (m, k) each."""
+    """A run's drops and similarities, (m, k) each, with the numbers of each instance's task and of
+    the group whose means are taken off in each interval, (m,) each.
+    """
 
     drops: Floats
     similar: Floats
     ids: pd.Index
     tasks: Rows
-    """Number of each instance's task, (m,)."""
     groups: Rows
-    """Number of the group whose means are taken off in each interval, (m,)."""
 
     @classmethod
     def of(cls, drops: pd.DataFrame, similarity: pd.DataFrame, within: bool) -> _Pair:
@@ -378,8 +352,7 @@ def _drawn_rows(random: np.random.Generator, tasks: Rows, *, within: bool) -> Ro
 def of_runs(runs: Runs, *, within_tasks: bool = False, seed: int = 0) -> Association:
     """Return the `association` of the loss drops of runs with what they saw, over source datasets.
 
-    Raises:
-        AssetError, DataError, ParameterError: as `similarity`.
+    Raises as `similarity`.
     """
     every = [run for own in runs.values() for run in own]
     return association(
@@ -395,12 +368,8 @@ def of_runs(runs: Runs, *, within_tasks: bool = False, seed: int = 0) -> Associa
 def centred(runs: Runs) -> pd.DataFrame:
     """Return the pairs that `of_runs` correlates, one row a (run, instance, interval).
 
-    Returns:
-        Columns run (its number), task, id, step (the interval's end), drop and similarity, both
-        two-way centred.
-
-    Raises:
-        AssetError, DataError, ParameterError: as `similarity`.
+    Columns run (its number), task, id, step (the interval's end), drop and similarity, both two-way
+    centred. Raises as `similarity`.
     """
     parts = []
     for number, run in enumerate(itertools.chain.from_iterable(runs.values())):
@@ -421,11 +390,6 @@ def distances_of(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 def step_match(runs: Sequence[Run], measure: str = "cosine_avg", seed: int = 0) -> Association:
     """Return how closely the loss of test tasks falls when the distance to them falls.
-
-    Args:
-        runs: runs of one order, one a seed.
-        measure: one of the nine distances.
-        seed: seed of the permutations.
 
     Returns:
         The `association` of two falls between consecutive evaluations, with test tasks for
@@ -461,18 +425,9 @@ def _task_falls(run: Run, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
 def located(runs: Sequence[Run], measure: str = "cosine_avg") -> pd.DataFrame:
     """Return where the loss of each test task falls most, and where its distance does.
 
-    Args:
-        runs: runs of one order, one a seed.
-        measure: one of the nine distances.
-
-    Returns:
-        One row a (seed, task): seed, task, loss_step and distance_step (at which the interval of
-        the largest fall ends), loss_fall (nats a token) and distance_fall, and by_chance: the share
-        of the run's tasks whose distance falls most at this loss_step. The first interval is left
-        out as in `step_match`.
-
-    Raises:
-        ParameterError: an unknown measure.
+    One row a (seed, task): seed, task, loss_step and distance_step (at which the interval of the
+    largest fall ends), loss_fall (nats a token) and distance_fall, and by_chance: the share of the
+    run's tasks whose distance falls most at this loss_step. Otherwise as `step_match`.
     """
     parts = []
     for run in runs:
@@ -493,22 +448,14 @@ def located(runs: Sequence[Run], measure: str = "cosine_avg") -> pd.DataFrame:
 def agreement(located: pd.DataFrame) -> dict[str, float]:
     """Return how often loss and distance fall most in the same interval, and how often by chance.
 
-    Args:
-        located: from `located`.
-
-    Returns:
-        same: the share of rows whose two steps are equal; by_chance: the share to be expected if
-        each task had the distances of a random one of the same run.
+    By chance: if each task of `located` had the distances of a random one of the same run.
     """
     same = located["loss_step"] == located["distance_step"]
     return {"same": float(same.mean()), "by_chance": float(located["by_chance"].mean())}
 
 
 def table(found: Mapping[str, Association]) -> pd.DataFrame:
-    """Return named associations as rows: interval, n, seeds, baseline, p.
-
-    One without a value, such as within test tasks of one instance each, has no row.
-    """
+    """Return named associations as rows: interval, n, seeds, baseline, p; none without a value."""
     columns = ["estimate", "low", "high", "n", "seeds", "baseline_low", "baseline_high", "p"]
     rows = {name: vars(one) for name, one in found.items() if np.isfinite(one.estimate)}
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)

@@ -102,11 +102,7 @@ class StudyConfig:
 
     @property
     def out(self) -> Path:
-        """The output folder, made when first asked for.
-
-        Raises:
-            ParameterError: it cannot be made, or not be written.
-        """
+        """The output folder, made when first asked for; refused if it cannot be written."""
         folder = expanded(self.output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -177,10 +173,7 @@ class StudyConfig:
         return configs if depends else configs[:1]
 
     def suits(self, changes: Mapping[str, Any]) -> bool:
-        """Return whether the study's data can have such settings of an arm.
-
-        Twins are of the suite alone; a test set of its own is not split from the training data.
-        """
+        """Return whether the study's data can have such settings of an arm."""
         if "twins" in changes:
             return self.dataset in BUILT_IN_DATA and self.test_dataset is None
         return "by" not in changes or self.test_dataset is None
@@ -196,11 +189,7 @@ class StudyConfig:
         return ("with labels", "without labels") if self.suits({"by": None}) else ("with labels",)
 
     def check_tasks(self, train: Dataset) -> None:
-        """Refuse data with which a chapter has no orders of tasks to compare.
-
-        Raises:
-            ParameterError: an instance has no task, all have the same, or they fill one step.
-        """
+        """Refuse data with which a chapter has no orders of tasks to compare."""
         without = sum(not task for task in train["task"])
         if without:
             raise ParameterError(
@@ -232,18 +221,10 @@ def parameters(
 ) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
-    Args:
-        model: as in `StudyConfig`; None, as of dataset, seeds and steps: the scale's own.
-        scale: as in `StudyConfig`, like all that follow.
-        dataset: data.
-        test_dataset: data of which every row tests.
-        seeds: their number.
-        steps: their number.
-        output_dir: folder.
-        reward_model: model that scores answers.
-        early: whether it is chapter 1, which takes `early_steps` steps of a scale, asks for
-            answers, and alone has the parameter `reward_model`.
-        least_steps: steps below which the chapter has nothing to compare.
+    They are as in `StudyConfig`; a model, dataset, seeds or steps of None are the scale's own.
+    `early` is for chapter 1, which takes `early_steps` steps of a scale, asks for answers, and
+    alone has the parameter `reward_model`; with fewer than `least_steps` steps a chapter has
+    nothing to compare.
 
     Raises:
         ParameterError: a value cannot be used, or papermill was given a name that the notebook does

@@ -113,8 +113,7 @@ def jackknife(
         seeds: seeds.
 
     Returns:
-        SE² = (C - 1)/C · Σ (θ_c - mean θ)², with t on C - 1 degrees of freedom; unbounded where C
-        is less than 2, or a number is not finite.
+        SE² = (C - 1)/C · Σ (θ_c - mean θ)², t on C - 1 degrees of freedom; unbounded for C < 2.
     """
     count = len(clusters)
     left = np.array([statistic(cluster) for cluster in clusters])
@@ -125,10 +124,7 @@ def jackknife(
 
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
-    """Return an estimate with its interval, if it has one, as tables and sentences show it.
-
-    Each number is signed, with three decimals under ten and one above.
-    """
+    """Return an estimate with its interval, if it has one: signed, three decimals under ten."""
     near, *ends = (
         f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
         for value in (estimate, low, high)
@@ -150,14 +146,9 @@ def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
 
 
 def by_instance(run: Run, rows: pd.DataFrame | None = None, value: str = "loss") -> pd.DataFrame:
-    """Return a run's test losses by (task, id) × step, sorted.
+    """Return a run's losses, or another value of its rows, by (task, id) × step, sorted.
 
     An instance without a task is a task of its own.
-
-    Args:
-        run: the run.
-        rows: other rows of it, with columns step, id, task and the value; None: its losses.
-        value: column of the rows.
 
     Raises:
         DataError: a value is missing, NaN or infinite.
@@ -182,11 +173,7 @@ def by_id(run: Run) -> pd.DataFrame:
 
 
 def area(values: Floats, steps: Sequence[Any] | pd.Index) -> Floats:
-    """Return the mean along curves (…, steps), by trapezoids over the steps.
-
-    Raises:
-        ParameterError: there are fewer than two steps.
-    """
+    """Return the mean along curves (…, steps), of two steps or more, by trapezoids."""
     _check_steps(steps)
     mean: Floats = np.trapezoid(values, np.asarray(steps), axis=-1) / (steps[-1] - steps[0])
     return mean
@@ -254,17 +241,9 @@ def _stacked(runs: Runs, read: Callable[[Run], pd.Series], columns: Sequence[str
 
 
 def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
-    """Return how far the seeds of one order lie apart, one row a step.
+    """Return how far the seeds of one of the `curves` lie apart, one row a step.
 
-    Args:
-        curves: from `curves`.
-        order: one of its orders.
-
-    Returns:
-        Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
-
-    Raises:
-        ParameterError: the curves have no such order.
+    Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
     """
     check_choice("order", order, curves["order"].unique().tolist())
     steps = curves[curves["order"] == order].groupby("step")["loss"]
@@ -272,15 +251,7 @@ def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
 
 
 def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, float]:
-    """Return how far the seeds of one order lie below and above their mean, nats a token.
-
-    Args:
-        runs: runs of the order, one a seed.
-        measure: final or area, as in `effects.effect`.
-
-    Raises:
-        ParameterError: an unknown measure.
-    """
+    """Return how far the seeds of one order lie below and above their mean, nats a token."""
     check_choice("measure", measure, READINGS)
     means = [by_instance(run).mean() for run in runs]
     read = np.array([m.iloc[-1] if measure == "final" else _area(m) for m in means])
@@ -332,9 +303,8 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
         step: in (0, last]; the mean loss there is interpolated between evaluations.
 
     Returns:
-        (first - early)/(first - final) of the mean over all test instances; a steady fall has the
-        share step/last, and above 1 the loss rises again later. NaN where the mean loss does not
-        fall at all.
+        (first - early)/(first - final) of the mean over all test instances: step/last for a steady
+        fall, above 1 where the loss rises again, NaN where it does not fall at all.
 
     Raises:
         ParameterError: a step out of range, or fewer than two evaluated steps.
@@ -370,10 +340,9 @@ def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
 def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
     """Return the metrics of one order's runs at the steps where answers were made.
 
-    Returns:
-        One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances
-        that were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1;
-        reward, where there is one, without a unit. Of runs without answers, the loss alone.
+    One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances that
+    were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1; reward, where
+    there is one, without a unit. Of runs without answers, the loss alone.
     """
     parts = [
         values.mean().rename("value").reset_index().assign(metric=metric, seed=run.config.seed)
@@ -434,8 +403,7 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
 def overtraining(runs: Sequence[Run]) -> pd.Series:
     """Return how much each metric is worse at the end than at its best, as a share of its range.
 
-    The mean over runs of each one's mean curve; 0 where the end is the best, and for a metric that
-    does not move.
+    The mean over runs of each one's mean curve; 0 for a metric that does not move.
     """
     tables, names = _shared(runs)
 
@@ -450,12 +418,8 @@ def overtraining(runs: Sequence[Run]) -> pd.Series:
 def one_turn_roughness(curve: Floats) -> float:
     """Return the share of a curve's movement that a curve with a single turn does not make.
 
-    Args:
-        curve: values whose goal is up, (k,).
-
-    Returns:
-        The falls before the turn and the rises after it over the sum of all moves, the turn chosen
-        so that it is least; 0 for a curve that does not move.
+    For a curve (k,) whose goal is up: the falls before the turn and the rises after it over the sum
+    of all moves, the turn chosen so that it is least; 0 for a curve that does not move.
     """
     moves = np.diff(curve)
     total = np.abs(moves).sum()
