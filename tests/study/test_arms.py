@@ -115,7 +115,7 @@ def test_another_model_is_made_by_its_own_arm(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(DataError, match=r"all orders .* model='llama'\. .* `tma study --arms 4`"):
         arms.read(llama, "1")
     with pytest.raises(DataError, match="The study has none of this model and these seeds"):
-        arms.read(planned(model="llama"), "1")
+        arms.read(planned(model="llama"), "1,2", needed=["tma_rt"])
     finished(monkeypatch, {"4"})
     assert list(arms.read(llama, "1,1b,2,6")) == [
         *arms.MAIN, *(f"{order}, sample" for order in arms.SAMPLED)
@@ -205,7 +205,7 @@ def test_the_effect_of_order_elsewhere_is_given_as_far_as_it_is_known(
     monkeypatch.setattr(
         arms,
         "_finished",
-        lambda _, asked: (runs if ("3", "tma_nft, constant rate") in asked else {}, []),
+        lambda _, asked: (runs if ("3", "tma_nft, constant rate") in asked else {}, {}),
     )
     found = arms.robustness(planned(), {"area": Spread(0.1, 5)})
     assert {name: effect.estimate for name, effect in found.items()} == pytest.approx(

@@ -305,9 +305,12 @@ def read(
         DataError: a label that is needed, or every label, lacks runs.
         TmaError: what `tma.run` raises.
     """
-    runs, makers = _read(study, names, labels)
+    runs, to_make = _read(study, names, labels)
     lacking = sorted({*needed} - {*runs})
     if lacking or not runs:
+        makers = dict.fromkeys(
+            arm for label in lacking or to_make for arm in to_make.get(label, ())
+        )
         remedy = f"Make them with `tma study --arms {','.join(makers)}`"
         if not makers:
             remedy = "The study has none of this model and these seeds (`tma study --list`)"
@@ -321,8 +324,8 @@ def read(
 
 def _read(
     study: StudyConfig, names: str, labels: Sequence[str] | None = None
-) -> tuple[dict[str, list[Run]], list[str]]:
-    """Return runs by label, and the arms that make what is missing of the published study."""
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Return runs by label; of labels that lack published runs, the arms that make them."""
     from tma.runs.parallel import run_all
 
     asked = {
@@ -337,31 +340,36 @@ def _read(
     configs = dict[str, list[RunConfig]]()
     for (_, label), own in asked.items():
         configs[label] = configs.get(label, []) + own
-    return run_all(configs), []
+    return run_all(configs), {}
 
 
 def _finished(
     scale: str, asked: Mapping[tuple[str, str], Sequence[RunConfig]]
-) -> tuple[dict[str, list[Run]], list[str]]:
-    """Return the runs of complete arms by label, and the arms that make what others lack.
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Return the runs of complete arms by label; of other labels, the arms that make what lacks.
 
     Another model has its runs in an arm of its own. What no arm makes is left out.
     """
     makers = {_text(config): arm.name for arm, _, config in plan(scale)}
-    found, missing = dict[tuple[str, str], list[Run]](), list[tuple[str, str]]()
+    found, missing = dict[tuple[str, str], list[Run]](), dict[str, Counter[str]]()
     for (arm, label), configs in asked.items():
-        if all(_text(config) in makers for config in configs):
-            runs = {_text(config): stored(config) for config in configs}
-            found[arm, label] = [run for run in runs.values() if run is not None]
-            missing += [(arm, makers[text]) for text, run in runs.items() if run is None]
-    for maker, count in Counter(maker for _, maker in missing).items():
+        texts = [_text(config) for config in configs]
+        if {*texts} <= {*makers}:
+            runs = [stored(config) for config in configs]
+            found[arm, label] = [run for run in runs if run is not None]
+            lacking = [makers[t] for t, run in zip(texts, runs, strict=True) if run is None]
+            if lacking:
+                missing.setdefault(arm, Counter()).update(lacking)
+    for maker, count in sum(missing.values(), Counter[str]()).items():
         text = "arm %s: %d runs not made yet; `tma study --arms %s` makes them"
         log.warning(text, maker, count, maker)
-    incomplete, runs_of = {arm for arm, _ in missing}, dict[str, list[Run]]()
+    complete, to_make = dict[str, list[Run]](), dict[str, list[str]]()
     for (arm, label), own in found.items():
-        if arm not in incomplete:
-            runs_of[label] = runs_of.get(label, []) + own
-    return runs_of, list(dict.fromkeys(maker for _, maker in missing))
+        if arm in missing:
+            to_make[label] = list(missing[arm])
+        else:
+            complete[label] = complete.get(label, []) + own
+    return complete, to_make
 
 
 def _text(config: RunConfig) -> str:

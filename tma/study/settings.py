@@ -9,6 +9,7 @@ two chapters need is trained once.
 from __future__ import annotations
 
 import ast
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -274,7 +275,6 @@ def _check_injected(given: Mapping[str, Any]) -> None:
 
 def _cells() -> list[str]:
     """Return the cells of the notebook that have run; none where there is no notebook."""
-    from IPython.core.getipython import get_ipython
-
-    shell = get_ipython()
+    ipython = sys.modules.get("IPython")  # loaded in every notebook
+    shell = None if ipython is None else ipython.get_ipython()
     return [] if shell is None else list(shell.user_ns["In"])
