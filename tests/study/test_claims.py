@@ -53,16 +53,16 @@ def test_a_claim_holds_where_the_interval_is_on_its_side(
     [
         ((-0.3, -0.1), (0.1, 0.2), "supported"),
         ((-0.3, 0.1), (0.1, 0.2), "inconclusive"),
-        ((-0.3, -0.1), (-0.1, 0.2), "inconclusive"),
         ((0.1, 0.3), (0.1, 0.2), "not supported"),
-        ((-0.3, -0.1), (-0.2, -0.1), "not supported"),
         ((-0.3, 0.1), (-0.2, -0.1), "not supported"),
     ],
 )
 def test_a_claim_of_two_differences_needs_both(
     lower: tuple[float, float], higher: tuple[float, float], expected: str
 ) -> None:
-    parts = {"lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")}
+    parts: dict[str, tuple[Interval, Side]] = {
+        "lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")
+    }  # fmt: skip
     assert judge_all(parts).verdict == expected
 
 
@@ -156,14 +156,11 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
     ]
 
 
-def test_a_number_that_is_none_is_left_out() -> None:
+def test_a_number_that_is_none_is_left_out_and_without_a_value_nothing_was_tested() -> None:
     unbounded = Interval(0.5, -math.inf, math.nan, 4, 1)
     found = claims.tested("C1", "share", claims.Decision("inconclusive", unbounded, "a"))
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
-
-
-def test_a_claim_without_a_value_was_not_tested() -> None:
-    nothing = Interval(math.nan, -math.inf, math.inf, 4, 1)
+    nothing = replace(unbounded, estimate=math.nan)
     found = claims.tested("C3", "correlation", claims.Decision("inconclusive", nothing, "a"))
     assert (found.verdict, found.estimate) == ("not tested at this scale", None)
     assert found.measure == "a: correlation: no value"
@@ -341,23 +338,19 @@ RULE = "NFT − NFT shuffled in rounds"
 @pytest.mark.parametrize(
     ("found", "claim", "verdict"),
     [
-        (
-            claims.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE, "x": AROUND}),
-            "C4",
-            "supported",
-        ),
+        (claims.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE}), "C4", "supported"),
         (claims.similar_first(STUDY, {NEAREST: ABOVE, FARTHEST: ABOVE}), "C4", "not supported"),
         (claims.fine_beats_coarse(STUDY, {COARSE: BELOW}), "C5", "supported"),
         (claims.fine_beats_coarse(STUDY, {COARSE: ABOVE}), "C5", "not supported"),
+        (claims.fine_beats_coarse(STUDY, {}), "C5", "not decided yet"),
         (claims.order_of_rounds(STUDY, turned(BELOW, ABOVE), KINDS), "C6", "supported"),
         (claims.order_of_rounds(STUDY, turned(BELOW, BELOW), KINDS), "C6", "not supported"),
         (claims.earlier_rounds(STUDY, {BLOCK: ABOVE}, [BLOCK]), "C7", "supported"),
         (claims.earlier_rounds(STUDY, {BLOCK: BELOW}, [BLOCK]), "C7", "not supported"),
         (claims.rule_within_round(STUDY, {RULE: BELOW}), "rule within a round", "supported"),
         (claims.rule_within_round(STUDY, {RULE: AROUND}), "rule within a round", "inconclusive"),
-        (claims.near_duplicates(STUDY, {arms.TWINS: BELOW}), "near-duplicates", "supported"),
-        (claims.fine_beats_coarse(STUDY, {}), "C5", "not decided yet"),
         (claims.rule_within_round(STUDY, {}), "rule within a round", "not decided yet"),
+        (claims.near_duplicates(STUDY, {arms.TWINS: BELOW}), "near-duplicates", "supported"),
         (
             claims.selection_over_order(STUDY, {}, {}, {}, 920),
             "order against selection",

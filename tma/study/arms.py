@@ -346,7 +346,7 @@ def _read(
 def _finished(
     scale: str, asked: Mapping[tuple[str, str], Sequence[RunConfig]]
 ) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
-    """Return the runs of complete arms by label; of other labels, the arms that make what lacks.
+    """Return the runs of complete arms by label; of the others, the arms that make what is missing.
 
     Another model has its runs in an arm of its own. What no arm makes is left out.
     """
@@ -531,7 +531,7 @@ def make(
 
 
 def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
-    """Return how long runs take in turn, by the median run of the same model; NaN without one."""
+    """Return how long runs take one at a time, by the median run of their model; NaN without."""
     seconds = dict[str, list[float]]()
     for run in done:
         seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
@@ -545,7 +545,7 @@ def _export(keys: Sequence[str], folder: Path | str | None) -> None:
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
-    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left (in turn)."""
+    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left (one run at a time)."""
     import pandas as pd
 
     rows, _ = look_up(scale, arms, p3)

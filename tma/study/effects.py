@@ -62,7 +62,7 @@ class Effect:
     improved: float
     """Share of the test instances with a difference below zero."""
     own_spread: Spread | None
-    """How far its own seeds differ on the same test instances; None: none was repeated."""
+    """How far its own seeds differ on the same test instances; None: no fold was repeated."""
 
     @property
     def estimate(self) -> float:
@@ -165,7 +165,7 @@ def contrasts(
 
 
 def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> Spread | None:
-    """Return the largest spread of seeds among pairs that have runs; None: none was repeated."""
+    """Return the largest spread of seeds among pairs that have runs; None: no fold was repeated."""
     known = [(runs[first], runs[second]) for first, second in pairs if {first, second} <= {*runs}]
     spreads = [effect(first, second, measure).own_spread for first, second in known]
     return max((spread for spread in spreads if spread is not None), default=None)
