@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from tma.errors import AssetError, DataError, ParameterError, check_choice
 from tma.runs import published
 from tma.runs.config import RunConfig
@@ -34,7 +36,6 @@ from tma.study.settings import StudyConfig
 from tma.study.statistics import READINGS, Runs
 
 if TYPE_CHECKING:
-    import pandas as pd
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -545,9 +546,7 @@ def _export(keys: Sequence[str], folder: Path | str | None) -> None:
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
-    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left (one run at a time)."""
-    import pandas as pd
-
+    """Return arm, question, model, seeds, runs, done and hours_left, one run at a time, by arm."""
     rows, _ = look_up(scale, arms, p3)
     done = [run for *_, run in rows if run is not None]
     table = []

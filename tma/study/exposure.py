@@ -19,7 +19,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from tma.arrange.distances import several_prefix_distances
 from tma.arrange.spec import MEASURES
 from tma.data.load import load_both, texts
 from tma.errors import ParameterError, check_choice
@@ -131,6 +130,8 @@ def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:
 
 def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
     """Return one row a (task, step, measure): task, step, measure, distance; see `distances`."""
+    from tma.arrange.distances import several_prefix_distances
+
     losses = by_instance(run)
     steps = [int(step) for step in losses.columns if int(step) > 0]
     stops = _consumed(run, len(seen.X), steps)
