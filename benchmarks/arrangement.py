@@ -32,10 +32,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tma.arrange.rows import UnitRows
 
 import tma
 from tma.arrange.exact_knn import Nearest
-from tma.arrange.rows import UnitRows
 
 TESTS, WIDTH, RUNS = 1_000, 384, 5
 LITERAL_AT_MOST = 4 * 10**9

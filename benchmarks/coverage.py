@@ -11,6 +11,7 @@ where it holds 0.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from tma.study.effects import Gaps
+from tma.study.effects import estimated
 
 
 class Design(NamedTuple):
@@ -41,16 +42,27 @@ DESIGNS = (
     Design("study, arm 1 with 1b", 28, 4, 11, 5, 10),
     Design("a fifth of the study's sources", 6, 4, 11, 5, 10),
 )
+
+
+class Sizes(NamedTuple):
+    """Standard deviations."""
+
+    source_sd: float
+    task_sd: float
+    instance_sd: float
+    seed_sd: float
+    noise_sd: float
+
+
 SIZES = (
-    (0.05, 0.1, 0.1, 0.03, 0.1),
-    (0.5, 0.3, 0.5, 0.03, 0.3),
-    (0.1, 0.1, 0.5, 0.1, 0.3),
-    (0.0, 0.0, 0.5, 0.0, 0.3),
+    Sizes(0.05, 0.1, 0.1, 0.03, 0.1),  # the pilot's
+    Sizes(0.5, 0.3, 0.5, 0.03, 0.3),
+    Sizes(0.1, 0.1, 0.5, 0.1, 0.3),
+    Sizes(0.0, 0.0, 0.5, 0.0, 0.3),
 )
-"""Standard deviations of source, task, instance, seed and noise; the first are the pilot's."""
 
 
-def covered(design: Design, sizes: tuple[float, ...], number: int) -> tuple[bool, bool]:
+def covered(design: Design, sizes: Sizes, number: int) -> tuple[bool, bool]:
     """Return whether the two intervals of one simulated sample hold their truths."""
     random = np.random.default_rng(number)
     source, task, instance, seed, noise = sizes
@@ -61,17 +73,16 @@ def covered(design: Design, sizes: tuple[float, ...], number: int) -> tuple[bool
     fixed = fixed + task * random.normal(size=design.sources * design.tasks)[tasks]
     own = fixed + instance * random.normal(size=count)
     names = pd.Index([f"i{k:05}" for k in range(count)], name="id")
-    about = pd.DataFrame({"task": tasks, "source": sources, "tokens": 1}, names)
+    instances = pd.DataFrame({"task": tasks, "source": sources, "tokens": 1}, names)
     parts = []
     for s in range(design.seeds):
         rows = np.flatnonzero(sources % design.folds == s % design.folds)
         gap = own[rows] + seed * random.normal() + noise * random.normal(size=len(rows))
         parts.append(pd.Series(gap, names[rows]))
-    finals = pd.concat(parts, keys=range(design.seeds), names=["run", "id"])
-    found = Gaps(finals.to_frame(), finals, about).effect(finals, None)
-    own_mean = float(fixed.mean())
-    held = found.tasks.low <= own_mean <= found.tasks.high
-    return held, found.datasets.low <= 0 <= found.datasets.high
+    finals: pd.Series = pd.concat(parts, keys=range(design.seeds), names=["run", "id"])
+    effect = estimated(finals, instances, None)
+    held = effect.tasks.low <= float(fixed.mean()) <= effect.tasks.high
+    return held, effect.datasets.low <= 0 <= effect.datasets.high
 
 
 def main() -> None:
@@ -80,17 +91,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
     samples = 100 if arguments.quick else 1000
-    columns = ["source_sd", "task_sd", "instance_sd", "seed_sd", "noise_sd"]
     lines = []
-    for design in DESIGNS:
-        for sizes in SIZES:
-            held = np.array([covered(design, sizes, number) for number in range(samples)])
-            line = {"design": design.name, **dict(zip(columns, sizes, strict=True))}
-            for name, share in zip(
-                ("these tasks", "other datasets"), held.mean(axis=0), strict=True
-            ):
-                line[name] = float(share)
-            lines.append(line)
+    for design, sizes in itertools.product(DESIGNS, SIZES):
+        held = np.mean([covered(design, sizes, number) for number in range(samples)], axis=0)
+        line = {"design": design.name, **sizes._asdict()}
+        lines.append(line | {"these tasks": float(held[0]), "other datasets": float(held[1])})
     print(pd.DataFrame(lines).assign(samples=samples).to_string(index=False))
     if arguments.json:
         arguments.json.write_text(json.dumps(lines, indent=2) + "\n", "ascii")

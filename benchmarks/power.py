@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Any
 
 import pandas as pd
 from scipy.stats import t as student
@@ -24,8 +25,8 @@ from scipy.stats import t as student
 from tma.runs.config import RunConfig
 from tma.runs.jobs import make
 from tma.runs.store import Run, stored
-from tma.study.arms import MAIN, order_of
-from tma.study.effects import Gaps
+from tma.study.arms import MAIN
+from tma.study.effects import PairedDifferences
 
 LABELS = ("tma_nft", "tma_rt")
 SEEDS = 3
@@ -37,19 +38,21 @@ source datasets."""
 
 def settings(label: str, seed: int) -> RunConfig:
     """Return a run of the pilot: as in the study, on the validation data."""
-    given = {"pool": 10_000, "fold": "validation", "eval_at": (0, 1, 2, 4, 8, 16, 32, 48, 64)}
-    order = order_of(label)
-    exact = {"exact_limit": True} if order.startswith("tma_") else {}
-    changes = given | exact | dict(MAIN[label])
-    return RunConfig.at("study", order=order, model="gemma", seed=seed, **changes)
+    given: dict[str, Any] = {
+        "pool": 10_000,
+        "fold": "validation",
+        "eval_at": (0, 1, 2, 4, 8, 16, 32, 48, 64),
+    }
+    changes = given | {"exact_limit": True} | dict(MAIN[label])
+    return RunConfig.at("study", model="gemma", seed=seed, **changes)
 
 
 def components(first: str, second: str) -> dict[str, float]:
     """Return the mean difference and its components of variance."""
     runs = [[found(label, seed) for seed in range(SEEDS)] for label in (first, second)]
-    gaps = Gaps.of([(1, runs[0]), (-1, runs[1])])
-    d = gaps.read("area").unstack("run")
-    tasks, sources = (gaps.about.loc[d.index, level] for level in ("task", "source"))
+    differences = PairedDifferences.of([(1, runs[0]), (-1, runs[1])])
+    d = differences.read("area").unstack("run")
+    tasks, sources = (differences.instances.loc[d.index, level] for level in ("task", "source"))
     within = (d - d.groupby(tasks).transform("mean")).pow(2).sum() / (len(d) - tasks.nunique())
     means = d.mean(axis=1)
     return {

@@ -19,7 +19,7 @@ import nbformat
 
 from tma.errors import DataError
 from tma.study.claims import VERDICTS, Verdict, check_same_run, read
-from tma.study.intervals import written
+from tma.study.statistics import format_estimate
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"
@@ -66,7 +66,7 @@ def sentence(verdicts: Sequence[Verdict]) -> str:
     told = f"*Of the paper's {len(paper)} claims: {stand} ([table](book/claims.md)). "
     if one.estimate is None:
         return f"{told}Claim {CLAIM}: {one.measure}: {one.verdict}.*"
-    found = written(one.estimate, one.low, one.high)
+    found = format_estimate(one.estimate, one.low, one.high)
     return (
         f"{told}Claim {CLAIM}, {one.measure}: {found}, a 95 % interval over {one.n} test "
         f"instances: {one.verdict}.*"

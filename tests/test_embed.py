@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
+from tma.shards import Shards
 
 import tma
 from tma.errors import ParameterError
-from tma.shards import Shards
 
 pytestmark = pytest.mark.usefixtures("cache")
 

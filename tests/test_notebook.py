@@ -206,7 +206,7 @@ def test_orders_are_compared_on_equal_terms(executed: Path) -> None:
     alone = ["tma_min", "tma_max", "tma_min_rt", "tma_max_rt", "random"]
     assert table.loc[alone, "instances"].tolist() == [8] * 5
     # An instance that both halves hold is used once.
-    same = table.loc[[*arms.MAIN][:5], "instances"]
+    same = table.loc[[*arms.SAME_INSTANCES], "instances"]
     assert same.nunique() == 1
     assert 6 <= same.iloc[0] <= 8
     assert (table["seeds"] == 2).all()

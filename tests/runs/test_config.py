@@ -202,4 +202,4 @@ def test_checking_parameters_waits_for_no_heavy_library() -> None:
 
 def test_the_method_has_every_setting_of_the_arrangement() -> None:
     config = RunConfig.at("pocket", order="nearest", seed=2, pool=9, weight=0.5)
-    assert config.method == Method("nearest", 32, 2, weight=0.5, pool=9)
+    assert config.method == Method("nearest", limit=32, seed=2, weight=0.5, pool=9)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import random
 import signal
@@ -14,12 +15,15 @@ import pytest
 
 import tma
 from tests.conftest import tiny_run
+from tests.stored_runs import stored as stored_run
+from tests.study.test_settings import parameters, planned
 from tma import cli
-from tma.errors import ParameterError, TrainingError
+from tma.errors import DataError, ParameterError, TrainingError
 from tma.runs import jobs
 from tma.runs.config import RunConfig
-from tma.runs.store import stored
+from tma.runs.store import Run, stored
 from tma.study import arms
+from tma.study.effects import Spread
 
 
 def test_the_plan_is_the_protocols() -> None:
@@ -55,10 +59,8 @@ def test_a_seed_tests_the_fold_of_its_number() -> None:
 def test_folds_are_repeated_where_seeds_test_different_ones(
     changed: dict[str, object], seeds: range
 ) -> None:
-    given = {"scale": "study", "output_dir": "out"}
-    study = tma.study_settings(given | changed)
     [repeat] = arms.chosen("1b")
-    assert repeat.seeds_of(study) == seeds
+    assert repeat.seeds_of(planned(**changed)) == seeds
 
 
 def test_what_the_arms_set_is_what_the_protocol_says() -> None:
@@ -86,6 +88,130 @@ def test_arms_are_chosen_by_name() -> None:
     assert arms.chosen(None) == arms.ARMS
     with pytest.raises(ParameterError, match="arms='9'"):
         arms.chosen("1,9")
+
+
+def finished(monkeypatch: pytest.MonkeyPatch, made_by: set[str]) -> None:
+    """Let the runs of some arms be finished, and no others."""
+    made = [config for arm, _, config in arms.plan() if arm.name in made_by]
+    monkeypatch.setattr(arms, "stored", lambda config: Run(Path()) if config in made else None)
+
+
+def test_complete_arms_are_read_and_others_left_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finished(monkeypatch, {"1"})
+    found = arms.read(planned(), "1,2")
+    assert {label: len(runs) for label, runs in found.items()} == dict.fromkeys(arms.MAIN, 5)
+    assert caplog.messages == ["arm 2: 21 runs not made yet; `tma study --arms 2` makes them"]
+    with pytest.raises(DataError, match=r"runs of random, sample have not .* --arms 2`, or"):
+        arms.read(planned(), "1,2", needed=["tma_rt", "random, sample"])
+    assert list(arms.in_order(planned(), {})) == list(arms.MAIN)
+    assert arms.in_order(parameters(), {"random": []}) == {"random": []}
+
+
+def test_another_model_is_made_by_its_own_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(monkeypatch, set())
+    llama = planned(model="llama", seeds=3)
+    with pytest.raises(DataError, match=r"all orders .* model='llama'\. .* `tma study --arms 4`"):
+        arms.read(llama, "1")
+    with pytest.raises(DataError, match="The study has none of this model and these seeds"):
+        arms.read(planned(model="llama"), "1,2", needed=["tma_rt"])
+    finished(monkeypatch, {"4"})
+    assert list(arms.read(llama, "1,1b,2,6")) == [
+        *arms.MAIN, *(f"{order}, sample" for order in arms.SAMPLED)
+    ]  # fmt: skip
+    assert list(arms.sample(llama, arms.SAMPLED)) == list(arms.SAMPLED)
+
+
+def ending(folder: Path, values: dict[str, float], seeds: int = 1) -> dict[str, list[Run]]:
+    """Runs by label whose loss ends by so much higher, each later seed by 0.2 times that more."""
+    return {
+        label: [
+            stored_run(
+                folder / f"{label} {seed}",
+                "tma_rt",
+                {(task, f"{task}{k}"): [4, 2, 1 + value * (1 + 0.2 * seed)]
+                 for task in "ab" for k in (1, 2)},
+                seed,
+            )
+            for seed in range(seeds)
+        ]
+        for label, value in values.items()
+    }  # fmt: skip
+
+
+def test_the_effect_of_twins_is_a_difference_of_differences(tmp_path: Path) -> None:
+    values = {"tma_nft": -0.4, "tma_nft, 50% twins": -0.8, "tma_nft, 100% twins": -1.6}
+    rest = {"tma_rt": 0.0, "tma_rt, 50% twins": 0.0, "tma_rt, 100% twins": 0.0}
+    runs = ending(tmp_path, values | rest)
+    runs["tma_nft"] += [stored_run(tmp_path / "more", "tma_rt", {("c", "c1"): [1, 1, 1]}, 1)]
+    runs["tma_rt"] += [stored_run(tmp_path / "base", "tma_rt", {("c", "c1"): [9, 9, 9]}, 1)]
+    found = arms.twins(runs, {"area": Spread(0.1, 5)})
+    # A triangle over the last of two intervals: a quarter of the final difference.
+    assert {name: effect.estimate for name, effect in found.items()} == pytest.approx({
+        "NFT − RT, no twins": -0.1, "NFT − RT, half with twins": -0.2,
+        "NFT − RT, all with twins": -0.4, arms.TWINS: -0.3,
+    })  # fmt: skip
+    # Twice the variance between seeds, with Student's quantile of five degrees of freedom.
+    interval = found[arms.TWINS].tasks
+    assert interval.high - interval.estimate == pytest.approx(2.57058 * math.sqrt(0.02), rel=1e-5)
+    del runs["tma_rt, 50% twins"]
+    assert arms.twins(runs, {}) == {}
+
+
+def test_selection_is_set_against_order(tmp_path: Path) -> None:
+    values = {"tma_max_rt": 1.0, "tma_min_rt": 0.2, "tma_nft, shuffled": 0.5}
+    runs = ending(tmp_path, values | {"tma_fft, shuffled": 0.0})
+    found = arms.selection_against_order(runs, {"final": Spread(0.1, 5)})
+    # 0.8 less 0.5, whose sign does not matter.
+    assert found["final"].estimate == pytest.approx(0.3)
+    assert found["area"].estimate == pytest.approx(0.3 / 4)
+    half = found["final"].tasks.high - found["final"].estimate
+    assert half == pytest.approx(2.57058 * math.sqrt(0.02), rel=1e-5)
+    assert arms.readings_of("x", {"final": {"x": found["final"]}, "area": {}}) == {
+        "final": found["final"]
+    }
+    del runs["tma_min_rt"]
+    assert arms.selection_against_order(runs, {}) == {}
+
+
+def test_the_spread_of_seeds_is_the_largest_of_repeated_folds(tmp_path: Path) -> None:
+    runs = ending(tmp_path, {"tma_nft": 1.0, "tma_fft": 2.0, "tma_rt": 0.0}, seeds=2)
+    # FFT − RT ends at 2 and 2.4; along the way a quarter of it.
+    sd = 0.4 / math.sqrt(2)
+    assert arms.spreads(planned(), runs) == {
+        "final": (pytest.approx(sd), 1), "area": (pytest.approx(sd / 4), 1)
+    }  # fmt: skip
+    assert arms.spreads(parameters(), runs) == {}  # all seeds test the same instances
+
+
+def test_the_differences_that_tell_the_effect_of_order() -> None:
+    both = arms.order_pairs(["with labels", "without labels"])
+    assert both["NFT − RT, with labels"] == ("tma_nft", "tma_rt")
+    assert both["FFT shuffled in rounds − RT, without labels"] == (
+        "tma_fft, shuffled, without labels", "tma_rt, without labels"
+    )  # fmt: skip
+    assert len(both) == 8
+    # Data that has no labels is split without them in the main arm.
+    alone = arms.order_pairs(["without labels"])
+    assert alone["NFT − RT, without labels"] == ("tma_nft", "tma_rt")
+
+
+def test_the_effect_of_order_elsewhere_is_given_as_far_as_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"tma_nft, constant rate": -0.4, "tma_rt, constant rate": 0.0}
+    runs = ending(tmp_path, values | {"tma_fft, constant rate": 0.8})
+    monkeypatch.setattr(
+        arms,
+        "_finished",
+        lambda _, asked: (runs if ("3", "tma_nft, constant rate") in asked else {}, {}),
+    )
+    found = arms.robustness(planned(), {"area": Spread(0.1, 5)})
+    assert {name: effect.estimate for name, effect in found.items()} == pytest.approx(
+        {"NFT − RT, constant rate": -0.1, "FFT − RT, constant rate": 0.2}
+    )
+    assert arms.robustness(parameters(), {}) == {}
 
 
 @pytest.fixture
@@ -152,7 +278,7 @@ import sys, json
 from tma.runs.config import RunConfig
 from tma.runs import jobs
 configs = [RunConfig.from_json(one) for one in json.loads(sys.argv[1])]
-from tma.runs.store import stored
+from tma.runs.store import Run, stored
 for config in jobs.make([c for c in configs if stored(c) is None], 2):
     print(config.seed, flush=True)
 """

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.study.test_settings import parameters
 from tma.errors import DataError, ParameterError
-from tma.study import claims
-from tma.study.claims import CLAIMS, Verdict, collect, judge_all, judge_any, untested, write
-from tma.study.intervals import Interval, written
+from tma.study import arms, claims
+from tma.study.claims import CLAIMS, Side, Verdict, collect, judge_all, judge_any, untested, write
+from tma.study.effects import Effect
+from tma.study.exposure import Association
+from tma.study.statistics import Interval
 
 GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
 SEQUENCE = [
@@ -39,10 +42,10 @@ def interval(low: float, high: float) -> Interval:
     ],
 )
 def test_a_claim_holds_where_the_interval_is_on_its_side(
-    ends: tuple[float, float], claimed: str, expected: str
+    ends: tuple[float, float], claimed: Side, expected: str
 ) -> None:
     judged = judge_all({"gap": (interval(*ends), claimed)})
-    assert (judged.verdict, judged.label, judged.interval) == (expected, "gap", interval(*ends))
+    assert (judged.verdict, judged.name, judged.interval) == (expected, "gap", interval(*ends))
 
 
 @pytest.mark.parametrize(
@@ -50,16 +53,16 @@ def test_a_claim_holds_where_the_interval_is_on_its_side(
     [
         ((-0.3, -0.1), (0.1, 0.2), "supported"),
         ((-0.3, 0.1), (0.1, 0.2), "inconclusive"),
-        ((-0.3, -0.1), (-0.1, 0.2), "inconclusive"),
         ((0.1, 0.3), (0.1, 0.2), "not supported"),
-        ((-0.3, -0.1), (-0.2, -0.1), "not supported"),
         ((-0.3, 0.1), (-0.2, -0.1), "not supported"),
     ],
 )
 def test_a_claim_of_two_differences_needs_both(
     lower: tuple[float, float], higher: tuple[float, float], expected: str
 ) -> None:
-    parts = {"lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")}
+    parts: dict[str, tuple[Interval, Side]] = {
+        "lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")
+    }  # fmt: skip
     assert judge_all(parts).verdict == expected
 
 
@@ -70,8 +73,8 @@ def test_the_interval_that_decides_is_shown() -> None:
 
     def decides(*chosen: str) -> tuple[str, str]:
         found = judge_all({name: (names[name], "negative") for name in chosen})
-        assert found.interval == names[found.label]
-        return found.verdict, found.label
+        assert found.interval == names[found.name]
+        return found.verdict, found.name
 
     assert decides("clear", "wide") == ("inconclusive", "wide")
     assert decides("contrary", "wide") == ("not supported", "contrary")
@@ -89,8 +92,8 @@ def test_the_interval_that_decides_is_shown() -> None:
 def test_a_claim_of_any_difference_needs_one() -> None:
     around, above, below = interval(-0.1, 0.1), interval(0.1, 0.3), interval(-0.3, -0.1)
     assert judge_any({"a": around, "b": above}).verdict == "supported"
-    assert judge_any({"a": around, "b": above}).label == "b"
-    assert judge_any({"a": below}) == claims.Judged("supported", below, "a")
+    assert judge_any({"a": around, "b": above}).name == "b"
+    assert judge_any({"a": below}) == claims.Decision("supported", below, "a")
     assert judge_any({"a": around, "b": around}).verdict == "inconclusive"
     assert judge_any({"a": interval(0, 0), "b": above}).verdict == "supported"
     with pytest.raises(ParameterError, match="one interval at least"):
@@ -102,7 +105,7 @@ def test_one_of_several_intervals_has_to_be_clearer_than_one_alone() -> None:
     near = Interval(1.0, 0.05, 1.95, 10, 3)
     assert judge_any({"a": near}).verdict == "supported"
     found = judge_any({"a": near, "b": interval(-0.5, 0.6)})
-    assert (found.verdict, found.label) == ("inconclusive", "a")
+    assert (found.verdict, found.name) == ("inconclusive", "a")
     assert found.interval.low == pytest.approx(1 - 0.95 * 2.2414 / 1.9600, abs=1e-4)
     assert found.interval.high == pytest.approx(1 + 0.95 * 2.2414 / 1.9600, abs=1e-4)
     assert found.interval.estimate == 1
@@ -110,7 +113,7 @@ def test_one_of_several_intervals_has_to_be_clearer_than_one_alone() -> None:
 
 def test_judging_needs_a_side_and_an_interval() -> None:
     with pytest.raises(ParameterError, match="claimed='lower'"):
-        judge_all({"gap": (GAP, "lower")})
+        judge_all({"gap": (GAP, "lower")})  # type: ignore[dict-item]  # refused
     with pytest.raises(ParameterError, match="one interval at least"):
         judge_all({})
 
@@ -153,15 +156,12 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
     ]
 
 
-def test_a_number_that_is_none_is_left_out() -> None:
-    endless = Interval(0.5, -math.inf, math.nan, 4, 1)
-    found = claims.tested("C1", "share", claims.Judged("inconclusive", endless, "a"))
+def test_a_number_that_is_none_is_left_out_and_without_a_value_nothing_was_tested() -> None:
+    unbounded = Interval(0.5, -math.inf, math.nan, 4, 1)
+    found = claims.tested("C1", "share", claims.Decision("inconclusive", unbounded, "a"))
     assert (found.estimate, found.low, found.high) == (0.5, None, None)
-
-
-def test_a_claim_without_a_value_was_not_tested() -> None:
-    nothing = Interval(math.nan, -math.inf, math.inf, 4, 1)
-    found = claims.tested("C3", "correlation", claims.Judged("inconclusive", nothing, "a"))
+    nothing = replace(unbounded, estimate=math.nan)
+    found = claims.tested("C3", "correlation", claims.Decision("inconclusive", nothing, "a"))
     assert (found.verdict, found.estimate) == ("not tested at this scale", None)
     assert found.measure == "a: correlation: no value"
 
@@ -273,7 +273,207 @@ def test_the_other_interval_is_told_where_it_is_another() -> None:
     assert claims.cells(same)["estimate (95 % interval)"] == "-0.200 (-0.300 to -0.100)"
 
 
-def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:
-    assert written(-0.0125, -0.5, 12.34) == "-0.013 (-0.500 to +12.3)"
-    assert written(10, None, None) == "+10.0"
-    assert written(0.25, None, 0.5) == "+0.250"
+STUDY = parameters(seeds=None)
+PUBLISHED = parameters(scale="study", model=None, seeds=None)
+
+
+def effect(low: float, high: float, others: tuple[float, float] = (-1, 1)) -> Effect:
+    own = Interval((low + high) / 2, low, high, 18, 3)
+    return Effect(own, replace(own, low=others[0], high=others[1]), (0, 0), 0, 0, 0, None)
+
+
+BELOW, ABOVE, AROUND = effect(-0.3, -0.1, (-0.4, -0.05)), effect(0.1, 0.3), effect(-0.3, 0.1)
+Pair = tuple[Effect, Effect]
+KINDS = ("with labels", "without labels")
+
+
+def turned(nft: Effect, fft: Effect) -> dict[str, Effect]:
+    """Differences by the paper's rule and shuffled, with labels and without."""
+    return {name: nft if name.startswith("NFT") else fft for name in arms.order_pairs(KINDS)}
+
+
+def correlation(estimate: float, baseline: tuple[float, float]) -> Association:
+    """With an interval of 0.1 on either side."""
+    return Association(
+        estimate=estimate,
+        low=estimate - 0.1,
+        high=estimate + 0.1,
+        n=18,
+        seeds=3,
+        baseline_low=baseline[0],
+        baseline_high=baseline[1],
+        p=0.5,
+    )
+
+
+def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
+    found = claims.steady_loss(STUDY, {"rouge1": interval(0.1, 0.3), "rougeL": interval(0.05, 0.3)})
+    assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
+    assert found.measure.startswith("rougeL: share of its movement that no single turn makes")
+    still = claims.steady_loss(STUDY, {})
+    assert (still.verdict, still.measure) == (
+        "not tested at this scale",
+        "no metric but the loss moves",
+    )
+
+
+def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
+    share = Interval(0.7, 0.6, 0.8, 18, 3)
+    found = claims.early_fall(STUDY, share, 20)
+    assert (found.estimate, found.low, found.verdict) == (
+        pytest.approx(0.2),
+        pytest.approx(0.1),
+        "supported",
+    )
+    late = claims.early_fall(STUDY, share, 19)
+    assert (late.verdict, late.estimate) == ("not tested at this scale", None)
+    assert late.measure == "5 % of 19 steps are less than one step"
+
+
+NEAREST, FARTHEST = "nearest − random", "farthest − random"
+COARSE, BLOCK = "nearest − coarse nearest", "tma_rounds[5:10] − tma_rounds[0:5]"
+RULE = "NFT − NFT shuffled in rounds"
+
+
+@pytest.mark.parametrize(
+    ("found", "claim", "verdict"),
+    [
+        (claims.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE}), "C4", "supported"),
+        (claims.similar_first(STUDY, {NEAREST: ABOVE, FARTHEST: ABOVE}), "C4", "not supported"),
+        (claims.fine_beats_coarse(STUDY, {COARSE: BELOW}), "C5", "supported"),
+        (claims.fine_beats_coarse(STUDY, {COARSE: ABOVE}), "C5", "not supported"),
+        (claims.fine_beats_coarse(STUDY, {}), "C5", "not decided yet"),
+        (claims.order_of_rounds(STUDY, turned(BELOW, ABOVE), KINDS), "C6", "supported"),
+        (claims.order_of_rounds(STUDY, turned(BELOW, BELOW), KINDS), "C6", "not supported"),
+        (claims.earlier_rounds(STUDY, {BLOCK: ABOVE}, [BLOCK]), "C7", "supported"),
+        (claims.earlier_rounds(STUDY, {BLOCK: BELOW}, [BLOCK]), "C7", "not supported"),
+        (claims.rule_within_round(STUDY, {RULE: BELOW}), "rule within a round", "supported"),
+        (claims.rule_within_round(STUDY, {RULE: AROUND}), "rule within a round", "inconclusive"),
+        (claims.rule_within_round(STUDY, {}), "rule within a round", "not decided yet"),
+        (claims.near_duplicates(STUDY, {arms.TWINS: BELOW}), "near-duplicates", "supported"),
+        (
+            claims.selection_over_order(STUDY, {}, {}, {}, 920),
+            "order against selection",
+            "not decided yet",
+        ),
+    ],
+)
+def test_the_side_of_zero_that_a_claim_means(
+    found: claims.Verdict, claim: str, verdict: str
+) -> None:
+    assert (found.claim, found.verdict) == (claim, verdict)
+
+
+def test_a_correlation_has_to_exceed_what_chance_gives_it() -> None:
+    shown = claims.by_instance(STUDY, correlation(0.5, (-0.2, 0.2)), {})
+    assert (shown.claim, shown.verdict, shown.low) == ("C8", "supported", 0.3)
+    chance = claims.by_instance(STUDY, correlation(0.5, (-0.1, 0.6)), {})
+    assert (chance.verdict, chance.measure[:15]) == ("inconclusive", "minus permuted:")
+    # 0.5 lies 0.1 below the upper and 0.6 above the lower end of what chance gives.
+    assert (chance.estimate, chance.low, chance.high) == pytest.approx((0.25, -0.1, 0.6))
+    steps = claims.falls_with_distance(STUDY, correlation(-0.5, (-0.2, 0.2)))
+    assert (steps.claim, steps.verdict) == ("C3", "not supported")
+    wide = claims.falls_with_distance(STUDY, correlation(0.05, (-0.01, 0.01)))
+    assert (wide.verdict, wide.measure[:12]) == ("inconclusive", "as measured:")
+
+
+def test_what_has_not_been_made_is_named() -> None:
+    along = turned(BELOW, ABOVE)
+    del along["NFT shuffled in rounds − RT, without labels"]
+    found = claims.order_of_rounds(STUDY, along, KINDS)
+    assert (found.verdict, found.estimate) == ("not decided yet", None)
+    assert found.measure == "not made yet: NFT shuffled in rounds − RT, without labels"
+    # Of data without labels, none is missing.
+    assert claims.order_of_rounds(STUDY, along, KINDS[:1]).verdict == "supported"
+
+
+def test_the_published_study_waits_for_repeated_folds() -> None:
+    unbounded = effect(-math.inf, math.inf)
+    unknown = replace(unbounded, tasks=replace(unbounded.tasks, estimate=-0.2))
+    found = claims.fine_beats_coarse(PUBLISHED, {COARSE: unknown})
+    assert (found.verdict, found.estimate) == ("not decided yet", None)
+    assert found.measure == f"not made yet: repeated folds (arm 1b), for {COARSE}"
+    assert claims.fine_beats_coarse(STUDY, {COARSE: unknown}).verdict == "inconclusive"
+
+
+def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
+    found = claims.fine_beats_coarse(STUDY, {COARSE: BELOW})
+    assert (found.others_low, found.others_high, found.generalizes) == (-0.4, -0.05, True)
+    assert not claims.fine_beats_coarse(STUDY, {COARSE: ABOVE}).generalizes
+    assert not claims.fine_beats_coarse(
+        STUDY, {COARSE: effect(-0.3, 0.1, (-0.4, -0.05))}
+    ).generalizes
+    both = claims.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE})
+    assert (both.verdict, both.generalizes) == ("supported", False)  # one of the two does not
+    assert not claims.fine_beats_coarse(STUDY, {}).generalizes
+
+
+def test_only_the_suite_has_twins(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"prompt": "a", "response": "b"}\n')
+    own = claims.near_duplicates(parameters(dataset=str(path), seeds=3), {})
+    assert own.verdict == "not tested at this scale"
+
+
+@pytest.mark.parametrize(
+    ("larger", "chosen", "ordered", "verdict"),
+    [
+        ((ABOVE, ABOVE), (BELOW, BELOW), (AROUND, AROUND), "supported"),
+        ((ABOVE, ABOVE), (BELOW, AROUND), (AROUND, AROUND), "inconclusive"),
+        ((BELOW, AROUND), (AROUND, AROUND), (ABOVE, AROUND), "not supported"),
+        ((BELOW, AROUND), (BELOW, BELOW), (AROUND, ABOVE), "inconclusive"),
+        ((AROUND, ABOVE), (BELOW, BELOW), (BELOW, BELOW), "inconclusive"),
+    ],
+)
+def test_the_larger_effect_has_to_be_there(
+    larger: Pair, chosen: Pair, ordered: Pair, verdict: str
+) -> None:
+    readings = ("area", "final")
+    one, two, three = (dict(zip(readings, pair, strict=True)) for pair in (larger, chosen, ordered))
+    found = claims.selection_over_order(STUDY, one, two, three, 920)
+    assert (found.claim, found.verdict) == ("order against selection", verdict)
+    # 8 steps of 4 instances take all of 32: MIN and MAX are the same.
+    for pool, said in ((32, "not tested at this scale"), (33, verdict)):
+        assert claims.selection_over_order(STUDY, one, two, three, pool).verdict == said
+
+
+def test_a_study_of_one_seed_decides_nothing() -> None:
+    study, one = parameters(), {"area": BELOW}
+    for found in (
+        claims.early_fall(study, Interval(0.7, 0.6, 0.8, 18, 1), 20),
+        claims.steady_loss(study, {"rouge1": interval(0.1, 0.3)}),
+        claims.falls_with_distance(study, correlation(0.5, (-0.2, 0.2))),
+        claims.similar_first(study, {NEAREST: BELOW, FARTHEST: ABOVE}),
+        claims.fine_beats_coarse(study, {COARSE: ABOVE}),
+        claims.order_of_rounds(study, turned(BELOW, ABOVE), KINDS),
+        claims.earlier_rounds(study, {BLOCK: ABOVE}, [BLOCK]),
+        claims.by_instance(study, correlation(0.5, (-0.2, 0.2)), {}),
+        claims.selection_over_order(study, {"area": ABOVE}, one, one, 920),
+        claims.near_duplicates(study, {arms.TWINS: BELOW}),
+        claims.rule_within_round(study, {RULE: BELOW}),
+    ):
+        assert found.verdict == "inconclusive"
+        assert found.measure.endswith("; one seed decides nothing")
+    assert claims.steady_loss(study, {}).measure == "no metric but the loss moves"
+    without = effect(math.nan, math.nan)
+    assert claims.fine_beats_coarse(study, {COARSE: without}).measure.endswith(
+        "nats a token: no value"
+    )
+
+
+def test_a_claim_belongs_to_one_notebook() -> None:
+    assert set(claims.NOTEBOOKS) == set(claims.CLAIMS)
+    assert claims.fine_beats_coarse(STUDY, {}).notebook == "03_granularity"
+    assert claims.rule_within_round(STUDY, {}).notebook == "04_tma"
+
+
+def test_what_is_not_made_of_the_published_study_is_undecided() -> None:
+    waits = claims.steady_loss(PUBLISHED, {})
+    assert (waits.verdict, waits.measure) == (
+        "not decided yet", "not made yet: random order with answers (arm 2)"
+    )  # fmt: skip
+    match, main = correlation(0.5, (-0.2, 0.2)), dict.fromkeys(arms.MAIN, ())
+    part = {label: runs for label, runs in main.items() if label != "tma_rt"}
+    missing = claims.by_instance(PUBLISHED, match, part)
+    assert (missing.verdict, missing.measure) == ("not decided yet", "not made yet: tma_rt")
+    assert claims.by_instance(PUBLISHED, match, main).verdict == "supported"

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.stored_runs import FAR, NEAR, Losses, moved, stored
-from tma.errors import ParameterError
+from tma.errors import DataError, ParameterError
 from tma.runs.store import Run
 from tma.study.effects import (
     Spread,
@@ -16,10 +16,9 @@ from tma.study.effects import (
     contrasts,
     course,
     effect,
-    jackknife,
+    format_table,
     largest_spread,
     outweighs,
-    shown,
     table,
 )
 
@@ -156,7 +155,7 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
     assert largest_spread(runs, [*pairs.values()], "final") is None
     row = table(found["final"]).loc["NFT − RT"]
     assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
-    assert shown(found["final"]).loc["NFT − RT"].tolist() == [
+    assert format_table(found["final"]).loc["NFT − RT"].tolist() == [
         "-0.500 (-0.500 to -0.500)",
         "-0.500 to -0.500",
         "-0.500 to -0.500",
@@ -172,20 +171,6 @@ def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path)
     runs = {"tma_nft": near, "tma_fft": far, "tma_rt": base}
     pairs = [("tma_nft", "tma_rt"), ("tma_fft", "tma_rt"), ("tma_min", "tma_rt")]
     assert largest_spread(runs, pairs, "final") == (pytest.approx(3 / math.sqrt(2)), 1)
-
-
-def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
-    values = {"a": 1.0, "b": 2.0, "c": 6.0}
-
-    def mean(left: str | None) -> float:
-        return float(np.mean([value for name, value in values.items() if name != left]))
-
-    found = jackknife([*values], mean, 3, 1)
-    # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
-    half = 4.30265 * math.sqrt(7 / 3)
-    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
-    alone = jackknife(["a"], mean, 1, 1)
-    assert (alone.low, alone.high) == (-math.inf, math.inf)
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -285,3 +270,13 @@ def test_each_seed_is_read_along_its_own_whole_way(tmp_path: Path) -> None:
     assert effect(nft, longer).estimate == pytest.approx((0.75 + second) / 2)
     # After a step only what all seeds evaluated is compared.
     assert [gap.step for gap in course(nft, rt)] == [0, 4]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_is_named(tmp_path: Path, value: float) -> None:
+    broken = NEAR | {("b", "b1"): [4, value, 2]}
+    one = [stored(tmp_path / "nft", "tma_nft", broken)]
+    other = [stored(tmp_path / "rt", "tma_rt", NEAR)]
+    words = f"run nft has loss={value} at step 2 of test instance 'b1'; expected a finite number"
+    with pytest.raises(DataError, match=words):
+        effect(one, other, "final")

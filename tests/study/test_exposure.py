@@ -101,7 +101,8 @@ def test_what_a_run_saw_is_written_and_read(
 ) -> None:
     seen = seen_by(run.order, (["a b", "c d", "a b"], ["a b", "c d"]))
     monkeypatch.setattr(Seen, "by", classmethod(lambda *_: seen))
-    assert exposure.write(run, run.folder) == ["similarity.parquet", "distances.parquet"]
+    for name, rows in exposure.tables(run).items():
+        rows.to_parquet(run.folder / name, index=False)
     monkeypatch.setattr(Seen, "by", None)  # nothing is embedded to read it
     found = exposure.similarity(run)
     np.testing.assert_allclose(found, [[0.3, 1], [0.9, 0]], rtol=1e-6)
@@ -109,12 +110,12 @@ def test_what_a_run_saw_is_written_and_read(
     assert found.columns.equals(exposure.drops(run).columns)
     measures = exposure.distances(run)["measure"]
     assert (measures.nunique(), len(measures)) == (9, 36)
-    pairs = exposure.centred([run])
+    pairs = exposure.centred({"nearest": [run]})
     assert list(pairs) == ["run", "task", "id", "step", "drop", "similarity"]
     # Drops 0.5, 0 and 1, 2; similarities 0.3, 1 and 0.9, 0.
     np.testing.assert_allclose(pairs["drop"], [0.375, -0.375, -0.375, 0.375])
     np.testing.assert_allclose(pairs["similarity"], [-0.4, 0.4, 0.4, -0.4], rtol=1e-6)
-    assert exposure.of_runs([run]).estimate == pytest.approx(-1)
+    assert exposure.of_runs({"nearest": [run]}).estimate == pytest.approx(-1)
 
 
 def test_what_a_run_saw_is_embedded_anew_where_it_is_not_stored(

@@ -14,7 +14,7 @@ from tma.runs.store import Run
 from tma.study import figures, statistics
 from tma.study.effects import Effect, course
 from tma.study.exposure import Association
-from tma.study.intervals import Interval
+from tma.study.statistics import Interval
 
 
 @pytest.fixture

@@ -7,19 +7,18 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-import tma
 from tests.stored_runs import FAR, NEAR, stored
+from tma.runs.store import Run
 from tma.study import claims, report
-from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
+from tma.study.statistics import Interval
 
 GAP = Interval(-0.2, -0.3, -0.1, 18, 3)
 
 
 @pytest.fixture
 def study(tmp_path: Path) -> StudyConfig:
-    given = {"model": "llama", "scale": "pocket", "output_dir": str(tmp_path / "out")}
-    return tma.study_settings(given)
+    return StudyConfig("llama", "pocket", "pocket", 3, 8, str(tmp_path / "out"))
 
 
 def test_equal_figures_are_equal_files(study: StudyConfig) -> None:
@@ -50,7 +49,7 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
         claims.tested("C6", "loss", judged),
         claims.untested("C7", "no data"),
     ]
-    runs = {"a": [tma.Run(Path("runs/x")), tma.Run(Path("runs/y"))]}
+    runs = {"a": [Run(Path("runs/x")), Run(Path("runs/y"))]}
     shown = report.saved_verdicts(study, made, runs)
     of = claims.made_from(["x", "y"])
     assert claims.read(study.out / "claims.json") == [replace(one, runs=of) for one in made]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -12,35 +13,41 @@ from tests.conftest import circle
 from tma.data import load as data
 from tma.errors import ParameterError
 from tma.scales import SCALES
+from tma.study import arms, settings
 from tma.study.settings import StudyConfig
 
-# What stands in a notebook after its parameters cell.
-GIVEN = {
-    "model": "llama",
-    "scale": "pocket",
-    "dataset": None,
-    "seeds": 1,
-    "steps": None,
-    "output_dir": "out",
-}
-LARGE = {**GIVEN, "scale": "study", "dataset": "p3"}
+
+def parameters(*, early: bool = False, least_steps: int = 1, **changes: Any) -> StudyConfig:
+    """Of a notebook at scale pocket with one seed, with changes."""
+    given: dict[str, Any] = {
+        "model": "llama",
+        "scale": "pocket",
+        "dataset": None,
+        "test_dataset": None,
+    }
+    given |= {"seeds": 1, "steps": None, "output_dir": "out"}
+    return tma.study.parameters(**(given | changes), early=early, least_steps=least_steps)
+
+
+def planned(**changes: Any) -> StudyConfig:
+    """Of the published study, with changes."""
+    return parameters(**({"scale": "study", "model": None, "seeds": None} | changes))
 
 
 def test_the_scale_fills_what_is_not_given() -> None:
-    study = tma.study_settings({**GIVEN, "In": ["import x"], "X": [1], "half": 3})
-    assert study == StudyConfig("llama", "pocket", "pocket", 1, 8, "out")
-    own = [tma.study_settings({**GIVEN, "scale": s, "model": None}).model for s in SCALES]
-    assert own == ["llama", "gemma", "llama"]
+    assert parameters() == StudyConfig("llama", "pocket", "pocket", 1, 8, "out")
+    assert [parameters(scale=s, model=None).model for s in SCALES] == ["llama", "gemma", "llama"]
+    assert planned().dataset == "suite"
 
 
 def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
-    given = {"dataset": str(tmp_path / "train.jsonl"), "test_dataset": str(tmp_path / "test.jsonl")}
-    study = tma.study_settings(GIVEN | given)
-    assert study.pooled("tma_nft")[0].test_dataset == given["test_dataset"]
+    train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    study = parameters(dataset=train, test_dataset=test)
+    assert study.pooled("tma_nft")[0].test_dataset == test
     with pytest.raises(ParameterError, match=r"test_dataset='nosuch\.jsonl'"):
-        tma.study_settings({**GIVEN, "test_dataset": "nosuch.jsonl"})
+        parameters(test_dataset="nosuch.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -56,33 +63,44 @@ def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
         ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
         ({"steps": -3}, "steps=-3 .* at least 1"),
         ({"steps": 2.5}, "steps=2.5 "),
+        ({"steps": 1, "least_steps": 2}, "steps=1 .* at least 2"),
         ({"seeds": 0}, "seeds=0 .* at least 1"),
         ({"seeds": True}, "seeds=True "),
+        ({"reward_model": 7, "early": True}, "reward_model=7 "),
     ],
 )
 def test_a_wrong_parameter_is_named_with_value_and_choices(
-    changed: dict[str, object], words: str
+    changed: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ParameterError, match=words) as caught:
-        tma.study_settings({**GIVEN, **changed})
+        parameters(**changed)
     assert "\n" not in str(caught.value)
 
 
-def test_a_parameter_that_papermill_injected_and_nobody_knows_is_refused() -> None:
-    injected = [
-        "",
-        'from typing import Optional\nmodel = "llama"',
-        "# Parameters\nmodle = 'gemma'\n",
-    ]
-    with pytest.raises(ParameterError, match=r"parameter name='modle' .*\(did you mean model\?\)"):
-        tma.study_settings({**GIVEN, "In": injected, "modle": "gemma"})
+@pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ("modle = 'gemma'", r"parameter name='modle' .*\(did you mean model\?\)"),
+        ("reward_model = 'some/model'", "parameter name='reward_model' cannot be used"),
+        # Without its tag the notebook's own cell of parameters runs after papermill's.
+        ("steps = 5\nmodel = 'llama'", r"steps=5 was given, .* steps=None: .* lost its tag"),
+    ],
+)
+def test_what_papermill_injects_in_vain_is_refused(
+    cell: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = ["", "from typing import Optional\nmodle = 1", f"# Parameters\n{cell}\n"]
+    monkeypatch.setattr(settings, "_cells", lambda: cells)
+    with pytest.raises(ParameterError, match=words):
+        parameters()
 
 
-def test_a_value_that_the_notebook_does_not_go_on_with_is_refused() -> None:
-    # Without its tag the notebook's own cell of parameters runs after papermill's.
-    cells = ["", "# Parameters\nsteps = 5\nmodel = 'llama'\n", "steps = None"]
-    with pytest.raises(ParameterError, match=r"steps=5 was given, .* steps=None: .* lost its tag"):
-        tma.study_settings({**GIVEN, "In": cells})
+def test_chapter_one_alone_has_a_reward_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = ["# Parameters\nreward_model = 'some/model'\nseeds = 1"]
+    monkeypatch.setattr(settings, "_cells", lambda: cells)
+    study = parameters(reward_model="some/model", early=True)
+    assert study.sampled("random")[0].reward_model == "some/model"
+    assert study.sampled("nearest")[0].reward_model is None
 
 
 def test_an_output_folder_that_cannot_be_made_is_refused_with_the_parameters(
@@ -91,18 +109,18 @@ def test_an_output_folder_that_cannot_be_made_is_refused_with_the_parameters(
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
         with pytest.raises(ParameterError, match=r"output_dir='.*file.*' .* can be written"):
-            tma.study_settings({**GIVEN, "output_dir": str(tmp_path / place)})
+            parameters(output_dir=str(tmp_path / place))
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)
-    assert tma.study_settings({**GIVEN, "output_dir": "~/out"}).out == tmp_path / "home" / "out"
+    assert parameters(output_dir="~/out").out == tmp_path / "home" / "out"
     assert not (tmp_path / "~").exists()
 
 
 def test_every_seed_draws_a_sample_of_its_own() -> None:
-    study = tma.study_settings({**GIVEN, "seeds": 3})
+    study = parameters(seeds=3)
     for order in ("random", "nearest", "cluster"):
         made = study.sampled(order)
         assert [config.seed for config in made] == [0, 1, 2]
@@ -112,13 +130,13 @@ def test_every_seed_draws_a_sample_of_its_own() -> None:
     pooled = study.pooled("tma_nft")
     assert [(config.pool, config.pool_by) for config in pooled] == [(920, "row")] * 3
     # Chapter 1 compares no orders.
-    assert tma.study_settings(GIVEN, early=True).sampled("random")[0].pool_by == "row"
-    large = tma.study_settings(LARGE).sampled("cluster")[0]
+    assert parameters(early=True).sampled("random")[0].pool_by == "row"
+    large = parameters(scale="study", dataset="p3").sampled("cluster")[0]
     assert (large.pool, large.pool_by, large.per_task) == (1024, "row", (1000, None))
 
 
 def test_an_order_that_no_seed_changes_is_run_once() -> None:
-    paper = tma.study_settings({**GIVEN, "scale": "paper", "dataset": "flan-mini", "seeds": 2})
+    paper = parameters(scale="paper", dataset="flan-mini", seeds=2)
     assert [len(paper.pooled(order)) for order in ("tma_min", "random")] == [1, 2]
     assert paper.pooled("tma_min")[0].pool is None
     # Orders of a sample have to train on the same instances, at every scale.
@@ -126,26 +144,26 @@ def test_an_order_that_no_seed_changes_is_run_once() -> None:
 
 
 def test_losses_are_taken_at_doubling_steps_and_answers_every_quarter_too() -> None:
-    study = tma.study_settings({**GIVEN, "steps": 20})
+    study = parameters(steps=20)
     assert study.doubling == (0, 1, 2, 4, 8, 16, 20)
     assert study.checkpoints == (0, 1, 2, 4, 5, 8, 10, 15, 16, 20)
     assert study.sampled("nearest")[0].eval_at == study.pooled("tma_nft")[0].eval_at
     assert study.sampled("nearest")[0].eval_at == study.doubling
     assert (study.sampled("nearest")[0].eval_every, study.pooled("tma_nft")[0].eval_every) == (2, 4)
-    assert tma.study_settings({**GIVEN, "steps": 1}).checkpoints == (0, 1)
+    assert parameters(steps=1).checkpoints == (0, 1)
 
 
 def test_chapter_one_is_longer_and_its_random_runs_answer_the_prompts() -> None:
-    early = tma.study_settings(GIVEN, early=True)
+    early = parameters(early=True)
     assert (early.steps, early.limit) == (20, 80)
     assert early.sampled("random")[0].generate_at == early.checkpoints
     assert early.sampled("nearest")[0].generate_at == ()
-    assert tma.study_settings(GIVEN).sampled("random")[0].generate_at == ()
-    assert tma.study_settings({**GIVEN, "steps": 5}, early=True).steps == 5
+    assert parameters().sampled("random")[0].generate_at == ()
+    assert parameters(steps=5, early=True).steps == 5
 
 
 def test_where_chapter_one_is_no_longer_all_share_its_runs() -> None:
-    first, other = (tma.study_settings(LARGE, early=early) for early in (True, False))
+    first, other = (parameters(scale="study", dataset="p3", early=early) for early in (True, False))
     assert first.sampled("random") == other.sampled("random")
     assert other.sampled("random")[0].generate_at == other.checkpoints
 
@@ -163,14 +181,13 @@ def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     monkeypatch.setattr(
         module, "embed", lambda part: circle([angles[text] for text in data.texts(part)])
     )
-    places = {n: str(tmp_path / f"{m}.jsonl") for n, m in
-              (("dataset", "train"), ("test_dataset", "test"))}  # fmt: skip
-    return tma.study_settings(GIVEN | places)
+    train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
+    return parameters(dataset=train, test_dataset=test)
 
 
 def test_blocks_hold_as_many_instances_as_the_smallest_of_them(ring: StudyConfig) -> None:
     # Both test rows have a training row of their own; then both want 20°, 30° and 40° in turn.
-    assert ring.blocks() == (2, ["tma_rounds[0:2]", "tma_rounds[2:4]"])
+    assert arms.blocks(ring) == (2, ["tma_rounds[0:2]", "tma_rounds[2:4]"])
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(4, 3), (2, None)])
@@ -181,41 +198,39 @@ def test_blocks_are_narrower_where_there_are_few_rounds(
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
     if expected is None:
         with pytest.raises(ParameterError, match=r"too few training instances.*in one round"):
-            ring.blocks()
+            arms.blocks(ring)
         return
-    assert ring.blocks() == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(expected)])
+    assert arms.blocks(ring) == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(expected)])
 
 
 def test_the_blocks_of_the_published_study_are_fixed() -> None:
-    study = tma.study_settings({**GIVEN, "scale": "study", "model": None, "seeds": None})
+    study = planned()
     names = [f"tma_rounds[{at}:{at + 3}]" for at in (0, 3, 6, 9)]
-    assert study.blocks() == (256, names)
+    assert arms.blocks(study) == (256, names)
 
 
 def test_what_is_published_is_the_study_as_it_was_planned() -> None:
-    given = {**GIVEN, "scale": "study", "model": None, "seeds": None}
-    assert tma.study_settings(given).is_published
-    assert tma.study_settings({**given, "model": "llama", "seeds": 3}).is_published
+    assert planned().is_published
+    assert planned(model="llama", seeds=3).is_published
     for changed in ({"dataset": "p3"}, {"steps": 32}, {"model": "some/model"}, {"scale": "pocket"}):
-        assert not tma.study_settings(given | changed).is_published
+        assert not planned(**changed).is_published
 
 
 def test_half_of_an_order_takes_so_many_rounds_at_least() -> None:
-    study = tma.study_settings({**GIVEN, "scale": "study"})  # half of 1,024
+    study = parameters(scale="study")  # half of 1,024
     assert [study.half_rounds(tests) for tests in (240, 512, 600, 1)] == [3, 1, 1, 512]
 
 
 def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:
-    paper = tma.study_settings({**GIVEN, "scale": "paper"})
+    paper = parameters(scale="paper")
     [config] = paper.pooled("tma_nft")[:1]
     assert (config.dataset, config.pool, config.per_task) == ("flan-mini", None, (None, 5))
     assert paper.sampled("random")[0].per_task is None  # as Flan-mini is capped
     assert (paper.base.block_rounds, paper.base.blocks) == (5, 6)
-    assert tma.study_settings({**GIVEN, "scale": "study"}).dataset == "suite"
 
 
 def test_data_without_tasks_is_told_apart() -> None:
-    study = tma.study_settings(GIVEN)
+    study = parameters()
     row = {"id": "a", "prompt": "p", "response": "r"}
     plain, named = (Dataset.from_list([row | {"task": task}] * 5) for task in (None, "t"))
     assert study.kinds(named) == ("with labels", "without labels")
@@ -225,38 +240,9 @@ def test_data_without_tasks_is_told_apart() -> None:
 
 
 def test_orders_of_tasks_need_two_tasks_and_more_than_one_step() -> None:
-    study = tma.study_settings(GIVEN)  # 4 instances a step
+    study = parameters()  # 4 instances a step
     rows = [{"id": str(k), "prompt": "p", "response": "r", "task": "ab"[k % 2]} for k in range(5)]
     study.check_tasks(Dataset.from_list(rows))
     for few, words in ((rows[:4], "4 training instances of 2 tasks"), (rows[::2], "3 .* of 1 ta")):
         with pytest.raises(ParameterError, match=f"gives {words}"):
             study.check_tasks(Dataset.from_list(few))
-
-
-def test_a_chapter_may_need_steps_to_compare() -> None:
-    with pytest.raises(ParameterError, match=r"steps=1 .* at least 2"):
-        tma.study_settings({**GIVEN, "steps": 1}, least_steps=2)
-
-
-def test_one_notebook_has_a_parameter_more() -> None:
-    given = {
-        **GIVEN,
-        "reward_model": "some/model",
-        "In": ["# Parameters\nreward_model = 'some/model'"],
-    }
-    study = tma.study_settings(given, early=True)
-    assert study.sampled("random")[0].reward_model == "some/model"
-    assert study.sampled("nearest")[0].reward_model is None
-    with pytest.raises(ParameterError, match="parameter name='reward_model' cannot be used"):
-        tma.study_settings(given)
-    with pytest.raises(ParameterError, match="reward_model=7 "):
-        tma.study_settings({**GIVEN, "reward_model": 7}, early=True)
-
-
-def test_an_output_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
-    taken = tmp_path / "taken"
-    taken.write_text("")
-    with pytest.raises(
-        ParameterError, match=r"output_dir=.*a folder that can be written \(File exists\)"
-    ):
-        tma.study_settings({**GIVEN, "output_dir": str(taken)})

@@ -3,15 +3,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pytest
 
 from tests.stored_runs import FAR, NEAR, moved, stored
-from tma.errors import ParameterError
+from tma.errors import DataError, ParameterError
 from tma.runs.store import Run
 from tma.study import statistics
-from tma.study.exposure import by_instance
-from tma.study.intervals import Interval, table
+from tma.study.statistics import Interval, by_instance, format_estimate, jackknife, table
 
 
 @pytest.fixture
@@ -169,6 +168,104 @@ def test_intervals_make_a_table() -> None:
     assert shown.loc["a"].to_dict() == {"estimate": 0.5, "low": 0, "high": 1, "n": 12, "seeds": 3}
 
 
-def test_an_instance_without_a_task_is_its_own() -> None:
-    rows = pd.DataFrame({"step": [0, 0], "id": ["x", "y"], "task": [None, "t"], "loss": [1.0, 2.0]})
-    assert by_instance(rows).index.tolist() == [("t", "y"), ("x", "x")]
+def test_an_instance_without_a_task_is_its_own(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "random", {(None, "x"): [1], ("t", "y"): [2]}, steps=(0,))
+    assert by_instance(run).index.tolist() == [("t", "y"), ("x", "x")]
+
+
+def test_a_value_that_is_missing_is_named(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "random", {("a", "1"): [4, 2], ("a", "2"): [2, 1]}, steps=(0, 3))
+    with pytest.raises(DataError, match="run run has loss=nan at step 3 of test instance '2'"):
+        by_instance(run, run.losses.iloc[:3])
+
+
+def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
+    values = {"a": 1.0, "b": 2.0, "c": 6.0}
+
+    def mean(left: str | None) -> float:
+        return float(np.mean([value for name, value in values.items() if name != left]))
+
+    found = jackknife([*values], mean, 3, 1)
+    # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
+    half = 4.30265 * math.sqrt(7 / 3)
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
+    alone = jackknife(["a"], mean, 1, 1)
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+
+
+def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:
+    assert format_estimate(-0.0125, -0.5, 12.34) == "-0.013 (-0.500 to +12.3)"
+    assert format_estimate(10, None, None) == "+10.0"
+    assert format_estimate(0.25, None, 0.5) == "+0.250"
+
+
+def answered(tmp_path: Path) -> list[Run]:
+    rouge = {key: [0, 0.5, 0.25] for key in NEAR}
+    match = {key: [0, 0, 0] for key in NEAR}
+    values = {"rouge1": rouge, "exact_match": match}
+    return [stored(tmp_path / f"{s}", "tma_rt", NEAR, s, scores=values) for s in (0, 1)]
+
+
+def test_metrics_stand_beside_the_loss_of_the_same_steps(tmp_path: Path) -> None:
+    table = statistics.metric_curves(answered(tmp_path))
+    assert list(dict.fromkeys(table["metric"])) == ["loss", "rouge1", "exact_match"]
+    of_seed = table[(table["seed"] == 1) & (table["metric"] == "rouge1")]
+    assert of_seed[["step", "value"]].to_numpy().tolist() == [[0, 0], [2, 0.5], [4, 0.25]]
+    assert table[table["metric"] == "loss"]["value"].tolist() == [4, 2.5, 1.5] * 2
+
+
+def test_without_answers_there_is_the_loss_alone(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "random", NEAR)
+    assert statistics.metric_curves([run])["metric"].tolist() == ["loss"] * 3
+    assert statistics.roughness([run], "loss") == {}
+
+
+@pytest.mark.parametrize(
+    ("curve", "rough"),
+    [
+        ([0, 1, 2, 3], 0),
+        ([0, 2, 3, 1], 0),  # a hump: one turn
+        ([3, 2, 1], 0),  # it only gets worse
+        ([1, 1, 1], 0),
+        ([0, 2, 1, 3], 1 / 5),  # one back of five
+        ([0, 3, 1, 2], 1 / 6),  # after the turn one forth again
+        ([0, 1, 0, 1, 0], 2 / 4 * 0.5),
+    ],
+)
+def test_roughness_is_what_no_single_turn_makes(curve: list[float], rough: float) -> None:
+    assert statistics.one_turn_roughness(np.array(curve, dtype=float)) == pytest.approx(rough)
+
+
+def test_metrics_are_compared_at_the_same_instances_and_steps(tmp_path: Path) -> None:
+    rouge = {("a", "a1"): [0.0, 2, 1, 3], ("a", "a2"): [0.0, 2, 1, 3], ("b", "b1"): [0.0, 2, 3, 3]}
+    losses = {key: [4.0, 3, 2, 1] for key in rouge}
+    still = dict.fromkeys(rouge, [0.0] * 4)
+    values = {"rouge1": rouge, "exact_match": still}
+    runs = [
+        stored(tmp_path / f"{s}", "random", losses, s, steps=(0, 1, 2, 4), scores=values)
+        for s in (0, 1)
+    ]
+    found = statistics.roughness(runs)
+    # The mean curve 0, 2, 5/3, 3 goes a third back of 11 thirds; task a alone one of five.
+    rough = found["rouge1"]
+    assert (rough.estimate, rough.n, rough.seeds, rough.clusters) == (
+        pytest.approx(1 / 11), 3, 2, 2
+    )  # fmt: skip
+    assert (rough.low, rough.high) == (0, 1)  # two source datasets say next to nothing
+    assert (found["loss"].estimate, found["exact_match"].estimate) == (0, 0)
+    gaps = statistics.roughness(runs, "loss")
+    assert list(gaps) == ["rouge1", "exact_match"]
+    assert math.isnan(gaps["exact_match"].estimate)  # to stand still is no steadiness
+    assert gaps["rouge1"].estimate == pytest.approx(1 / 11)
+    with pytest.raises(ParameterError, match="against='bleu'"):
+        statistics.roughness(runs, "bleu")
+    one = stored(tmp_path / "one", "random", {k: [4.0] for k in rouge}, steps=(0,), scores={
+        "rouge1": {k: [0.0] for k in rouge}})  # fmt: skip
+    with pytest.raises(ParameterError, match="answers at fewer than two steps"):
+        statistics.roughness([one])
+
+
+def test_overtraining_is_told_apart(tmp_path: Path) -> None:
+    found = statistics.overtraining(answered(tmp_path))
+    # ROUGE climbs to 0.5 and ends at 0.25; the loss ends at its best; exact match stays at 0.
+    assert found.to_dict() == {"loss": 0, "rouge1": 0.5, "exact_match": 0}

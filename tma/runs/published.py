@@ -97,7 +97,10 @@ def _write(source: Path, draft: Path) -> None:
             pd.read_parquet(source / name).drop(columns="answer").to_parquet(draft / name)
         else:
             (draft / name).write_bytes((source / name).read_bytes())
-    names = dict.fromkeys([*manifest["sums"], *exposure.write(Run(source), draft)])
+    seen = exposure.tables(Run(source))
+    for name, rows in seen.items():
+        rows.to_parquet(draft / name, index=False)
+    names = dict.fromkeys([*manifest["sums"], *seen])
     sums = {name: file_digest(draft / name) for name in names}
     write_json(
         draft / "manifest.json",

@@ -1,63 +1,99 @@
-"""The plan of the study's runs: arms, in the sequence in which they are made.
+"""The plan of the study's runs: arms, in the sequence in which they are made, and reading them.
 
-One table, from which `tma study --list`, the protocol and the chapters take what is run. An arm is
-a question, its model and seeds, and named settings; a run that two arms name is made once.
+`tma study --list`, the protocol and the chapters take what is run from one table. An arm is a
+question, its model and seeds, and labelled settings; a run that two arms share is made once.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma.errors import AssetError, DataError, check_choice
+import pandas as pd
+
+from tma.errors import AssetError, DataError, ParameterError, check_choice
 from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
 from tma.scales import SCALES
 from tma.store import canonical_json
 from tma.study.effects import (
-    READINGS,
     Effect,
-    Runs,
     Spread,
     combined,
     contrasts,
     largest_spread,
     outweighs,
 )
+from tma.study.exposure import Embeddings
 from tma.study.settings import StudyConfig
-from tma.study.verdicts import TWINS, turn_pairs
+from tma.study.statistics import READINGS, Runs
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]
+Pairs = Mapping[str, tuple[str, str]]
+"""Name of a difference → labels of the first order and the second."""
 
-SHUFFLED: Settings = {"within": "shuffled"}
-"""Rounds in a random sequence inside: by the paper's rule a round is in the order of storage, which
-is task by task."""
-MAIN: dict[str, Settings] = {
-    "tma_nft": {},
-    "tma_rt": {},
-    "tma_fft": {},
-    "tma_nft, shuffled": SHUFFLED,
-    "tma_fft, shuffled": SHUFFLED,
-    "tma_min_rt": {},
-    "random": {},
+
+def _plain(*orders: str) -> dict[str, Settings]:
+    return {order: {"order": order} for order in orders}
+
+
+SAME_INSTANCES: dict[str, Settings] = {
+    **_plain("tma_nft", "tma_rt", "tma_fft"),
+    "tma_nft, shuffled": {"order": "tma_nft", "within": "shuffled"},
+    "tma_fft, shuffled": {"order": "tma_fft", "within": "shuffled"},
 }
-"""What tells order, storage and selection apart: NFT and FFT against RT, the same instances; by the
-paper's rule and shuffled within rounds; the nearest alone and random instances, both shuffled."""
+"""Orders of the same instances: by the paper's rule a round is in the order of storage, which is
+task by task; shuffled within rounds it is not."""
+MAIN = SAME_INSTANCES | _plain("tma_min_rt", "random")
+"""Orders that tell order, storage and selection apart: beside the same instances the nearest alone
+and random ones, both shuffled."""
 DRAWN = ("tma_nft, shuffled", "tma_rt", "tma_fft, shuffled", "tma_min_rt", "random")
 """Those that are drawn beside each other."""
 SAMPLED = ("round_robin", "random", "cluster", "nearest", "farthest")
 """Orders of one random sample."""
+P3, UNLABELLED = "P3", "without labels"
+"""Tags of the arms on other data, and where single instances are held out."""
+HALF_TWINS, ALL_TWINS = "50% twins", "100% twins"
+"""Tags of the arms where so many test instances have a twin in the pool."""
+HALF_RATE, TWICE_RATE = "half the learning rate", "twice the learning rate"
+SMALL_POOL = "a pool of 2,000"
+
+NFT, FFT = "NFT shuffled in rounds − RT", "FFT shuffled in rounds − RT"
+ORDER: Pairs = {
+    "NFT − RT": ("tma_nft", "tma_rt"),
+    "FFT − RT": ("tma_fft", "tma_rt"),
+    NFT: ("tma_nft, shuffled", "tma_rt"),
+    FFT: ("tma_fft, shuffled", "tma_rt"),
+}
+"""The effect of order on the same instances."""
+SELECTED, ORDERED = "MAX − MIN, both shuffled", "FFT − NFT, both shuffled in rounds"
+"""The effect of selection, and that of order with which it is compared."""
+RULE = "NFT − NFT shuffled in rounds"
+"""The effect of the rule within a round."""
+SELECTION: Pairs = {
+    SELECTED: ("tma_max_rt", "tma_min_rt"),
+    ORDERED: ("tma_fft, shuffled", "tma_nft, shuffled"),
+    "FFT − NFT": ("tma_fft", "tma_nft"),
+    RULE: ("tma_nft", "tma_nft, shuffled"),
+    "MIN shuffled − random": ("tma_min_rt", "random"),
+    "RT − random": ("tma_rt", "random"),
+    "MIN in round order − MIN shuffled": ("tma_min", "tma_min_rt"),
+}
+"""The same order on different instances, and different orders of the same."""
+TWINS = "NFT − RT: with all twins minus without"
+"""The difference that near-duplicates are judged by."""
 
 
 @dataclass(frozen=True)
@@ -65,24 +101,21 @@ class Arm:
     """Runs that answer one question."""
 
     name: str
-    """Number of the arm, by which it is asked for."""
     question: str
-    """What it is for."""
-    model: str
-    """Preset."""
-    seeds: str
-    """all: those of the study; fewer: the first ones; repeat: as many more, which test the same
-    folds again."""
     pooled: Mapping[str, Settings] = field(default_factory=dict)
-    """Label → settings of orders that select from a pool. The label begins with the order."""
+    """Label → settings of orders that select from a pool."""
     sampled: tuple[str, ...] = ()
     """Orders of one random sample."""
+    model: str = "gemma"
+    seeds: str = "fewer"
+    """all: those of the study; fewer: the first ones; repeat: as many more, which test the same
+    folds again."""
     blocks: bool = False
     """Whether blocks of rounds are among them."""
     changes: Settings = field(default_factory=dict)
     """Settings of all its runs."""
     tag: str = ""
-    """What its labels end with, where they are not those of the main arm."""
+    """What its labels end with, to tell them from those of arm 1."""
 
     def configs(self, study: StudyConfig) -> dict[str, list[RunConfig]]:
         """Return the settings of the arm's runs by label, one a seed."""
@@ -90,11 +123,10 @@ class Arm:
         found = {f"{order}, sample": study.sampled(order, **common) for order in self.sampled}
         pooled = dict(self.pooled)
         if self.blocks:
-            size, names = study.blocks()
-            pooled |= {name: {"limit": size} for name in names}
-        for label, settings in pooled.items():
-            found[label] = study.pooled(order_of(label), **(common | dict(settings)))
-        return {f"{label}, {self.tag}" if self.tag else label: c for label, c in found.items()}
+            size, names = blocks(study)
+            pooled |= {name: {"order": name, "limit": size} for name in names}
+        found |= {label: study.pooled(**common | dict(own)) for label, own in pooled.items()}
+        return {tagged(label, self.tag): configs for label, configs in found.items()}
 
     def seeds_of(self, study: StudyConfig) -> range:
         """Return the arm's seeds in a study."""
@@ -102,282 +134,72 @@ class Arm:
             return range(study.seeds)
         if self.seeds == "fewer":
             return study.fewer
-        # Whole, or not at all: with fewer seeds no fold is repeated by all of them.
-        whole = study.seeds >= study.folds > 0
-        return range(study.seeds, 2 * study.folds) if whole else range(0)
+        # All folds, or none: with fewer seeds not every fold is repeated.
+        repeats = study.seeds >= study.folds > 0
+        return range(study.seeds, 2 * study.folds) if repeats else range(0)
 
     def of(self, scale: str, p3: str = "p3") -> StudyConfig:
-        """Return the parameters of the study that makes the arm's runs.
-
-        Args:
-            scale: pocket, study, or paper.
-            p3: the dataset P3, such as `p3:FILE` for a local copy.
-        """
+        """Return the parameters of the study that makes the arm's runs; p3 may be `p3:FILE`."""
         base = SCALES[scale]
         dataset = p3 if self.tag == P3 else base.dataset
         return StudyConfig(self.model, scale, dataset, base.seeds, base.steps, "out", answers=True)
 
 
-def order_of(label: str) -> str:
-    """Return the order that a label begins with."""
-    return label.partition(",")[0]
+def tagged(label: str, tag: str) -> str:
+    """Return a label with the tag of its arm, or a difference with the kind of its data."""
+    return f"{label}, {tag}" if tag else label
 
 
-def _plain(*labels: str) -> dict[str, Settings]:
-    return {label: {} for label in labels}
-
-
-P3, UNLABELLED = "P3", "without labels"
-"""Tags of the arms on other data, and where single instances are held out."""
-_FIVE = [*MAIN][:5]
 _RATE = SCALES["study"].learning_rates["gemma"]
-NFT, FFT = "NFT shuffled in rounds − RT, {kind}", "FFT shuffled in rounds − RT, {kind}"
-"""Names of the differences that tell the effect of order."""
-SELECTED, ORDERED = "MAX − MIN, both shuffled", "FFT − NFT, both shuffled in rounds"
-"""Names of the effect of selection, and of that of order which it is compared with."""
-SELECTION = {
-    SELECTED: ("tma_max_rt", "tma_min_rt"),
-    ORDERED: ("tma_fft, shuffled", "tma_nft, shuffled"),
-    "FFT − NFT": ("tma_fft", "tma_nft"),
-    "NFT − NFT shuffled in rounds": ("tma_nft", "tma_nft, shuffled"),
-    "MIN shuffled − random": ("tma_min_rt", "random"),
-    "RT − random": ("tma_rt", "random"),
-    "MIN in round order − MIN shuffled": ("tma_min", "tma_min_rt"),
-}
-"""The same order on different instances, and different orders of the same: name → labels."""
-ARMS: tuple[Arm, ...] = (
-    Arm("1", "order, storage, selection and all of them together", "gemma", "all", MAIN),
+_TWINS = "near-duplicates by design: {} of the test instances have a twin in the pool"
+_ROBUST = "robustness of NFT - RT: {}"
+ARMS = (
+    Arm("1", "order, storage, selection and all of them together", MAIN, seeds="all"),
     Arm(
         "2",
         "orders of one random sample; ROUGE and exact match in random order",
-        "gemma",
-        "fewer",
         sampled=(*SAMPLED, "coarse_nearest", "coarse_farthest"),
     ),
-    Arm(
-        "1b",
-        "how far seeds differ on the same test tasks",
-        "gemma",
-        "repeat",
-        {label: MAIN[label] for label in _FIVE},
-    ),
+    Arm("1b", "how far seeds differ on the same test tasks", SAME_INSTANCES, seeds="repeat"),
     Arm(
         "3",
         "a constant learning rate: decay may cancel what an order gains",
-        "gemma",
-        "fewer",
         _plain("tma_nft", "tma_rt", "tma_fft"),
         changes={"schedule": "constant"},
         tag="constant rate",
     ),
-    Arm("4", "another model, tuned on instructions before", "llama", "fewer", MAIN, SAMPLED),
+    Arm("4", "another model, tuned on instructions before", MAIN, SAMPLED, model="llama"),
     Arm(
         "5",
         "other data: P3",
-        "gemma",
-        "fewer",
         _plain("tma_nft", "tma_rt", "tma_fft", "tma_min_rt", "random"),
         tag=P3,
     ),
     Arm(
         "6",
         "the nearest and the farthest alone; earlier and later rounds",
-        "gemma",
-        "fewer",
         _plain("tma_min", "tma_max", "tma_max_rt"),
         blocks=True,
     ),
     Arm(
         "6b",
         "without task labels: single instances are held out",
-        "gemma",
-        "fewer",
-        {label: MAIN[label] for label in _FIVE},
+        SAME_INSTANCES,
         changes={"by": "instance"},
         tag=UNLABELLED,
     ),
     *(
-        Arm(
-            f"7{letter}",
-            f"near-duplicates by design: {share:.0%} of the test instances have a twin in the pool",
-            "gemma",
-            "fewer",
-            _plain("tma_nft", "tma_rt"),
-            changes={"twins": share},
-            tag=f"{share:.0%} twins",
-        )
-        for letter, share in (("a", 0.5), ("b", 1.0))
-    ),
-    *(
-        Arm(
-            f"8{letter}",
-            f"robustness of NFT - RT: {what}",
-            "gemma",
-            "fewer",
-            _plain("tma_nft", "tma_rt"),
-            changes=changes,
-            tag=what,
-        )
-        for letter, what, changes in (
-            ("a", "half the learning rate", {"learning_rate": _RATE / 2}),
-            ("b", "twice the learning rate", {"learning_rate": _RATE * 2}),
-            ("c", "a pool of 2,000", {"pool": 2_000}),
+        Arm(name, question, _plain("tma_nft", "tma_rt"), changes=changes, tag=tag)
+        for name, question, changes, tag in (
+            ("7a", _TWINS.format("50%"), {"twins": 0.5}, HALF_TWINS),
+            ("7b", _TWINS.format("100%"), {"twins": 1.0}, ALL_TWINS),
+            ("8a", _ROBUST.format(HALF_RATE), {"learning_rate": _RATE / 2}, HALF_RATE),
+            ("8b", _ROBUST.format(TWICE_RATE), {"learning_rate": _RATE * 2}, TWICE_RATE),
+            ("8c", _ROBUST.format(SMALL_POOL), {"pool": 2_000}, SMALL_POOL),
         )
     ),
 )
 """All arms, the first one first."""
-
-
-def read(
-    study: StudyConfig, names: str, labels: Sequence[str] | None = None
-) -> dict[str, list[Run]]:
-    """Return the runs of arms by label, one a seed: from the store, or made now.
-
-    The published study takes nights: its chapters read what `tma study` has made so far. An
-    arm whose runs are not all there is left out with a warning.
-
-    Args:
-        study: parameters of the notebook; its model is that of all arms.
-        names: of arms, such as "1,6".
-        labels: those that are needed; None: whichever there are.
-
-    Raises:
-        DataError: an order that is needed, or every order, lacks runs.
-        TmaError: what `tma.run` raises.
-    """
-    from tma.runs.parallel import run_all
-
-    arms = [arm for arm in chosen(names) if study.suits(arm.changes)]
-    configs = {(a.name, label): made for a in arms for label, made in a.configs(study).items()}
-    configs = {
-        both: made
-        for both, made in configs.items()
-        if made and (labels is None or both[1] in labels)
-    }
-    if study.is_published:
-        found = _whole(configs)
-    else:
-        made = run_all({" ".join(both): own for both, own in configs.items()})
-        found = {both: made[" ".join(both)] for both in configs}
-    lacking = {*(labels or ())} - {label for _, label in found}
-    if lacking or not found:
-        raise DataError(
-            f"runs of {', '.join(sorted(lacking)) or 'all orders'} have not all been made at scale "
-            f"{study.scale!r}. Make them with `tma study --arms {names}`, or take a smaller scale "
-            "with -p scale pocket."
-        )
-    runs = dict[str, list[Run]]()
-    for (_, label), own in found.items():
-        runs[label] = runs.get(label, []) + own
-    return runs
-
-
-def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
-    """Return the runs of some orders of one random sample by order (arm 2), as `read` does."""
-    labels = {f"{order}, sample": order for order in orders}
-    found = read(study, "2", tuple(labels))
-    return {labels[label]: runs for label, runs in found.items()}
-
-
-def in_order(study: StudyConfig, sampled: Mapping[str, Sequence[Run]]) -> list[Run]:
-    """Return the runs that C8 is measured on: all of arms 1 and 2 where they are read.
-
-    Elsewhere those of the sample: chapters 3 and 4 make the others, which no chapter waits for.
-    """
-    runs = read(study, "2") | read(study, "1") if study.is_published else sampled
-    return [run for made in runs.values() for run in made]
-
-
-def spreads(
-    study: StudyConfig, runs: Mapping[str, Sequence[Run]] | None = None
-) -> dict[str, Spread]:
-    """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
-
-    Args:
-        study: parameters of the notebook.
-        runs: those of arms 1 and 1b, where they have been read.
-
-    Returns:
-        Nothing where folds have not been repeated, or each seed tests the same instances.
-    """
-    if not study.folds:
-        return {}
-    runs = runs or read(study, "1,1b")
-    pairs = [(label, "tma_rt") for label in _FIVE if label != "tma_rt"]
-    pairs += [pair for pair in SELECTION.values() if {*pair} <= {*_FIVE}]
-    found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
-    return {measure: spread for measure, spread in found.items() if spread is not None}
-
-
-def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the differences that C6 needs: name → labels of the first order and the second.
-
-    Args:
-        kinds: how data is split, in words, from `StudyConfig.kinds`. Data that has no labels is
-            split without them in arm 1 too.
-    """
-    kinds = tuple(kinds)
-    found = dict[str, tuple[str, str]]()
-    for name, (order, rule, kind) in turn_pairs(kinds).items():
-        end = f", {UNLABELLED}" if kind == UNLABELLED and len(kinds) > 1 else ""
-        first = f"tma_{order.lower()}" + (", shuffled" if rule else "")
-        found[name] = (first + end, "tma_rt" + end)
-    return found
-
-
-def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[str, Effect]:
-    """Return one of the differences by reading, so far as it is known."""
-    return {measure: effects[name] for measure, effects in found.items() if name in effects}
-
-
-def selection_against_order(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
-    """Return by how much selection changes the loss more than order, by reading, if it is known."""
-    pairs = SELECTION[SELECTED], SELECTION[ORDERED]
-    if any(label not in runs for pair in pairs for label in pair):
-        return {}
-    one, other = ([(1, runs[first]), (-1, runs[second])] for first, second in pairs)
-    return {m: outweighs(one, other, m, _twice(spreads.get(m))) for m in READINGS}
-
-
-def twins(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
-    """Return NFT − RT along the way by the share of twins, and what all of them change."""
-    ends = {"no twins": "", "half with twins": ", 50% twins", "all with twins": ", 100% twins"}
-    pairs = {f"NFT − RT, {name}": ("tma_nft" + e, "tma_rt" + e) for name, e in ends.items()}
-    if any(label not in runs for pair in pairs.values() for label in pair):
-        return {}
-    # All shares on the same test instances: those of the seeds that have twins.
-    seeds = {run.config.seed for run in runs["tma_nft, 100% twins"]}
-    same = {label: [run for run in runs[label] if run.config.seed in seeds]
-            for pair in pairs.values() for label in pair}  # fmt: skip
-    found = contrasts(same, pairs, spreads)["area"]
-    (first, second), _, (one, other) = pairs.values()
-    sides = [(1, same[one]), (-1, same[other]), (-1, same[first]), (1, same[second])]
-    return found | {TWINS: combined(sides, "area", _twice(spreads.get("area")))}
-
-
-def _twice(spread: Spread | None) -> Spread | None:
-    """Return how far seeds differ in a difference of two such differences: twice the variance."""
-    return None if spread is None else Spread(math.sqrt(2) * spread.sd, spread.degrees)
-
-
-def _whole(
-    configs: Mapping[tuple[str, str], Sequence[RunConfig]],
-) -> dict[tuple[str, str], list[Run]]:
-    """Return the finished runs of those arms that have them all."""
-    found = {both: [stored(config) for config in made] for both, made in configs.items()}
-    total = sum(map(len, found.values()))
-    missing = Counter(arm for (arm, _), runs in found.items() for run in runs if run is None)
-    for arm, count in missing.items():
-        log.warning(
-            "arm %s: %d runs not made yet; `tma study --arms %s` makes them", arm, count, arm
-        )
-    if missing:
-        log.warning("%d of %d runs are there", total - missing.total(), total)
-    return {
-        both: [run for run in runs if run is not None]
-        for both, runs in found.items()
-        if both[0] not in missing
-    }
 
 
 def chosen(names: str | None) -> tuple[Arm, ...]:
@@ -386,82 +208,279 @@ def chosen(names: str | None) -> tuple[Arm, ...]:
     Raises:
         ParameterError: there is no such arm.
     """
-    known = {arm.name: arm for arm in ARMS}
-    wanted = [*known] if names is None else [name.strip() for name in names.split(",")]
-    for name in wanted:
-        check_choice("arms", name, tuple(known))
-    return tuple(arm for arm in ARMS if arm.name in wanted)
+    known = [arm.name for arm in ARMS]
+    asked = known if names is None else [name.strip() for name in names.split(",")]
+    for name in asked:
+        check_choice("arms", name, known)
+    return tuple(arm for arm in ARMS if arm.name in asked)
 
 
 def plan(
     scale: str = "study", arms: Sequence[Arm] = ARMS, p3: str = "p3"
 ) -> Iterator[tuple[Arm, str, RunConfig]]:
-    """Yield arm, label and settings of every run in the sequence in which they are made.
+    """Yield arm, label and settings of every run, each once, in the sequence in which it is made.
 
-    Seed by seed, so that an arm that is half done has whole comparisons; each run once.
-
-    Args:
-        scale: pocket, study, or paper.
-        arms: some of `ARMS`.
-        p3: the dataset P3, such as `p3:FILE` for a local copy.
+    Seed by seed, so that an arm that is half done has whole comparisons; `p3` as in `Arm.of`.
     """
-    seen = set[str]()
+    yielded = set[str]()
     for arm in arms:
         study = arm.of(scale, p3)
         configs = arm.configs(study)
         for seed in arm.seeds_of(study):
-            for label, made in configs.items():
-                for config in (c for c in made if c.seed == seed):
-                    text = canonical_json(config.to_json())
-                    if text not in seen:
-                        seen.add(text)
+            for label, own in configs.items():
+                for config in (config for config in own if config.seed == seed):
+                    if (text := canonical_json(config.to_json())) not in yielded:
+                        yielded.add(text)
                         yield arm, label, config
 
 
-def make(
-    scale: str, arms: Sequence[Arm], p3: str, jobs: int, export: Path | str | None = None
-) -> int:
-    """Make the runs of arms that are missing; return their number.
+def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
+    """Return X and Y of the pool that a seed draws, with the pool and the test instances."""
+    from tma.arrange.orders import drawn
+    from tma.embed import embed
+    from tma.runs.config import load_both
 
-    Arms whose data cannot be had, as P3 where there is no hub, are left out with a warning.
+    train, test = load_both(config)
+    pool = train.select(drawn(len(train), config.pool or len(train), config.seed))
+    return embed(pool), embed(test), pool, test
 
-    Args:
-        scale: pocket, study, or paper.
-        arms: some of `ARMS`.
-        p3: the dataset P3.
-        jobs: runs at a time, each with a core of its own.
-        export: folder into which finished runs are written as they come; None: none.
+
+def blocks(study: StudyConfig) -> tuple[int, list[str]]:
+    """Return how many instances are taken of each block of rounds, and the blocks' names.
+
+    The blocks follow each other from the first round on, each of the scale's `block_rounds`, fewer
+    where there are too few for two blocks. Unless the scale says how many instances are taken, they
+    are as many as every block holds in every seed's pool, and N at most.
 
     Raises:
-        TmaError: as `jobs.make`; runs that are finished stay, and the same call goes on.
+        ParameterError: there are too few training instances for two rounds.
     """
-    from tqdm import tqdm
+    width, most, size = study.base.block_rounds, study.base.blocks, study.base.block_limit
+    planned = study.dataset == study.base.dataset and study.test_dataset is None
+    if size is None or not planned:
+        held = [_round_sizes(config, most * width) for config in study.pooled("tma_nft")]
+        rounds = min(map(len, held))
+        width = min(width, rounds // 2)
+        if not width:
+            raise ParameterError(
+                f"dataset={study.dataset!r} has too few training instances: its test instances "
+                "take them in one round; expected two rounds at least for two blocks of rounds. "
+                "Give more data, or fewer test instances."
+            )
+        most = min(rounds // width, most)
+        smallest = min(
+            sum(sizes[at : at + width]) for sizes in held for at in range(0, most * width, width)
+        )
+        size = min(smallest, study.limit)
+    return size, [f"tma_rounds[{at}:{at + width}]" for at in range(0, most * width, width)]
 
-    from tma.runs.jobs import make as make_all
 
-    rows, unavailable = _found(scale, arms, p3)
-    runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
-    done = [run for _, run in runs if run is not None]
-    _export([run.key for run in done if not run.published], export)
-    missing = [config for config, run in runs if run is None]
-    bar = tqdm(total=len(runs), initial=len(done), unit="run", desc="study", mininterval=1)
-    with bar:
-        for config in make_all(missing, jobs):
-            run = stored(config)
-            assert run is not None
-            _export([run.key], export)
-            bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
-            bar.update()
-    return len(missing)
+def _round_sizes(config: RunConfig, most: int) -> list[int]:
+    """Return how many instances each of the first rounds takes out of a seed's pool."""
+    from tma.arrange.rounds import test_centric_rounds
+
+    X, Y, *_ = embedded_pool(config)
+    # A round takes one instance a test instance at most: these are enough for all rounds asked for.
+    rounds = test_centric_rounds(X, Y, min(most * len(Y), len(X)))
+    return [len(own) for own in rounds[:most]]
 
 
-def _found(
+def read(
+    study: StudyConfig,
+    names: str,
+    labels: Sequence[str] | None = None,
+    needed: Sequence[str] = (),
+) -> dict[str, list[Run]]:
+    """Return the runs of arms by label, one a seed: from the store, or made now.
+
+    The published study takes nights: its chapters read what `tma study` has made so far. An arm
+    whose runs have not all been made is left out with a warning.
+
+    Args:
+        study: parameters of the notebook; its model is that of all arms.
+        names: of arms, such as "1,6".
+        labels: those that are read; None: all.
+        needed: those without which the chapter has nothing to show.
+
+    Raises:
+        DataError: a label that is needed, or every label, lacks runs.
+        TmaError: what `tma.run` raises.
+    """
+    runs, to_make = _read(study, names, labels)
+    lacking = sorted({*needed} - {*runs})
+    if lacking or not runs:
+        makers = dict.fromkeys(
+            arm for label in lacking or to_make for arm in to_make.get(label, ())
+        )
+        remedy = f"Make them with `tma study --arms {','.join(makers)}`"
+        if not makers:
+            remedy = "The study has none of this model and these seeds (`tma study --list`)"
+        raise DataError(
+            f"runs of {', '.join(lacking) or 'all orders'} have not all been made at scale "
+            f"{study.scale!r} for model={study.model!r}. {remedy}, or take a smaller scale with "
+            "-p scale pocket."
+        )
+    return runs
+
+
+def _read(
+    study: StudyConfig, names: str, labels: Sequence[str] | None = None
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Return runs by label; of labels that lack published runs, the arms that make them."""
+    from tma.runs.parallel import run_all
+
+    asked = {
+        (arm.name, label): configs
+        for arm in chosen(names)
+        if study.suits(arm.changes)
+        for label, configs in arm.configs(study).items()
+        if configs and (labels is None or label in labels)
+    }
+    if study.is_published:
+        return _finished(study.scale, asked)
+    configs = dict[str, list[RunConfig]]()
+    for (_, label), own in asked.items():
+        configs[label] = configs.get(label, []) + own
+    return run_all(configs), {}
+
+
+def _finished(
+    scale: str, asked: Mapping[tuple[str, str], Sequence[RunConfig]]
+) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
+    """Return the runs of complete arms by label; of the others, the arms that make what is missing.
+
+    Another model has its runs in an arm of its own. What no arm makes is left out.
+    """
+    makers = {_text(config): arm.name for arm, _, config in plan(scale)}
+    found, missing = dict[tuple[str, str], list[Run]](), dict[str, Counter[str]]()
+    for (arm, label), configs in asked.items():
+        texts = [_text(config) for config in configs]
+        if {*texts} <= {*makers}:
+            runs = [stored(config) for config in configs]
+            found[arm, label] = [run for run in runs if run is not None]
+            lacking = [makers[t] for t, run in zip(texts, runs, strict=True) if run is None]
+            if lacking:
+                missing.setdefault(arm, Counter()).update(lacking)
+    for maker, count in sum(missing.values(), Counter[str]()).items():
+        text = "arm %s: %d runs not made yet; `tma study --arms %s` makes them"
+        log.warning(text, maker, count, maker)
+    complete, to_make = dict[str, list[Run]](), dict[str, list[str]]()
+    for (arm, label), own in found.items():
+        if arm in missing:
+            to_make[label] = list(missing[arm])
+        else:
+            complete[label] = complete.get(label, []) + own
+    return complete, to_make
+
+
+def _text(config: RunConfig) -> str:
+    return canonical_json(config.to_json())
+
+
+def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
+    """Return the runs of some orders of one random sample by order (arm 2), as `read` does."""
+    labels = {f"{order}, sample": order for order in orders}
+    runs = read(study, "2", [*labels], needed=[*labels])
+    return {order: runs[label] for label, order in labels.items()}
+
+
+def in_order(study: StudyConfig, sampled: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
+    """Return the runs that C8 is measured on: of arms 1 and 2 if published, else of the sample."""
+    return _read(study, "2")[0] | _read(study, "1")[0] if study.is_published else dict(sampled)
+
+
+def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
+    """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
+
+    `runs` are theirs, if they have been read. Nothing where no fold was repeated.
+    """
+    if not study.folds:
+        return {}
+    runs = runs or _read(study, "1,1b")[0]
+    pairs = [(label, "tma_rt") for label in SAME_INSTANCES if label != "tma_rt"]
+    pairs += [pair for pair in SELECTION.values() if {*pair} <= {*SAME_INSTANCES}]
+    found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
+    return {measure: spread for measure, spread in found.items() if spread is not None}
+
+
+def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return the differences that C6 needs, on data split in such ways (`StudyConfig.kinds`).
+
+    Data that has no labels is split without them in arm 1 too.
+    """
+    kinds, pairs = tuple(kinds), dict[str, tuple[str, str]]()
+    for kind in kinds:
+        tag = UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else ""
+        for name, (first, second) in ORDER.items():
+            pairs[tagged(name, kind)] = (tagged(first, tag), tagged(second, tag))
+    return pairs
+
+
+def robustness(study: StudyConfig, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
+    """Return the effect of order along the way in arms 3 to 5 and 8, as far as they are published.
+
+    Exploratory: no verdict is made from it.
+    """
+    found = dict[str, Effect]()
+    for arm in chosen("3,4,5,8a,8b,8c") if study.is_published else ():
+        configs = arm.configs(arm.of(study.scale))
+        try:
+            runs, _ = _finished(
+                study.scale, {(arm.name, label): configs[label] for label in configs}
+            )
+        except (AssetError, DataError) as error:  # P3 cannot be had everywhere
+            log.warning("arm %s cannot be read here: %s", arm.name, error)
+            continue
+        pairs = {
+            f"{name}, {arm.tag or arm.model}": (tagged(first, arm.tag), tagged(second, arm.tag))
+            for name, (first, second) in ORDER.items()
+        }
+        found |= contrasts(runs, pairs, spreads)["area"]
+    return found
+
+
+def readings_of(name: str, found: Mapping[str, Mapping[str, Effect]]) -> dict[str, Effect]:
+    """Return one of the differences by reading, as far as it is known."""
+    return {measure: effects[name] for measure, effects in found.items() if name in effects}
+
+
+def selection_against_order(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
+    """Return by how much selection changes the loss more than order, by reading, if it is known."""
+    (top, bottom), (first, second) = SELECTION[SELECTED], SELECTION[ORDERED]
+    if not {top, bottom, first, second} <= {*runs}:
+        return {}
+    selected = [(1, runs[top]), (-1, runs[bottom])]
+    ordered = [(1, runs[first]), (-1, runs[second])]
+    return {m: outweighs(selected, ordered, m, _twice(spreads.get(m))) for m in READINGS}
+
+
+def twins(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
+    """Return NFT − RT along the way by the share of twins, and what all of them change."""
+    tags = {"no twins": "", "half with twins": HALF_TWINS, "all with twins": ALL_TWINS}
+    pairs = {
+        f"NFT − RT, {name}": (tagged("tma_nft", tag), tagged("tma_rt", tag))
+        for name, tag in tags.items()
+    }
+    if not {label for pair in pairs.values() for label in pair} <= {*runs}:
+        return {}
+    nft, rt = tagged("tma_nft", ALL_TWINS), tagged("tma_rt", ALL_TWINS)
+    # All shares on the same test instances: those of the seeds that have twins.
+    seeds = {run.config.seed for run in runs[nft]}
+    same = {label: [r for r in own if r.config.seed in seeds] for label, own in runs.items()}
+    sides = [(1, same[nft]), (-1, same[rt]), (-1, same["tma_nft"]), (1, same["tma_rt"])]
+    change = combined(sides, "area", _twice(spreads.get("area")))
+    return contrasts(same, pairs, spreads)["area"] | {TWINS: change}
+
+
+def _twice(spread: Spread | None) -> Spread | None:
+    """Return the spread of a difference of two such differences: twice the variance."""
+    return None if spread is None else Spread(math.sqrt(2) * spread.sd, spread.degrees)
+
+
+def look_up(
     scale: str, arms: Sequence[Arm], p3: str
 ) -> tuple[list[tuple[Arm, RunConfig, Run | None]], set[str]]:
-    """Return arm, settings and finished run of all runs, and the arms whose data cannot be had.
-
-    Of such an arm what is finished is found nevertheless; the others are not in its way.
-    """
+    """Return arm, settings and finished run of all runs, and the arms whose data cannot be had."""
     rows, unavailable = list[tuple[Arm, RunConfig, Run | None]](), set[str]()
     for arm, _, config in plan(scale, arms, p3):
         run = None
@@ -475,31 +494,67 @@ def _found(
     return rows, unavailable
 
 
+def make(
+    scale: str, arms: Sequence[Arm], p3: str, jobs: int, export: Path | str | None = None
+) -> int:
+    """Make the runs of arms that are missing, `jobs` at a time; return their number.
+
+    Finished runs are written to the folder `export` as they come. Arms whose data cannot be had,
+    such as P3 without the hub, are left out with a warning.
+
+    Raises:
+        TmaError: as `jobs.make`; finished runs stay, and the same call goes on.
+    """
+    from tqdm import tqdm
+
+    from tma.runs.jobs import make as make_all
+
+    rows, unavailable = look_up(scale, arms, p3)
+    runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
+    done = [run for _, run in runs if run is not None]
+    _export([run.key for run in done if not run.published], export)
+    missing = [config for config, run in runs if run is None]
+    left = list(missing)
+    bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+    with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
+        for config in make_all(missing, jobs):
+            run = stored(config)
+            assert run is not None
+            _export([run.key], export)
+            done.append(run)
+            left.remove(config)
+            hours = _hours(left, done) / jobs
+            remaining = "" if math.isnan(hours) else f", about {hours:.1f} h left"
+            last = f"last: {config.order}, seed {config.seed}"
+            bar.set_postfix_str(last + remaining, refresh=False)
+            bar.update()
+    return len(missing)
+
+
+def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
+    """Return how long runs take one at a time, by the median run of their model; NaN without."""
+    seconds = dict[str, list[float]]()
+    for run in done:
+        seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
+    medians = {model: statistics.median(own) for model, own in seconds.items()}
+    return sum(medians.get(config.model, math.nan) for config in left) / 3600
+
+
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
     if folder is not None and keys:
         published.export(keys, folder)
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
-    """Return one row an arm: arm, question, model, seeds, runs, done, hours_left.
-
-    Hours are those of one run after the other, by the median of what is finished of the same model;
-    NaN while nothing is.
-    """
-    import pandas as pd
-
-    rows, _ = _found(scale, arms, p3)
-    seconds = pd.Series(dtype=float)
-    if any(run for *_, run in rows):
-        made = [(c.model, run.manifest["seconds"]) for _, c, run in rows if run is not None]
-        seconds = pd.DataFrame(made, columns=["model", "seconds"]).groupby("model").median().seconds
+    """Return arm, question, model, seeds, runs, done and hours_left, one run at a time, by arm."""
+    rows, _ = look_up(scale, arms, p3)
+    done = [run for *_, run in rows if run is not None]
     table = []
     for arm in arms:
         own = [(config, run) for each, config, run in rows if each is arm]
         left = [config for config, run in own if run is None]
-        hours = sum(seconds.get(config.model, math.nan) for config in left) / 3600
-        seeds = len(arm.seeds_of(arm.of(scale, p3)))
-        row = (arm.name, arm.question, arm.model, seeds, len(own), len(own) - len(left))
-        table.append((*row, round(hours, 1)))
+        seeds, hours = len(arm.seeds_of(arm.of(scale, p3))), round(_hours(left, done), 1)
+        made = len(own) - len(left)
+        table.append((arm.name, arm.question, arm.model, seeds, len(own), made, hours))
     columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
     return pd.DataFrame(table, columns=columns)

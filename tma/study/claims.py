@@ -1,4 +1,8 @@
-"""The claims, how an interval decides one, and the verdicts of all notebooks in one list.
+"""The claims, the verdict on each from its intervals, and all notebooks' verdicts in one list.
+
+A verdict function takes the parameters of the notebook and what the other modules of `tma.study`
+found, differences by name: where a difference lacks runs, its claim is not decided yet. With one
+seed nothing is decided: its intervals say nothing about other seeds.
 
 `python -m tma.study.claims out` gathers `out/*/claims.json` into `out/claims.json`.
 """
@@ -10,18 +14,25 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Literal
+
+import pandas as pd
 
 from tma.errors import DataError, ParameterError, check_choice, wrong
 from tma.store import digest, write_json
-from tma.study.intervals import written
+from tma.study import arms
+from tma.study.effects import Effect
+from tma.study.exposure import Association
+from tma.study.settings import StudyConfig
+from tma.study.statistics import Interval, Runs, format_estimate, format_range
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from tma.study.intervals import Interval
+Side = Literal["negative", "positive"]
+"""The side of zero on which a claim puts a number."""
+Effects = Mapping[str, Effect]
+ALONG = "mean loss along the way, nats a token"
+FINAL = "final loss, nats a token"
 
 CLAIMS = {
     "C1": "Zero-shot generalization happens very early in instruction tuning: most of the fall of "
@@ -49,17 +60,12 @@ CLAIMS = {
 }
 """Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
 NOTEBOOKS = {
+    **dict.fromkeys(CLAIMS, "04_tma"),
     **dict.fromkeys(("C1", "C2"), "01_early_generalization"),
     **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
     "C5": "03_granularity",
-    **dict.fromkeys(("C6", "C7"), "04_tma"),
-    "order against selection": "04_tma",
-    "near-duplicates": "04_tma",
-    "rule within a round": "04_tma",
 }
 """The notebook that tests each of them."""
-CLAIMED = ("negative", "positive")
-"""The side of zero on which a claim puts a number."""
 VERDICTS = (
     "supported",
     "not supported",
@@ -84,22 +90,18 @@ class Verdict:
     """Name of the notebook, such as 04_tma."""
     measure: str
     """What was measured, in words, with its unit; of a claim that was not tested, why not."""
-    estimate: float | None
-    """Its value; None: not tested, or without a finite value."""
-    low: float | None
-    """Lower end of its 95 % interval."""
-    high: float | None
-    """Upper end of it."""
-    n: int | None
+    estimate: float | None = None
+    """Of the number that decides, with its 95 % interval; None: not tested, or not finite."""
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
     """Test instances."""
-    seeds: int | None
-    """Seeds."""
-    verdict: str
+    seeds: int | None = None
+    verdict: str = "not decided yet"
     """One of `VERDICTS`."""
     others_low: float | None = None
-    """Lower end of the 95 % interval for tasks of other datasets."""
+    """Of the same number, the 95 % interval for tasks of other datasets."""
     others_high: float | None = None
-    """Upper end of it."""
     generalizes: bool = False
     """Whether it is supported for tasks of other datasets too: each of its numbers."""
     runs: str | None = None
@@ -116,19 +118,18 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What intervals say of a claim, and the one among them that decides it."""
+class Decision:
+    """What intervals say of a claim."""
 
     verdict: str
     """One of `VERDICTS`."""
     interval: Interval
-    """The one that decides: of `judge_all` the least in favour of the claim, of `judge_any` the
-    clearest."""
-    label: str
+    """The one that decides."""
+    name: str
     """Its name among the intervals."""
 
 
-def judge_all(parts: Mapping[str, tuple[Interval, str]]) -> Judged:
+def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
     """Return what intervals say about a claim that needs them all, such as NFT < RT < FFT.
 
     Args:
@@ -145,106 +146,254 @@ def judge_all(parts: Mapping[str, tuple[Interval, str]]) -> Judged:
     """
     if not parts:
         raise wrong("parts", dict(parts), "one interval at least")
-    turned = {name: _turned(*part) for name, part in parts.items()}
-    wide = [_turned(interval.among(len(parts)), side) for interval, side in parts.values()]
-    if all(low > 0 for low, _ in turned.values()):
+    positive = {name: _as_positive(*part) for name, part in parts.items()}
+    verdict = "inconclusive"
+    if all(interval.low > 0 for interval in positive.values()):
         verdict = "supported"
-    else:
-        verdict = "not supported" if any(high < 0 for _, high in wide) else "inconclusive"
-    decides = min(turned, key=lambda name: _clearness(*turned[name]))
-    return Judged(verdict, parts[decides][0], decides)
+    elif any(interval.among(len(parts)).high < 0 for interval in positive.values()):
+        verdict = "not supported"
+    decides = min(positive, key=lambda name: _clearness(positive[name]))
+    return Decision(verdict, parts[decides][0], decides)
 
 
-def _turned(interval: Interval, claimed: str) -> tuple[float, float]:
-    """Return the ends of an interval, mirrored where the claim is that it is negative."""
-    check_choice("claimed", claimed, CLAIMED)
-    ends = (interval.low, interval.high)
-    return ends if claimed == "positive" else (-ends[1], -ends[0])
-
-
-def judge_any(parts: Mapping[str, Interval]) -> Judged:
+def judge_any(parts: Mapping[str, Interval]) -> Decision:
     """Return what intervals say about a claim that one of them differs from zero.
 
-    Returns:
-        "supported" where one excludes zero, else "inconclusive": an interval around zero does not
-        show that there is no difference. Each interval is widened for being one of several
-        (`Interval.among`); with it, the clearest of them.
-
-    Raises:
-        ParameterError: there is no interval.
+    "supported" where one excludes zero, widened for being one of several, else "inconclusive": an
+    interval around zero does not show that there is no difference. The clearest one decides.
     """
     if not parts:
         raise wrong("parts", dict(parts), "one interval at least")
     wide = {name: interval.among(len(parts)) for name, interval in parts.items()}
-    clear = {
-        n: max(_clearness(i.low, i.high), _clearness(-i.high, -i.low)) for n, i in wide.items()
+    clearness = {
+        name: max(_clearness(_as_positive(interval, side)) for side in ("negative", "positive"))
+        for name, interval in wide.items()
     }
-    decides = max(clear, key=lambda name: clear[name])
-    verdict = "supported" if any(found.clear for found in wide.values()) else "inconclusive"
-    return Judged(verdict, wide[decides], decides)
+    decides = max(clearness, key=lambda name: clearness[name])
+    verdict = "supported" if any(interval.clear for interval in wide.values()) else "inconclusive"
+    return Decision(verdict, wide[decides], decides)
 
 
-def _clearness(low: float, high: float) -> float:
+def _as_positive(interval: Interval, side: Side) -> Interval:
+    """Return an interval, mirrored where the claim is that it is negative."""
+    check_choice("claimed", side, ("negative", "positive"))
+    if side == "positive":
+        return interval
+    return replace(interval, estimate=-interval.estimate, low=-interval.high, high=-interval.low)
+
+
+def _clearness(interval: Interval) -> float:
     """Return how far an interval lies above zero, in widths: above 0 clear, below -1 contrary."""
-    width = high - low
+    width = interval.high - interval.low
     if not math.isfinite(width):
         return -0.5  # it says nothing
     if width > 0:
-        return low / width
-    return math.copysign(math.inf, low) if low else -0.5  # zero and nothing else: no difference
+        return interval.low / width
+    # Zero and nothing else is no difference.
+    return math.copysign(math.inf, interval.low) if interval.low else -0.5
 
 
 def tested(
     claim: str,
     measure: str,
-    judged: Judged,
+    decision: Decision,
     others: Interval | None = None,
     *,
     generalizes: bool = False,
 ) -> Verdict:
-    """Return the record of a claim that was tested; without a value, it was not.
+    """Return the verdict on a claim that was tested; without a value, it was not.
 
     Args:
         claim: one of `CLAIMS`.
-        measure: what the intervals are of, in words, with its unit; the name of the one that
-            decides is put before it.
-        judged: from `judge_all` or `judge_any`.
+        measure: what the intervals are of, in words, with its unit.
+        decision: from `judge_all` or `judge_any`.
         others: of the number that decides, the interval for tasks of other datasets.
         generalizes: whether each number lies on its side for them too.
-
-    Raises:
-        ParameterError: an unknown claim or verdict.
     """
-    found = judged.interval
+    found, measure = decision.interval, f"{decision.name}: {measure}"
     if not math.isfinite(found.estimate):
-        return untested(claim, f"{judged.label}: {measure}: no value")
-    numbers = (found.estimate, found.low, found.high, found.n, found.seeds)
-    ends = (None, None) if others is None else (others.low, others.high)
-    said = (judged.verdict, *ends, generalizes and judged.verdict == "supported")
-    return _record(claim, f"{judged.label}: {measure}", *numbers, *said)
+        return untested(claim, f"{measure}: no value")
+    return Verdict(
+        claim,
+        NOTEBOOKS.get(claim, ""),
+        measure,
+        found.estimate,
+        found.low,
+        found.high,
+        found.n,
+        found.seeds,
+        decision.verdict,
+        None if others is None else others.low,
+        None if others is None else others.high,
+        generalizes and decision.verdict == "supported",
+    )
 
 
 def untested(claim: str, why: str) -> Verdict:
-    """Return the record of a claim that this scale cannot test; `why` stands for the measure.
+    """Return the verdict on a claim that this scale cannot test; `why` stands for the measure."""
+    return Verdict(claim, NOTEBOOKS.get(claim, ""), why, verdict="not tested at this scale")
 
-    Raises:
-        ParameterError: an unknown claim.
+
+def undecided(claim: str, missing: Iterable[str]) -> Verdict:
+    """Return the verdict on a claim some of whose runs have not been made."""
+    return Verdict(claim, NOTEBOOKS.get(claim, ""), f"not made yet: {', '.join(missing)}")
+
+
+def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
+    """Return the verdict on C1: more than half of the fall comes in a twentieth of the steps."""
+    if 0.05 * steps < 1:
+        return untested("C1", f"5 % of {steps} steps are less than one step")
+    parts = {"after 5 % of the steps": share.minus(0.5)}
+    return _by_datasets("C1", study, "share of the fall of the loss, minus 1/2", parts)
+
+
+def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
+    """Return the verdict on C2: every metric is rougher than the loss (`statistics.roughness`)."""
+    if not rougher and study.is_published:
+        return undecided("C2", ["random order with answers (arm 2)"])
+    if not rougher:
+        return untested("C2", "no metric but the loss moves")
+    measure = "share of its movement that no single turn makes, minus that of the loss"
+    return _by_datasets("C2", study, measure, rougher)
+
+
+def falls_with_distance(study: StudyConfig, match: Association) -> Verdict:
+    """Return the verdict on C3: in cluster order loss and distance fall together, beyond chance."""
+    measure = "correlation of the falls of loss and distance over test tasks (n), cluster order"
+    return _by_datasets("C3", study, measure, _beyond_chance(match))
+
+
+def similar_first(study: StudyConfig, final: Effects) -> Verdict:
+    """Return the verdict on C4: nearest-first ends below random order, farthest-first above."""
+    sides: dict[str, Side] = {"nearest − random": "negative", "farthest − random": "positive"}
+    return _all("C4", study, FINAL, final, sides)
+
+
+def fine_beats_coarse(study: StudyConfig, final: Effects) -> Verdict:
+    """Return the verdict on C5: single instances nearest first end below whole tasks."""
+    return _all("C5", study, FINAL, final, {"nearest − coarse nearest": "negative"})
+
+
+def order_of_rounds(study: StudyConfig, along: Effects, kinds: Iterable[str]) -> Verdict:
+    """Return the verdict on C6: along the way NFT lies below RT and FFT above.
+
+    By the paper's rule within a round and shuffled, on data of all kinds (`arms.order_pairs`).
     """
-    return _record(claim, why, *[None] * 5, "not tested at this scale")
+    claimed: dict[str, Side] = {
+        "NFT − RT": "negative",
+        "FFT − RT": "positive",
+        arms.NFT: "negative",
+        arms.FFT: "positive",
+    }
+    sides = {arms.tagged(name, kind): side for kind in kinds for name, side in claimed.items()}
+    return _all("C6", study, ALONG, along, sides)
 
 
-def undecided(claim: str, why: str) -> Verdict:
-    """Return the record of a claim whose runs have not all been made; `why` names what is missing.
+def earlier_rounds(study: StudyConfig, final: Effects, later: Iterable[str]) -> Verdict:
+    """Return the verdict on C7: the earliest rounds alone end below each later block."""
+    return _all("C7", study, FINAL, final, dict.fromkeys(later, "positive"))
 
-    Raises:
-        ParameterError: an unknown claim.
+
+def by_instance(study: StudyConfig, found: Association, runs: Runs) -> Verdict:
+    """Return the verdict on C8: an instance's loss falls most after what is most similar to it.
+
+    The association has to exceed what permuted instances give; `runs` are those that it is of.
     """
-    return _record(claim, why, *[None] * 5, "not decided yet")
+    missing = [label for label in arms.MAIN if label not in runs]
+    if missing and study.is_published:
+        return undecided("C8", missing)
+    measure = "correlation of the fall of loss with the similarity just seen, all orders"
+    return _by_datasets("C8", study, measure, _beyond_chance(found))
 
 
-def _record(claim: str, *values: Any) -> Verdict:
-    check_choice("claim", claim, tuple(CLAIMS))
-    return Verdict(claim, NOTEBOOKS[claim], *values)
+def selection_over_order(
+    study: StudyConfig, larger: Effects, selected: Effects, ordered: Effects, pool: int
+) -> Verdict:
+    """Return the verdict on order against selection: what is selected changes the loss more.
+
+    Chance makes the effect that varies more look larger: an effect is the larger one only if it is
+    there at all.
+
+    Args:
+        study: parameters of the notebook.
+        larger: reading → the size of the effect of selection minus that of order.
+        selected: reading → the effect of selection.
+        ordered: reading → the effect of order.
+        pool: instances to select from; where an order takes them all, nothing is selected.
+    """
+    claim = "order against selection"
+    if study.limit >= pool:
+        return untested(claim, f"an order takes all {pool} instances that there are")
+    if not larger:
+        return undecided(claim, ["MIN and MAX shuffled, NFT and FFT shuffled in rounds"])
+    decision, others = _judge(larger, dict.fromkeys(larger, "positive"))
+    if decision.verdict == "supported":
+        clear = all(effect.tasks.clear for effect in selected.values())
+    else:
+        wide = {name: effect.tasks.among(len(larger)) for name, effect in larger.items()}
+        clear = any(ordered[name].tasks.clear for name, gap in wide.items() if gap.high < 0)
+    if not clear:
+        decision = replace(decision, verdict="inconclusive")
+    return _verdict(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", decision, others)
+
+
+def near_duplicates(study: StudyConfig, along: Effects) -> Verdict:
+    """Return the verdict on near-duplicates: nearest-first gains with the share of twins."""
+    claim = "near-duplicates"
+    if not study.suits({"twins": 1.0}):
+        return untested(claim, "only the built-in suite has the same row under two templates")
+    return _all(claim, study, ALONG, along, {arms.TWINS: "negative"})
+
+
+def rule_within_round(study: StudyConfig, along: Effects) -> Verdict:
+    """Return the verdict on the rule within a round: it changes the loss."""
+    claim, name = "rule within a round", arms.RULE
+    if name not in along:
+        return undecided(claim, [name])
+    parts = (along[name].tasks, along[name].datasets)
+    return _verdict(claim, study, ALONG, *(judge_any({name: part}) for part in parts))
+
+
+def _all(
+    claim: str, study: StudyConfig, measure: str, found: Effects, sides: Mapping[str, Side]
+) -> Verdict:
+    """Return the verdict on a claim that puts differences on these sides of zero."""
+    if missing := [name for name in sides if name not in found]:
+        return undecided(claim, missing)
+    return _verdict(claim, study, measure, *_judge(found, sides))
+
+
+def _judge(found: Effects, sides: Mapping[str, Side]) -> tuple[Decision, Decision]:
+    """Return the decision for these tasks, and of the same number that for other datasets."""
+    decision = judge_all({name: (found[name].tasks, side) for name, side in sides.items()})
+    others = judge_all({name: (found[name].datasets, side) for name, side in sides.items()})
+    return decision, replace(others, interval=found[decision.name].datasets)
+
+
+def _by_datasets(
+    claim: str, study: StudyConfig, measure: str, parts: Mapping[str, Interval]
+) -> Verdict:
+    """Return the verdict on positive numbers whose interval is for tasks of other datasets."""
+    decision = judge_all({name: (interval, "positive") for name, interval in parts.items()})
+    return _verdict(claim, study, measure, decision, decision)
+
+
+def _beyond_chance(found: Association) -> dict[str, Interval]:
+    return {"as measured": found, "minus permuted": found.over_chance}
+
+
+def _verdict(
+    claim: str, study: StudyConfig, measure: str, decision: Decision, others: Decision
+) -> Verdict:
+    """Return the verdict; an undecided one where nothing says how far seeds differ."""
+    found = decision.interval
+    if study.is_published and math.isfinite(found.estimate) and not math.isfinite(found.low):
+        return undecided(claim, [f"repeated folds (arm 1b), for {decision.name}"])
+    if study.seeds < 2 and math.isfinite(found.estimate):
+        decision = replace(decision, verdict="inconclusive")
+        measure += "; one seed decides nothing"
+    generalizes = others.verdict == "supported"
+    return tested(claim, measure, decision, others.interval, generalizes=generalizes)
 
 
 def made_from(keys: Iterable[str]) -> str:
@@ -292,8 +441,7 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
                 f"{claim!r} has {len(by)} verdicts ({names}) in {len(folders)} folders; expected "
                 "one. Run all notebooks, each with a folder of its own."
             )
-    sequence = list(CLAIMS)
-    return sorted(found, key=lambda verdict: sequence.index(verdict.claim))
+    return sorted(found, key=lambda verdict: list(CLAIMS).index(verdict.claim))
 
 
 def check_same_run(folder: Path) -> None:
@@ -317,14 +465,14 @@ def check_same_run(folder: Path) -> None:
 
 
 def cells(verdict: Verdict) -> dict[str, str]:
-    """Return what is told of a verdict, for display; a dash where there is no number."""
+    """Return a verdict as cells of a table; a dash where there is no number."""
     number, size = "–", "–"
     if verdict.estimate is not None:
-        number = written(verdict.estimate, verdict.low, verdict.high)
+        number = format_estimate(verdict.estimate, verdict.low, verdict.high)
         size = f"{verdict.n} · {verdict.seeds}"
-    others = (verdict.others_low, verdict.others_high)
-    if None not in others and others != (verdict.low, verdict.high):
-        number += "; other datasets {:+.3f} to {:+.3f}".format(*others)
+    low, high = verdict.others_low, verdict.others_high
+    if low is not None and high is not None and (low, high) != (verdict.low, verdict.high):
+        number += f"; other datasets {format_range(low, high)}"
     return {
         "measured here": verdict.measure,
         "estimate (95 % interval)": number,
@@ -335,8 +483,6 @@ def cells(verdict: Verdict) -> dict[str, str]:
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Return verdicts as rows for display, by claim."""
-    import pandas as pd
-
     rows = {verdict.claim: cells(verdict) for verdict in verdicts}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("claim")
 

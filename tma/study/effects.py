@@ -1,40 +1,42 @@
-"""Differences of orders, and other numbers read off runs, with their intervals.
+"""Differences of orders with their two intervals.
 
-A run's losses are on the test instances of its seed; at scale `study` another seed tests another
-fold. The difference d_j of two orders on test instance j is that of two runs of the same seed,
-averaged over the seeds that test it; the estimate is the mean over all instances, of whichever
-fold. One interval takes the tasks as given: it covers which of their instances were drawn and what
-a seed changes. Another takes the source datasets as a sample of others: it is clustered by them.
-Both are closed forms with Student's t; shares and correlations have the second one only, by the
-jackknife. The protocol of the study (`book/protocol.md`) says why.
+The difference d_j of two orders on test instance j is that of two runs of the same seed, averaged
+over the seeds that test j (at scale `study` another seed tests another fold); the estimate is the
+mean over all instances. One interval takes the tasks as given: it covers which of their instances
+were drawn, and the seeds. The other takes the source datasets as a sample and is clustered by them.
+Both are closed forms with Student's t; `book/protocol.md` gives formulas and reasons.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from tma.errors import ParameterError, check_choice, wrong
 from tma.runs.store import Run
-from tma.study.intervals import TAILS, Floats, Interval, ends, written
+from tma.study.statistics import (
+    READINGS,
+    Interval,
+    Runs,
+    area,
+    by_id,
+    format_estimate,
+    format_range,
+    instances,
+    t_interval,
+)
 
-READINGS = ("final", "area")
-"""What a curve is read by: the loss at its end, the mean loss along the way."""
-Weighted = Sequence[tuple[float, Sequence[Run]]]
+WeightedRuns = Sequence[tuple[float, Sequence[Run]]]
 """(weight, runs of one order), of a sum of orders."""
-Runs = Mapping[str, Sequence[Run]]
-"""Label of an order → its runs, one a seed."""
 
 
 class Spread(NamedTuple):
-    """How far seeds differ on the same test instances, taken from other comparisons."""
+    """How far seeds differ on the same test instances."""
 
     sd: float
     """Standard deviation of the mean difference between seeds."""
@@ -44,13 +46,13 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class Effect:
-    """What is known of a difference of orders, in nats a token."""
+    """A difference of orders, in nats a token."""
 
     tasks: Interval
-    """The mean difference, with the interval for these tasks, over instances and seeds; endless
-    where nothing says how far seeds differ."""
+    """The mean difference with its interval for these tasks; unbounded where it is not known how
+    far seeds differ."""
     datasets: Interval
-    """The same mean, with the interval for tasks of other datasets; endless with one dataset."""
+    """The same mean with its interval for tasks of other datasets; unbounded with one dataset."""
     without_one: tuple[float, float]
     """Smallest and largest mean when one source dataset is left out."""
     median: float
@@ -58,9 +60,9 @@ class Effect:
     by_tokens: float
     """Mean weighted by the response tokens of the instances."""
     improved: float
-    """Share of the test instances on which it is below zero."""
+    """Share of the test instances with a difference below zero."""
     own_spread: Spread | None
-    """How far seeds differ on the same test instances; None: none was repeated."""
+    """How far its own seeds differ on the same test instances; None: no fold was repeated."""
 
     @property
     def estimate(self) -> float:
@@ -77,9 +79,8 @@ def effect(
         first: runs of the one order, one a seed; seeds may test different folds.
         second: runs of the other; those of the same seed belong together.
         measure: final: loss at each run's own end; area: mean loss along the way, up to the end
-            of the shorter one (trapezoids over the steps).
-        spread: how far seeds differ, where no fold was tested by two; None: such an effect has an
-            unbounded interval for these tasks.
+            of the shorter run.
+        spread: how far seeds differ, used where no fold was tested by two.
 
     Raises:
         ParameterError: an unknown measure, or no seed, test instance or step in common.
@@ -87,30 +88,31 @@ def effect(
     return combined([(1, first), (-1, second)], measure, spread)
 
 
-def combined(sides: Weighted, measure: str = "area", spread: Spread | None = None) -> Effect:
-    """Return a weighted sum of orders, as of two differences; arguments as those of `effect`."""
+def combined(sides: WeightedRuns, measure: str = "area", spread: Spread | None = None) -> Effect:
+    """Return a weighted sum of orders, such as a difference of differences; see `effect`."""
     check_choice("measure", measure, READINGS)
-    gaps = Gaps.of(sides)
-    return gaps.effect(gaps.read(measure), spread)
+    differences = PairedDifferences.of(sides)
+    return estimated(differences.read(measure), differences.instances, spread)
 
 
 def outweighs(
-    one: Weighted, other: Weighted, measure: str = "area", spread: Spread | None = None
+    one: WeightedRuns, other: WeightedRuns, measure: str = "area", spread: Spread | None = None
 ) -> Effect:
     """Return by how much one sum of orders is larger in size than another, |one| - |other|.
 
-    The signs of both estimates are taken as given. Chance makes what varies more look larger, so
-    that neither counts as larger unless it excludes zero itself. `spread` is that of all sides.
+    The signs of both estimates are taken as given, on the seeds that all sides share. Chance makes
+    what varies more look larger, so neither counts as larger unless it excludes zero itself.
     """
-    every = [{run.config.seed for run in runs} for _, runs in (*one, *other) if len(runs) > 1]
-    shared = set.intersection(*every) if every else set()
-    parts = tuple(
-        [(w, [r for r in runs if len(runs) == 1 or r.config.seed in shared]) for w, runs in side]
-        for side in (one, other)
-    )
-    first, second = (math.copysign(1, combined(part, measure).estimate) for part in parts)
-    signed = [(first * weight, runs) for weight, runs in parts[0]]
-    signed += [(-second * weight, runs) for weight, runs in parts[1]]
+    several = [{run.config.seed for run in runs} for _, runs in (*one, *other) if len(runs) > 1]
+    shared = set.intersection(*several) if several else set()
+    signed = []
+    for direction, side in ((1, one), (-1, other)):
+        part = [
+            (weight, [run for run in runs if len(runs) == 1 or run.config.seed in shared])
+            for weight, runs in side
+        ]
+        sign = math.copysign(1, direction * combined(part, measure).estimate)
+        signed += [(sign * weight, runs) for weight, runs in part]
     return combined(signed, measure, spread)
 
 
@@ -118,63 +120,55 @@ def course(
     first: Sequence[Run], second: Sequence[Run], spread: Spread | None = None
 ) -> list[Interval]:
     """Return the difference of two orders after each step that both evaluated, for these tasks."""
-    gaps = Gaps.of([(1, first), (-1, second)])
-    values = gaps.values.dropna(axis=1)
-    if values.empty:
+    differences = PairedDifferences.of([(1, first), (-1, second)])
+    seeds = range(len(differences.curves))
+    shared = pd.concat(differences.curves, keys=seeds, names=["run", "id"], join="inner")
+    if shared.empty:
         raise ParameterError(
             "the seeds have no evaluated step in common; expected one at least. Give their runs "
             "the same eval_every or eval_at."
         )
-    every = ((int(step), gaps.effect(values[step], spread)) for step in values.columns)
-    return [replace(found.tasks, step=step) for step, found in every]
+    steps = [(int(str(step)), shared[step]) for step in shared.columns]
+    return [
+        replace(estimated(values, differences.instances, spread).tasks, step=step)
+        for step, values in steps
+    ]
 
 
 def courses(
     runs: Runs, baseline: str, spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, list[Interval]]:
-    """Return the difference of each order from one of them after every step; see `course`.
-
-    How far seeds differ along the way stands for how far they do after a step.
-    """
-    spread = (spreads or {}).get("area")
-    others = {label: made for label, made in runs.items() if label != baseline}
-    return {label: course(made, runs[baseline], spread) for label, made in others.items()}
+    """Return the difference of each order from one of them after every step; see `course`."""
+    spread = (spreads or {}).get("area")  # stands for that after a step
+    others = {label: own for label, own in runs.items() if label != baseline}
+    return {label: course(own, runs[baseline], spread) for label, own in others.items()}
 
 
 def contrasts(
     runs: Runs, pairs: Mapping[str, tuple[str, str]], spreads: Mapping[str, Spread] | None = None
 ) -> dict[str, dict[str, Effect]]:
-    """Return the differences of several pairs of orders by each reading.
+    """Return differences of orders: reading → name → first minus second.
 
     Args:
         runs: label → runs.
         pairs: name → labels of the first order and the second; a pair without runs is left out.
-        spreads: reading → how far seeds differ, where no fold was tested by two.
-
-    Returns:
-        Reading → name → first minus second.
+        spreads: reading → how far seeds differ, used where no fold was tested by two.
     """
-    there = {n: p for n, p in pairs.items() if all(label in runs for label in p)}
+    known = {name: pair for name, pair in pairs.items() if {*pair} <= {*runs}}
     return {
         measure: {
-            name: effect(runs[one], runs[other], measure, (spreads or {}).get(measure))
-            for name, (one, other) in there.items()
+            name: effect(runs[first], runs[second], measure, (spreads or {}).get(measure))
+            for name, (first, second) in known.items()
         }
         for measure in READINGS
     }
 
 
 def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> Spread | None:
-    """Return how far seeds differ in that comparison in which they do so most; None: in none.
-
-    Args:
-        runs: label → runs.
-        pairs: labels of the first order and the second; those without runs are passed over.
-        measure: final or area.
-    """
-    there = [pair for pair in pairs if all(label in runs for label in pair)]
-    found = [effect(runs[one], runs[other], measure).own_spread for one, other in there]
-    return max((spread for spread in found if spread is not None), default=None)
+    """Return the largest spread of seeds among pairs that have runs; None: no fold was repeated."""
+    known = [(runs[first], runs[second]) for first, second in pairs if {first, second} <= {*runs}]
+    spreads = [effect(first, second, measure).own_spread for first, second in known]
+    return max((spread for spread in spreads if spread is not None), default=None)
 
 
 def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
@@ -199,13 +193,13 @@ def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def shown(effects: Mapping[str, Effect]) -> pd.DataFrame:
+def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     """Return effects as rows for display: each interval in one cell."""
     rows = {
         name: {
-            "difference (these tasks)": written(e.estimate, e.tasks.low, e.tasks.high),
-            "other datasets": ends(e.datasets.low, e.datasets.high),
-            "without one dataset": ends(*e.without_one),
+            "difference (these tasks)": format_estimate(e.estimate, e.tasks.low, e.tasks.high),
+            "other datasets": format_range(e.datasets.low, e.datasets.high),
+            "without one dataset": format_range(*e.without_one),
             "median; by tokens": f"{e.median:+.3f}; {e.by_tokens:+.3f}",
             "below 0": f"{e.improved:.0%}",
         }
@@ -214,166 +208,61 @@ def shown(effects: Mapping[str, Effect]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def jackknife(
-    clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
-) -> Interval:
-    """Return a number with its interval for tasks of other datasets, leaving out one at a time.
-
-    Args:
-        clusters: the source datasets, each once (see `clusters_of`).
-        statistic: the one left out, or None → the number.
-        n: test instances.
-        seeds: seeds.
-
-    Returns:
-        SE² = (C - 1)/C · Σ (θ_c - mean θ)², with t on C - 1 degrees of freedom; endless where there
-        are fewer than two, or where a number is not finite.
-    """
-    estimate, count = statistic(None), len(clusters)
-    left = np.array([statistic(one) for one in clusters])
-    variance = (count - 1) / max(1, count) * float(((left - left.mean()) ** 2).sum())
-    endless = Interval(estimate, -math.inf, math.inf, n, seeds, clusters=count)
-    return _interval(endless, variance if count > 1 else math.nan, count - 1)
-
-
-def by_id(run: Run) -> pd.DataFrame:
-    """Return a run's test losses by id × step, nats a token."""
-    return run.losses.pivot(index="id", columns="step", values="loss")
-
-
-def check_course(values: pd.DataFrame) -> None:
-    """Refuse values by … × step of fewer than two steps.
-
-    Raises:
-        ParameterError: there is no course to read.
-    """
-    if values.shape[1] < 2:
-        raise ParameterError(
-            f"the runs share the evaluated steps {values.columns.tolist()}; expected two at least. "
-            "Give them the same eval_every and eval_at."
-        )
-
-
-def area(curves: Floats, steps: NDArray[Any]) -> Floats:
-    """Return the mean along curves (…, steps), by trapezoids."""
-    mean: Floats = np.trapezoid(curves, steps, axis=-1) / (steps[-1] - steps[0])
-    return mean
-
-
-def about(run: Run) -> pd.DataFrame:
-    """Return task, source and response tokens of each test instance, by id.
-
-    Where the data names no source datasets, a task stands for itself; without tasks, an instance.
-    """
-    found = run.losses.drop_duplicates("id").set_index("id")
-    task = found["task"].fillna(found.index.to_series())
-    source = found["source"].fillna(task) if "source" in found else task
-    return pd.DataFrame({"task": task, "source": source, "tokens": found["tokens"]})
-
-
-def clusters_of(runs: Sequence[Run]) -> pd.Series:
-    """Return the cluster of each test instance of some runs, by id, for `jackknife`.
-
-    It is its source dataset; its task where there is one dataset; itself where there is one task.
-    """
-    tables = pd.concat([about(run) for run in runs])
-    found = tables[~tables.index.duplicated()]
-    for level in ("source", "task"):
-        if found[level].nunique() > 1:
-            return found[level]
-    return found.index.to_series()
-
-
-def matched(*sides: Sequence[Run]) -> list[tuple[Run, ...]]:
-    """Return the runs of several orders that belong together: those of the same seed.
-
-    A single run, as of an order without chance, is put beside every seed of the other sides.
-
-    Raises:
-        ParameterError: a side has no run or two of one seed, or no seed is on all sides that have
-            several.
-    """
-    found = [_by_seed(number, side) for number, side in enumerate(sides, start=1)]
-    several = [runs for runs in found if len(runs) > 1]
-    if not several:
-        return [tuple(run for runs in found for run in runs.values())]
-    shared = sorted(set.intersection(*(set(runs) for runs in several)))
-    if not shared:
-        seeds = " and ".join(str(sorted(runs)) for runs in several)
-        raise ParameterError(f"the sides have seeds {seeds}; expected seeds in common.")
-    return [tuple(r.get(seed) or next(iter(r.values())) for r in found) for seed in shared]
-
-
-def _by_seed(number: int, runs: Sequence[Run]) -> dict[int, Run]:
-    found = {run.config.seed: run for run in runs}
-    if not runs or len(found) < len(runs):
-        seeds = [run.config.seed for run in runs]
-        raise ParameterError(f"side {number} has runs of seeds {seeds}; expected one run or more, "
-                             "each of a seed of its own.")  # fmt: skip
-    return found
-
-
 @dataclass(frozen=True)
-class Gaps:
-    """A weighted sum of orders on each test instance of each seed."""
+class PairedDifferences:
+    """A weighted sum of orders on each test instance, seed by seed."""
 
-    values: pd.DataFrame
-    """Nats a token by (number of the seed, id) × step; NaN where a seed was not evaluated."""
-    finals: pd.Series
+    curves: Sequence[pd.DataFrame]
+    """Of each seed, nats a token by id × step."""
+    finals: Sequence[pd.Series]
     """The same at each run's own end, which may be another step."""
-    about: pd.DataFrame
+    instances: pd.DataFrame
     """task, source and tokens of each instance, by id."""
 
     @classmethod
-    def of(cls, sides: Weighted) -> Gaps:
-        """Return the weighted sum of orders, seed by seed.
-
-        Raises:
-            ParameterError: no side, or no seed, test instance or step in common.
-        """
+    def of(cls, sides: WeightedRuns) -> PairedDifferences:
+        """Return the weighted sum of orders; raises as `effect`."""
         if not sides:
             raise wrong("sides", list(sides), "the runs of one order at least")
         weights = [weight for weight, _ in sides]
-        seeds = matched(*(runs for _, runs in sides))
+        seeds = _by_seed([runs for _, runs in sides])
         tables = [_tables(runs) for runs in seeds]
-        values = [_sum(weights, own) for own in tables]
-        ends = [_sum(weights, [_last(one) for one in own]) for own in tables]
-        abouts = pd.concat([about(runs[0]) for runs in seeds])
-        keys = range(len(seeds))
-        whole, finals = (pd.concat(p, keys=keys, names=["run", "id"]) for p in (values, ends))
-        whole = whole[sorted(whole.columns)]
-        return cls(whole, finals[0], abouts[~abouts.index.duplicated()])
+        curves = [_weighted_sum(weights, own) for own in tables]
+        finals = [_weighted_finals(weights, own) for own in tables]
+        return cls(curves, finals, instances([runs[0] for runs in seeds]))
 
     def read(self, measure: str) -> pd.Series:
-        """Return a reading of each curve, up to the end of its own seed."""
+        """Return a reading of each curve, up to the end of its own seed, by (run, id)."""
         if measure == "final":
-            return self.finals
-        parts = []
-        for _, own in self.values.groupby(level="run"):
-            curves = own.dropna(axis=1)
-            check_course(curves)
-            parts.append(pd.Series(area(curves.to_numpy(), curves.columns.to_numpy()), own.index))
-        return pd.concat(parts)
+            parts = self.finals
+        else:
+            parts = [pd.Series(area(c.to_numpy(), c.columns), c.index) for c in self.curves]
+        read: pd.Series = pd.concat(parts, keys=range(len(parts)), names=["run", "id"])
+        return read
 
-    def effect(self, read: pd.Series, spread: Spread | None) -> Effect:
-        """Return what is known of one value an instance and seed."""
-        seeds = read.index.get_level_values("run").nunique()
-        own = _between_seeds(read)
-        gap = read.groupby(level="id").mean().rename("gap")
-        rows = self.about.loc[gap.index].assign(gap=gap)
-        sums = rows.groupby("source")["gap"].agg(["sum", "size"])
-        others = sums["size"].sum() - sums["size"]
-        rest = (sums["sum"].sum() - sums["sum"])[others > 0] / others[others > 0]
-        ends = (float(rest.min()), float(rest.max())) if len(rest) else (math.nan, math.nan)
-        return Effect(
-            _for_tasks(rows, own or spread, seeds),
-            _for_datasets(rows, seeds),
-            ends,
-            float(gap.median()),
-            float(np.average(rows["gap"], weights=rows["tokens"])),
-            float((gap < 0).mean()),
-            own,
-        )
+
+def _by_seed(sides: Sequence[Sequence[Run]]) -> list[list[Run]]:
+    """Return the runs of several orders that belong together: those of the same seed.
+
+    A single run, as of an order without chance, is put beside every seed of the other sides.
+    """
+    tables = [{run.config.seed: run for run in runs} for runs in sides]
+    for number, (runs, own) in enumerate(zip(sides, tables, strict=True), start=1):
+        if not runs or len(own) < len(runs):
+            seeds = [run.config.seed for run in runs]
+            raise ParameterError(
+                f"side {number} has runs of seeds {seeds}; expected one run or more, each of a "
+                "seed of its own."
+            )
+    several = [set(own) for own in tables if len(own) > 1]
+    shared = sorted(set.intersection(*several)) if several else [0]
+    if not shared:
+        text = " and ".join(str(sorted(own)) for own in several)
+        raise ParameterError(f"the sides have seeds {text}; expected seeds in common.")
+    return [
+        [runs[0] if len(runs) == 1 else own[seed] for runs, own in zip(sides, tables, strict=True)]
+        for seed in shared
+    ]
 
 
 def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
@@ -388,16 +277,11 @@ def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
     return tables
 
 
-def _last(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the last column alone, under a name that is the same for all."""
-    return table.iloc[:, -1:].set_axis([0], axis=1)
-
-
-def _sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def _weighted_sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Return the weighted sum of tables at the steps that all have, and at the first end.
 
-    An instance that both halves of an order hold is used once, so that some orders end a step
-    before others; the longer curves are read there on the straight line to their next step.
+    An instance that both halves of an order hold is used once, so some orders end a step before
+    others; longer curves are read there by linear interpolation.
     """
     shared = set.intersection(*(set(table.columns) for table in tables))
     if not shared:
@@ -410,17 +294,42 @@ def _sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFra
     return sum(parts, pd.DataFrame(0.0, tables[0].index, steps))
 
 
+def _weighted_finals(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.Series:
+    parts = (weight * table.iloc[:, -1] for weight, table in zip(weights, tables, strict=True))
+    return sum(parts, pd.Series(0.0, tables[0].index))
+
+
 def _at(table: pd.DataFrame, steps: Sequence[Any]) -> pd.DataFrame:
     """Return values at some steps, linearly interpolated between those of the table."""
     between = table.reindex(columns=sorted({*table.columns, *steps}))
     return between.interpolate(axis=1, method="index")[[*steps]]
 
 
-def _between_seeds(read: pd.Series) -> Spread | None:
+def estimated(values: pd.Series, instances: pd.DataFrame, spread: Spread | None) -> Effect:
+    """Return the effect that paired differences by (run, id) give; instances as in the class."""
+    seeds = values.index.get_level_values("run").nunique()
+    own = _between_seeds(values)
+    mean = values.groupby(level="id").mean().rename("gap")
+    rows = instances.loc[mean.index].assign(gap=mean)
+    sources = rows.groupby("source")["gap"].agg(["sum", "size"])
+    rest = sources.sum() - sources
+    left = (rest["sum"] / rest["size"])[rest["size"] > 0]
+    return Effect(
+        _for_tasks(rows, own or spread, seeds),
+        _for_datasets(rows, seeds),
+        (float(left.min()), float(left.max())),
+        float(mean.median()),
+        float(np.average(rows["gap"], weights=rows["tokens"])),
+        float((mean < 0).mean()),
+        own,
+    )
+
+
+def _between_seeds(values: pd.Series) -> Spread | None:
     """Return how far the mean differs between seeds that test the same instances, if any do."""
-    ids = read.rename("gap").reset_index().groupby("run")["id"].agg(" ".join)
-    groups = read.groupby(level="run").mean().groupby(ids)
-    repeated = groups.agg(["var", "size"]).query("size > 1")
+    ids = values.rename("gap").reset_index().groupby("run")["id"].agg(" ".join)
+    folds = values.groupby(level="run").mean().groupby(ids)
+    repeated = folds.agg(["var", "size"]).query("size > 1")
     degrees = int((repeated["size"] - 1).sum())
     if not degrees:
         return None
@@ -431,22 +340,21 @@ def _between_seeds(read: pd.Series) -> Spread | None:
 def _for_tasks(rows: pd.DataFrame, spread: Spread | None, seeds: int) -> Interval:
     """Return the interval over the instances of each task and over seeds."""
     n, mean = len(rows), float(rows["gap"].mean())
-    groups = rows.groupby("task")["gap"].agg(["var", "size"])
-    if (groups["size"] == 1).all():  # the tasks stand for instances
-        groups = pd.DataFrame({"var": [rows["gap"].var()], "size": [n]})
-    degrees = groups["size"] - 1
+    tasks = rows.groupby("task")["gap"].agg(["var", "size"])
+    if (tasks["size"] == 1).all():  # the tasks stand for instances
+        tasks = pd.DataFrame({"var": [rows["gap"].var()], "size": [n]})
+    degrees = tasks["size"] - 1
     inside = int(degrees.sum())
-    pooled = (groups["var"] * degrees).sum() / max(1, inside)
+    pooled = (tasks["var"] * degrees).sum() / max(1, inside)
     # A task of one instance among others has their pooled variance, on their degrees of freedom.
     degrees = degrees.where(degrees > 0, max(1, inside))
-    parts = groups["size"] * groups["var"].fillna(pooled) / n**2
+    parts = tasks["size"] * tasks["var"].fillna(pooled) / n**2
     of_seeds = math.nan if spread is None else spread.sd**2 / seeds
     variance = float(parts.sum()) + of_seeds
     squares = float((parts**2 / degrees).sum())
     squares += 0 if spread is None else of_seeds**2 / spread.degrees
     freedom = variance**2 / squares if squares > 0 else math.inf
-    endless = Interval(mean, -math.inf, math.inf, n, seeds, freedom=freedom)
-    return _interval(endless, variance if inside else math.nan, freedom)
+    return t_interval(mean, variance if inside else math.nan, freedom, n=n, seeds=seeds)
 
 
 def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
@@ -454,15 +362,5 @@ def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
     n, mean = len(rows), float(rows["gap"].mean())
     sums = (rows["gap"] - mean).groupby(rows["source"]).sum()
     count = len(sums)
-    variance = math.nan if count < 2 else count / (count - 1) * float((sums**2).sum()) / n**2
-    endless = Interval(mean, -math.inf, math.inf, n, seeds, clusters=count)
-    return _interval(endless, variance, count - 1)
-
-
-def _interval(endless: Interval, variance: float, freedom: float) -> Interval:
-    """Return an interval with its ends, if its variance is known."""
-    if not math.isfinite(variance) or not math.isfinite(endless.estimate):
-        return endless
-    half = float(student.ppf(TAILS[1], freedom)) * math.sqrt(variance)
-    low, high = endless.estimate - half, endless.estimate + half
-    return replace(endless, low=low, high=high, freedom=freedom)
+    variance = count / (count - 1) * float((sums**2).sum()) / n**2 if count > 1 else math.nan
+    return t_interval(mean, variance, count - 1, n=n, seeds=seeds, clusters=count)

@@ -27,8 +27,7 @@ from tma.data.describe import check_described, task_sizes, token_counts
 from tma.errors import check_choice
 from tma.study.effects import Effect
 from tma.study.exposure import Association
-from tma.study.intervals import Interval
-from tma.study.statistics import spread
+from tma.study.statistics import Interval, spread
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -258,7 +257,7 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
     """Return one panel a metric over steps: each seed a thin line, their mean a thick one.
 
     Args:
-        metric_curves: columns metric, seed, step, value, from `scores.metric_curves`.
+        metric_curves: columns metric, seed, step, value, from `statistics.metric_curves`.
     """
     metrics = metric_curves["metric"].unique()
     columns = math.ceil(math.sqrt(len(metrics)))

@@ -12,16 +12,16 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from tma.data.load import texts
-from tma.runs.config import RunConfig, load_both
+from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
 from tma.scales import SCALES
 from tma.store import new_file
 from tma.study import effects, figures, statistics
 from tma.study.claims import Verdict, made_from, table, write
-from tma.study.effects import Effect, Runs
+from tma.study.effects import Effect
 from tma.study.figures import Shown
-from tma.study.intervals import Interval
 from tma.study.settings import StudyConfig
+from tma.study.statistics import Interval, Runs
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -79,15 +79,11 @@ def rounds_map(study: StudyConfig) -> Any:
     """
     if study.is_published:
         return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
-    from tma.arrange.orders import drawn
     from tma.arrange.rounds import test_centric_rounds
-    from tma.embed import embed
+    from tma.study.arms import embedded_pool
     from tma.study.interactive import embedding_map
 
-    config = study.pooled("tma_nft")[0]
-    train, test = load_both(config)
-    pool = train.select(drawn(len(train), config.pool or len(train), config.seed))
-    X, Y = embed(pool), embed(test)
+    X, Y, pool, test = embedded_pool(study.pooled("tma_nft")[0])
     rounds = test_centric_rounds(X, Y, study.limit)
     return embedding_map(X, Y, rounds, pool["task"], test["task"])
 
@@ -171,8 +167,7 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
 
 def saved_effects(study: StudyConfig, name: str, differences: Mapping[str, Effect]) -> pd.DataFrame:
     """Write differences into the output folder, as `saved_table`; return them for display."""
-    saved_table(study, name, effects.table(differences))
-    return effects.shown(differences)
+    return effects.format_table(differences)
 
 
 def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) -> Shown:

@@ -1,22 +1,24 @@
-"""The parameters of a notebook, and the runs that the chapters share.
+"""The parameters of a notebook, and the settings of the runs that follow from them.
 
 Chapters 1 to 3 compare orders of one random sample: each seed draws N instances, and every order
 arranges just these. Chapter 4 compares what TMA takes out of a larger pool, which each seed draws
 too. So every order has one run a seed, orders are compared on the same instances, and a run that
-two chapters need is trained once. Where a scale is too short for chapter 1, its runs are longer and
-its own.
+two chapters need is trained once.
 """
 
 from __future__ import annotations
 
 import ast
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma.arrange.spec import SHUFFLED
+from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+
+from tma.arrange.spec import SHUFFLED, STRICT, refusing
 from tma.config import BUILT_IN_DATA, FOLDS, check_dataset, check_model, expanded
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.runs.config import RunConfig
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-@dataclass(frozen=True)
+@refusing
+@dataclass(frozen=True, config=STRICT)
 class StudyConfig:
     """The parameters that all notebooks share.
 
@@ -53,18 +56,22 @@ class StudyConfig:
     answers: bool = False
     """Whether runs in random order answer the test prompts, at `checkpoints`."""
 
-    def __post_init__(self) -> None:
+    @field_validator("seeds", "steps", mode="before")
+    @classmethod
+    def _check_count(cls, value: Any, info: ValidationInfo) -> Any:
+        check_count(str(info.field_name), value, 1)
+        return value
+
+    @model_validator(mode="after")
+    def _check_names(self) -> StudyConfig:
         check_choice("scale", self.scale, tuple(SCALES))
-        check_model(self.model, tuple(SCALES[self.scale].models))
+        check_model(self.model, tuple(self.base.models))
         check_dataset(self.dataset)
         if self.test_dataset is not None:
             check_dataset(self.test_dataset, "test_dataset")
-        check_count("seeds", self.seeds, 1)
-        check_count("steps", self.steps, 1)
         if self.reward_model is not None:
             check_model(self.reward_model, (), "reward_model")
-        if not isinstance(self.output_dir, str):
-            raise wrong("output_dir", self.output_dir, "the name of a folder")
+        return self
 
     @property
     def base(self) -> Scale:
@@ -78,16 +85,25 @@ class StudyConfig:
 
     @property
     def limit(self) -> int:
-        """N, training instances wanted of an order."""
+        """N, training instances of an order."""
         return self.steps * self.base.batch_size
 
     @property
-    def out(self) -> Path:
-        """The output folder, made when first asked for.
+    def folds(self) -> int:
+        """How many folds of its dataset the seeds test in turn; 0: all test the same instances."""
+        own = self.test_dataset is None and self.dataset.partition(":")[0] in FOLDS
+        return (self.base.folds or 0) if own else 0
 
-        Raises:
-            ParameterError: it cannot be made, or not be written.
-        """
+    @property
+    def is_published(self) -> bool:
+        """Whether its runs are those of the published study, which chapters read and never make."""
+        base = self.base
+        planned = (self.dataset, self.test_dataset, self.steps) == (base.dataset, None, base.steps)
+        return base.made_before and planned and self.model in base.models
+
+    @property
+    def out(self) -> Path:
+        """The output folder, made when first asked for; refused if it cannot be written."""
         folder = expanded(self.output_dir)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -98,119 +114,83 @@ class StudyConfig:
             raise wrong("output_dir", self.output_dir, expected) from error
         return folder
 
+    @property
+    def doubling(self) -> tuple[int, ...]:
+        """Steps 0, 1, 2, 4, … and the last, whose loss is always taken: most happens early."""
+        doubling = (2**k for k in range(self.steps.bit_length()))
+        return (0, *(step for step in doubling if step < self.steps), self.steps)
+
+    @property
+    def early(self) -> tuple[int, ...]:
+        """Steps at which the share of the whole fall is shown."""
+        return tuple(step for step in (1, 2, 4, 8) if step < self.steps)
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps at which the test prompts are answered: doubling ones, and every quarter."""
+        quarters = (round(self.steps * k / 4) for k in range(5))
+        return tuple(sorted({*self.doubling, *quarters}))
+
     def sampled(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of an order of a random sample of N instances, one a seed.
 
-        Where such a sample would hold next to nothing of each task, it is one of whole tasks, cut
-        to `task_size` instances each: else cluster order would be no other than random order, and
-        whole tasks no other than single instances. Chapter 1 compares no orders: it needs none.
+        Where a sample of single instances would hold next to nothing of each task, whole tasks are
+        drawn, cut to `task_size` instances each: else cluster order would hardly differ from random
+        order, and whole tasks from single instances. Chapter 1 compares no orders and needs none.
         """
-        asked: dict[str, Any] = {"eval_every": self.base.sampled_every, "pool": self.limit}
+        settings: dict[str, Any] = {"eval_every": self.base.sampled_every, "pool": self.limit}
         if self.base.task_size is not None and not self.answers:
             tested = (self.base.per_task or (None, None))[1]
-            asked |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
+            settings |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
         if order == "random" and self.answers:
-            asked |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
-        return self._configs(order, asked | changes)
+            settings |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
+        return self._configs(order, settings | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of an order of N instances out of a larger pool, one a seed.
 
         The last round of TMA is cut, so that every order has as many instances.
         """
-        asked: dict[str, Any] = {"pool": self.base.pool}
+        settings: dict[str, Any] = {"pool": self.base.pool}
         if self.base.pooled_per_task is not None:
-            asked["per_task"] = self.base.pooled_per_task
+            settings["per_task"] = self.base.pooled_per_task
         if order.startswith("tma_"):
-            asked["exact_limit"] = True
-        return self._configs(order, asked | changes)
+            settings["exact_limit"] = True
+        return self._configs(order, settings | changes)
 
-    @property
-    def is_published(self) -> bool:
-        """Whether its runs are those of the published study, which chapters read and never make."""
-        base, usual = self.base, (self.base.dataset, self.base.steps)
-        own = self.test_dataset is None and (self.dataset, self.steps) == usual
-        return base.made_before and own and self.model in base.models
-
-    @property
-    def folds(self) -> int:
-        """How many folds of its dataset the seeds test in turn; 0: all test the same instances."""
-        own = self.test_dataset is None and self.dataset.partition(":")[0] in FOLDS
-        return (self.base.folds or 0) if own else 0
+    def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
+        settings: dict[str, Any] = {
+            "model": self.model,
+            "dataset": self.dataset,
+            "limit": self.limit,
+            "eval_at": self.doubling,
+        }
+        if self.test_dataset is not None:
+            settings["test_dataset"] = self.test_dataset
+        settings |= changes
+        seeds = settings.pop("seeds", range(self.seeds))
+        configs = [RunConfig.at(self.scale, order=order, seed=seed, **settings) for seed in seeds]
+        depends = order in SHUFFLED or any(config.pool is not None for config in configs)
+        return configs if depends else configs[:1]
 
     def suits(self, changes: Mapping[str, Any]) -> bool:
-        """Return whether the study's data can have such settings of an arm.
-
-        Twins are of the suite alone; a test set of its own is not split from the training data.
-        """
-        own = self.test_dataset is not None
+        """Return whether the study's data can have such settings of an arm."""
         if "twins" in changes:
-            return self.dataset in BUILT_IN_DATA and not own
-        return not ("by" in changes and own)
-
-    def blocks(self) -> tuple[int, list[str]]:
-        """Return how many instances are taken of each block of rounds, and the blocks' names.
-
-        They follow each other from the first round on, each of the scale's `block_rounds`. Where
-        the scale does not say how many instances are taken of each, they are as many as every block
-        holds in every seed's pool, and N at most; and blocks are narrower where there are not two
-        as wide.
-
-        Raises:
-            ParameterError: there are too few training instances for two rounds.
-        """
-        width, most = self.base.block_rounds, self.base.blocks
-        planned = self.dataset == self.base.dataset and self.test_dataset is None
-        if self.base.block_limit is not None and planned:
-            return self.base.block_limit, _blocks(range(0, most * width, width), width)
-        held = [self._round_sizes(seed, most * width) for seed in range(self.seeds)]
-        there = min(map(len, held))
-        width = min(width, there // 2)
-        if not width:
-            raise ParameterError(
-                f"dataset={self.dataset!r} has too few training instances: its test instances take "
-                "them in one round; expected two rounds at least for two blocks of rounds. Give "
-                "more data, or fewer test instances."
-            )
-        starts = range(0, min(there // width, most) * width, width)
-        size = min(sum(sizes[at : at + width]) for sizes in held for at in starts)
-        return min(size, self.limit), _blocks(starts, width)
-
-    def _round_sizes(self, seed: int, most: int) -> list[int]:
-        """Return how many instances each of the first rounds takes out of a seed's pool."""
-        from tma.arrange.orders import drawn
-        from tma.arrange.rounds import test_centric_rounds
-        from tma.embed import embed
-        from tma.runs.config import load_both
-
-        [config] = [c for c in self.pooled("tma_nft") if c.seed == seed]
-        train, test = load_both(config)
-        pool = drawn(len(train), config.pool or len(train), seed)
-        X, Y = embed(train.select(pool)), embed(test)
-        # A round holds one instance a test instance at most: so many are not reached before.
-        found = test_centric_rounds(X, Y, min(most * len(Y), len(pool)))
-        return [len(one) for one in found[:most]]
+            return self.dataset in BUILT_IN_DATA and self.test_dataset is None
+        return "by" not in changes or self.test_dataset is None
 
     def half_rounds(self, tests: int) -> int:
         """Return how many rounds half of an order takes at least, with so many test instances."""
         return -(-((self.limit + 1) // 2) // tests)
 
     def kinds(self, train: Dataset) -> tuple[str, ...]:
-        """Return how data is split, in words.
-
-        Data with tasks is compared with labels, by which the split goes, and without; data that has
-        none only without.
-        """
+        """Return how training and test data is split: with labels, if it has tasks, and without."""
         if not any(train["task"]):
             return ("without labels",)
         return ("with labels", "without labels") if self.suits({"by": None}) else ("with labels",)
 
     def check_tasks(self, train: Dataset) -> None:
-        """Refuse data of which a chapter that compares orders of tasks has nothing to compare.
-
-        Raises:
-            ParameterError: an instance has no task, all have the same, or they fill one step.
-        """
+        """Refuse data with which a chapter has no orders of tasks to compare."""
         without = sum(not task for task in train["task"])
         if without:
             raise ParameterError(
@@ -226,100 +206,75 @@ class StudyConfig:
                 f"than the {step} instances of one step. Give more data."
             )
 
-    @property
-    def doubling(self) -> tuple[int, ...]:
-        """Steps at which the loss is taken whatever `eval_every` says, since most happens early."""
-        doubling = (2**k for k in range(self.steps.bit_length()))
-        return (0, *(step for step in doubling if step < self.steps), self.steps)
 
-    @property
-    def early(self) -> tuple[int, ...]:
-        """Steps after which the share of the whole fall is told: the first doubling ones."""
-        return tuple(step for step in (1, 2, 4, 8) if step < self.steps)
-
-    @property
-    def checkpoints(self) -> tuple[int, ...]:
-        """Steps at which the test prompts are answered: doubling ones, and every quarter.
-
-        How steadily a metric moves has to show after the first steps too.
-        """
-        even = (round(self.steps * k / 4) for k in range(5))
-        return tuple(sorted({*self.doubling, *even}))
-
-    def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
-        settings: dict[str, Any] = {
-            "model": self.model,
-            "dataset": self.dataset,
-            "limit": self.limit,
-            "eval_at": self.doubling,
-        }
-        if self.test_dataset is not None:
-            settings["test_dataset"] = self.test_dataset
-        changes = dict(changes)
-        seeds = changes.pop("seeds", range(self.seeds))
-        made = [
-            RunConfig.at(self.scale, order=order, seed=seed, **(settings | changes))
-            for seed in seeds
-        ]
-        return made if order in SHUFFLED or any(c.pool is not None for c in made) else made[:1]
-
-
-PARAMETERS = ("model", "scale", "dataset", "test_dataset", "seeds", "steps", "output_dir")
-"""Names of the parameters of every notebook."""
-
-
-def study_settings(
-    namespace: Mapping[str, Any], *, early: bool = False, least_steps: int = 1
+def parameters(
+    *,
+    model: str | None,
+    scale: str,
+    dataset: str | None,
+    test_dataset: str | None,
+    seeds: int | None,
+    steps: int | None,
+    output_dir: str,
+    reward_model: str | None = None,
+    early: bool = False,
+    least_steps: int = 1,
 ) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
-    Args:
-        namespace: the notebook's `globals()`. Papermill only warns of a parameter that the
-            notebook does not know; here such a name is refused.
-        early: whether it is chapter 1, which takes `early_steps` steps of a scale, asks for
-            answers, and has a parameter more, `reward_model`.
-        least_steps: steps below which the chapter has nothing to compare.
+    They are as in `StudyConfig`; a model, dataset, seeds or steps of None are the scale's own.
+    `early` is for chapter 1, which takes `early_steps` steps of a scale, asks for answers, and
+    alone has the parameter `reward_model`; with fewer than `least_steps` steps a chapter has
+    nothing to compare.
 
     Raises:
-        ParameterError: a name or a value cannot be used.
+        ParameterError: a value cannot be used, or papermill was given a name that the notebook does
+            not have.
     """
-    known = (*PARAMETERS, "reward_model") if early else PARAMETERS
-    for name, value in _injected(namespace.get("In", ())):
-        if name not in known:
-            raise wrong("parameter name", name, choices(known, name))
-        if namespace.get(name) != value:
-            raise ParameterError(
-                f"{name}={value!r} was given, but the notebook goes on with "
-                f"{name}={namespace.get(name)!r}: the cell of its own parameters has lost its tag "
-                "`parameters`, and ran after those given. Put the tag back."
-            )
-    values: dict[str, Any] = {name: namespace.get(name) for name in known}
-    scale = values["scale"]
+    given: dict[str, Any] = {
+        "model": model,
+        "scale": scale,
+        "dataset": dataset,
+        "test_dataset": test_dataset,
+        "seeds": seeds,
+        "steps": steps,
+        "output_dir": output_dir,
+    }
+    _check_injected(given | ({"reward_model": reward_model} if early else {}))
     check_choice("scale", scale, tuple(SCALES))
-    own = {name: name for name in ("model", "dataset", "seeds", "steps")}
-    own |= {"steps": "early_steps"} if early else {}
-    for name, of_scale in own.items():
-        if values[name] is None:
-            values[name] = getattr(SCALES[scale], of_scale)
-    check_count("steps", values["steps"], least_steps)
+    base = SCALES[scale]
+    length = base.early_steps if early else base.steps
+    usual = {"model": base.model, "dataset": base.dataset, "seeds": base.seeds, "steps": length}
+    given |= {name: value for name, value in usual.items() if given[name] is None}
+    check_count("steps", given["steps"], least_steps)
     # Where chapter 1 is no longer than the others, all share its runs.
-    shared = SCALES[scale].early_steps == SCALES[scale].steps
-    study = StudyConfig(**values, answers=early or shared)
+    answers = early or base.early_steps == base.steps
+    study = StudyConfig(**given, reward_model=reward_model, answers=answers)
     _ = study.out  # refused now, and not after all training
     return study
 
 
-def _blocks(starts: range, width: int) -> list[str]:
-    return [f"tma_rounds[{at}:{at + width}]" for at in starts]
+def _check_injected(given: Mapping[str, Any]) -> None:
+    """Refuse parameters that papermill injects in vain: of an unknown name it only warns."""
+    for cell in _cells():
+        if not cell.startswith("# Parameters\n"):
+            continue
+        for node in ast.parse(cell).body:
+            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
+                continue
+            name, value = node.targets[0].id, ast.literal_eval(node.value)
+            if name not in given:
+                raise wrong("parameter name", name, choices(list(given), name))
+            if given[name] != value:
+                raise ParameterError(
+                    f"{name}={value!r} was given, but the notebook goes on with "
+                    f"{name}={given[name]!r}: the cell of its own parameters has lost its tag "
+                    "`parameters`, and ran after those given. Put the tag back."
+                )
 
 
-def _injected(cells: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return the names that papermill's cell assigns, with values, from the cells that ran."""
-    own = [cell for cell in cells if cell.startswith("# Parameters\n")]
-    found = [node for cell in own for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
-    return [
-        (target.id, ast.literal_eval(node.value))
-        for node in found
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    ]
+def _cells() -> list[str]:
+    """Return the cells of the notebook that have run; none where there is no notebook."""
+    ipython = sys.modules.get("IPython")  # loaded in every notebook
+    shell = None if ipython is None else ipython.get_ipython()
+    return [] if shell is None else list(shell.user_ns["In"])

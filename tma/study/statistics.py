@@ -1,31 +1,220 @@
-"""Runs → curves, their summary, and how early the loss falls.
+"""Runs → curves and numbers with their 95 % intervals: how early the loss falls, how steadily.
 
-All losses are means over test instances of the loss a response token, in nats.
+A loss is the mean over response tokens, in nats; a curve is the mean over test instances. Shares
+and roughness are no means of instances: they have one interval, for tasks of other datasets, by the
+jackknife over source datasets (`book/protocol.md`). Differences of orders are in `effects`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
+from scipy.stats import t as student
 
-from tma.errors import check_choice, wrong
+from tma.errors import DataError, ParameterError, check_choice, wrong
 from tma.runs.store import Run
-from tma.study.effects import READINGS, Runs, area, by_id, check_course, clusters_of, jackknife
-from tma.study.exposure import by_instance
-from tma.study.intervals import Interval
+
+Floats = NDArray[np.float64]
+Runs = Mapping[str, Sequence[Run]]
+"""Label of an order → its runs, one a seed."""
+READINGS = ("final", "area")
+"""What a curve is read by: the loss at its end, the mean loss along the way."""
+SCORES = ("rouge1", "rougeL", "exact_match", "reward")
+"""Metrics of answers."""
+TAILS = (0.025, 0.975)
+"""Where a 95 % interval ends."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval."""
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+    """Test instances."""
+    seeds: int
+    """Seeds (of a comparison: pairs of runs)."""
+    step: int | None = None
+    """Training step; None: the whole course."""
+    clusters: int | None = None
+    """Source datasets (else tasks, or instances) that it is clustered by; None: not clustered."""
+    freedom: float | None = None
+    """Degrees of freedom of Student's t; None: infinitely many."""
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+    def among(self, count: int) -> Interval:
+        """Return the interval widened for being one of `count` (Bonferroni).
+
+        The distance of each end from the estimate grows by the ratio of Student's quantiles at
+        1 - 0.025/count and at 0.975.
+        """
+        if not math.isfinite(self.estimate):
+            return self
+        freedom = math.inf if self.freedom is None else max(1, self.freedom)
+        wide, usual = student.ppf((1 - TAILS[0] / count, TAILS[1]), freedom)
+        low, high = (
+            self.estimate + float(wide / usual) * (end - self.estimate)
+            for end in (self.low, self.high)
+        )
+        return replace(self, low=low, high=high)
+
+    def within(self, least: float, most: float) -> Interval:
+        """Return the interval cut to the values that its quantity can have."""
+        if not math.isfinite(self.estimate):
+            return self
+        return replace(self, low=max(self.low, least), high=min(self.high, most))
+
+    def minus(self, value: float) -> Interval:
+        """Return the interval of the estimate minus a constant."""
+        return replace(
+            self, estimate=self.estimate - value, low=self.low - value, high=self.high - value
+        )
+
+
+def t_interval(
+    estimate: float,
+    variance: float,
+    freedom: float,
+    *,
+    n: int,
+    seeds: int,
+    clusters: int | None = None,
+) -> Interval:
+    """Return estimate ± t · √variance; unbounded where estimate or variance is not finite."""
+    low, high = -math.inf, math.inf
+    if math.isfinite(variance) and math.isfinite(estimate):
+        half = float(student.ppf(TAILS[1], freedom)) * math.sqrt(variance)
+        low, high = estimate - half, estimate + half
+    return Interval(estimate, low, high, n, seeds, clusters=clusters, freedom=freedom)
+
+
+def jackknife(
+    clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
+) -> Interval:
+    """Return a number with its interval for tasks of other datasets, leaving out one at a time.
+
+    Args:
+        clusters: the C source datasets, each once (see `clusters_of`).
+        statistic: the cluster left out, or None → the number θ.
+        n: test instances.
+        seeds: seeds.
+
+    Returns:
+        SE² = (C - 1)/C · Σ (θ_c - mean θ)², t on C - 1 degrees of freedom; unbounded for C < 2.
+    """
+    count = len(clusters)
+    left = np.array([statistic(cluster) for cluster in clusters])
+    variance = (
+        (count - 1) / count * float(((left - left.mean()) ** 2).sum()) if count > 1 else np.nan
+    )
+    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds, clusters=count)
+
+
+def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
+    """Return an estimate with its interval, if it has one: signed, three decimals under ten."""
+    near, *ends = (
+        f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+        for value in (estimate, low, high)
+        if value is not None
+    )
+    return f"{near} ({' to '.join(ends)})" if len(ends) == 2 else near
+
+
+def format_range(low: float, high: float) -> str:
+    """Return the ends of an interval as tables show them."""
+    return f"{low:+.3f} to {high:+.3f}"
+
+
+def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
+    """Return named intervals as rows: estimate, low, high, n, seeds."""
+    columns = ["estimate", "low", "high", "n", "seeds"]
+    rows = [[getattr(interval, column) for column in columns] for interval in intervals.values()]
+    return pd.DataFrame(rows, index=list(intervals), columns=columns)
+
+
+def by_instance(run: Run, rows: pd.DataFrame | None = None, value: str = "loss") -> pd.DataFrame:
+    """Return a run's losses, or another value of its rows, by (task, id) × step, sorted.
+
+    An instance without a task is a task of its own.
+
+    Raises:
+        DataError: a value is missing, NaN or infinite.
+    """
+    rows = run.losses if rows is None else rows
+    rows = rows.assign(task=rows["task"].fillna(rows["id"]))
+    found = rows.pivot(index=["task", "id"], columns="step", values=value).sort_index()
+    unusable = np.argwhere(~np.isfinite(found.to_numpy(np.float64)))
+    if len(unusable):
+        row, column = unusable[0]
+        raise DataError(
+            f"run {run.key} has {value}={found.iloc[row, column]} at step {found.columns[column]} "
+            f"of test instance {found.index[row][1]!r}; expected a finite number. Remove the "
+            f"folder {run.folder} and make the run again."
+        )
+    return found
+
+
+def by_id(run: Run) -> pd.DataFrame:
+    """Return a run's test losses by id × step, sorted; raises as `by_instance`."""
+    return by_instance(run).droplevel("task").sort_index()
+
+
+def area(values: Floats, steps: Sequence[Any] | pd.Index) -> Floats:
+    """Return the mean along curves (…, steps), of two steps or more, by trapezoids."""
+    _check_steps(steps)
+    mean: Floats = np.trapezoid(values, np.asarray(steps), axis=-1) / (steps[-1] - steps[0])
+    return mean
+
+
+def _check_steps(steps: Sequence[Any] | pd.Index) -> None:
+    if len(steps) < 2:
+        raise ParameterError(
+            f"the runs share the evaluated steps {list(steps)}; expected two at least. Give them "
+            "the same eval_every and eval_at."
+        )
+
+
+def instances(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return task, source and response tokens of the runs' test instances, by id.
+
+    Where the data names no source datasets, a task stands for its source; without tasks, an
+    instance for its task.
+    """
+    rows = pd.concat([run.losses.drop_duplicates("id") for run in runs])
+    rows = rows.drop_duplicates("id").set_index("id")
+    task = rows["task"].fillna(rows.index.to_series())
+    source = rows["source"].fillna(task) if "source" in rows else task
+    return pd.DataFrame({"task": task, "source": source, "tokens": rows["tokens"]})
+
+
+def clusters_of(runs: Sequence[Run]) -> pd.Series:
+    """Return the cluster of each test instance of some runs, by id, for `jackknife`.
+
+    It is its source dataset; its task where there is one dataset; itself where there is one task.
+    """
+    found = instances(runs)
+    for level in ("source", "task"):
+        if found[level].nunique() > 1:
+            return found[level]
+    return found.index.to_series()
 
 
 def curves(runs: Runs) -> pd.DataFrame:
     """Return one row an (order, seed, step): order, seed, step, loss (mean over instances)."""
-    parts = []
-    for order, made in runs.items():
-        for run in made:
-            means = run.losses.groupby("step", as_index=False)["loss"].mean()
-            parts.append(means.assign(order=order, seed=run.config.seed))
-    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    return table.reindex(columns=["order", "seed", "step", "loss"])
+    return _stacked(runs, lambda run: by_instance(run).mean(), ["step", "loss"])
 
 
 def task_curves(runs: Runs) -> pd.DataFrame:
@@ -33,95 +222,76 @@ def task_curves(runs: Runs) -> pd.DataFrame:
 
     The loss is the mean over the task's test instances; an instance without a task is a task.
     """
-    parts = []
-    for order, made in runs.items():
-        for run in made:
-            means = by_instance(run.losses).groupby(level="task").mean()
-            rows = means.reset_index().melt("task", var_name="step", value_name="loss")
-            parts.append(rows.astype({"step": "int64"}).assign(order=order, seed=run.config.seed))
-    table: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    return table.reindex(columns=["order", "seed", "step", "task", "loss"])
+
+    def means(run: Run) -> pd.Series:
+        found = by_instance(run).groupby(level="task").mean().unstack()
+        assert isinstance(found, pd.Series)
+        return found
+
+    return _stacked(runs, means, ["step", "task", "loss"])
+
+
+def _stacked(runs: Runs, read: Callable[[Run], pd.Series], columns: Sequence[str]) -> pd.DataFrame:
+    parts = [
+        read(run).rename("loss").reset_index().assign(order=order, seed=run.config.seed)
+        for order, own in runs.items()
+        for run in own
+    ]
+    return pd.concat(parts, ignore_index=True)[["order", "seed", *columns]]
 
 
 def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
-    """Return how far the seeds of one order lie apart, one row a step.
+    """Return how far the seeds of one of the `curves` lie apart, one row a step.
 
-    Args:
-        curves: from `curves`.
-        order: one of its orders.
-
-    Returns:
-        Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
-
-    Raises:
-        ParameterError: the curves have no such order.
+    Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
     """
-    check_choice("order", order, list(dict.fromkeys(curves["order"])))
+    check_choice("order", order, curves["order"].unique().tolist())
     steps = curves[curves["order"] == order].groupby("step")["loss"]
     return steps.agg(mean="mean", low="min", high="max").reset_index()
 
 
 def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, float]:
-    """Return how far the seeds of one order lie below and above their mean, nats a token.
-
-    Args:
-        runs: runs of the order, one a seed.
-        measure: final or area, as of `effects.effect`.
-
-    Raises:
-        ParameterError: an unknown measure.
-    """
+    """Return how far the seeds of one order lie below and above their mean, nats a token."""
     check_choice("measure", measure, READINGS)
-    each = [curve for _, curve in curves({"": runs}).groupby("seed")]
-    read = np.array(
-        [
-            curve["loss"].iloc[-1]
-            if measure == "final"
-            else area(curve["loss"].to_numpy(), curve["step"].to_numpy())
-            for curve in each
-        ]
-    )
+    means = [by_instance(run).mean() for run in runs]
+    read = np.array([m.iloc[-1] if measure == "final" else _area(m) for m in means])
     return float(read.min() - read.mean()), float(read.max() - read.mean())
+
+
+def _area(curve: pd.Series) -> float:
+    return float(area(curve.to_numpy(), curve.index))
 
 
 def summary(runs: Runs) -> pd.DataFrame:
     """Return one row an order, averaged over seeds.
 
-    Columns: instances and steps trained on; first and final: mean test loss before and after, each
-    run's own; fall_percent: 100·(first - final)/first; area: area under the loss curve divided by
-    the number of steps, that is the mean loss along the way, at the steps that every run of the
-    table with the same end evaluated: a coarser curve has another area, and a longer one too.
+    Columns: seeds; instances and steps trained on; first and final: mean test loss before and
+    after, at each run's own end; fall_percent: 100·(first - final)/first; area: mean loss along the
+    way, at the steps that every run with the same end evaluated (every run, where the seeds of the
+    order have different ends): a coarser curve has another area, and a longer one too.
     """
-    table = curves(runs)
-    steps = [set(c["step"]) for _, c in table.groupby(["order", "seed"])]
-    rows = []
-    for order, made in runs.items():
-        of_order = table[table["order"] == order].sort_values("step")
-        each = [c for _, c in of_order.groupby("seed")]
-        ends = {c["step"].iloc[-1] for c in each}
-        alike = (own for own in steps if max(own) in ends)
-        shared = set.intersection(*(alike if len(ends) == 1 else steps))
-        along = [c[c["step"].isin(shared)] for c in each]
-        first = float(np.mean([c["loss"].iloc[0] for c in each]))
-        final = float(np.mean([c["loss"].iloc[-1] for c in each]))
-        areas = [area(c["loss"].to_numpy(), c["step"].to_numpy()) for c in along]
-        rows.append(
-            {
-                "order": order,
-                "seeds": len(made),
-                "instances": _mean_count([run.manifest["instances"] for run in made]),
-                "steps": _mean_count([run.manifest["steps"] for run in made]),
-                "first": first,
-                "final": final,
-                "fall_percent": 100 * (first - final) / first,
-                "area": float(np.mean(areas)),
-            }
-        )
-    return pd.DataFrame(rows).set_index("order")
+    means = {order: [by_instance(run).mean() for run in own] for order, own in runs.items()}
+    every = [curve.index for own in means.values() for curve in own]
+    rows = {}
+    for order, own in means.items():
+        ends = {curve.index[-1] for curve in own}
+        alike = [steps for steps in every if steps[-1] in ends] if len(ends) == 1 else every
+        shared = set.intersection(*map(set, alike))
+        first, final = (float(np.mean([curve.iloc[at] for curve in own])) for at in (0, -1))
+        rows[order] = {
+            "seeds": len(own),
+            "instances": _mean_count([run.manifest["instances"] for run in runs[order]]),
+            "steps": _mean_count([run.manifest["steps"] for run in runs[order]]),
+            "first": first,
+            "final": final,
+            "fall_percent": 100 * (first - final) / first,
+            "area": float(np.mean([_area(curve[curve.index.isin(shared)]) for curve in own])),
+        }
+    return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="order"))
 
 
 def _mean_count(counts: Sequence[int]) -> float:
-    """Return the mean of counts; a whole number where all are the same, to be shown as one."""
+    """Return the mean of counts; an integer where all are the same, to be shown as one."""
     return counts[0] if len(set(counts)) == 1 else float(np.mean(counts))
 
 
@@ -130,12 +300,11 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
 
     Args:
         runs: runs of one order, one a seed; seeds may test different folds.
-        step: the number, in (0, last]; the mean loss there is interpolated between evaluations.
+        step: in (0, last]; the mean loss there is interpolated between evaluations.
 
     Returns:
-        (first - early)/(first - final) of the mean over all test instances; a steady fall has the
-        share step/last, and above 1 the loss rises again later. Its interval is by the jackknife
-        over source datasets. NaN where the mean loss does not fall at all.
+        (first - early)/(first - final) of the mean over all test instances: step/last for a steady
+        fall, above 1 where the loss rises again, NaN where it does not fall at all.
 
     Raises:
         ParameterError: a step out of range, or fewer than two evaluated steps.
@@ -143,7 +312,7 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
     Source: the paper's claim that generalization happens very early.
     """
     values, clusters = mean_losses(runs), clusters_of(runs)
-    check_course(values)
+    _check_steps(values.columns)
     steps = values.columns.to_numpy(np.float64)
     if not steps[0] < step <= steps[-1]:
         raise wrong("step", step, f"a number in ({steps[0]:g}, {steps[-1]:g}]")
@@ -159,13 +328,136 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
 def improved(runs: Sequence[Run]) -> pd.Series:
     """Return the share of the test instances whose loss lies below the first one, by step."""
     values = mean_losses(runs)
-    later = values[values.columns[1:]]
-    found: pd.Series = later.lt(values[values.columns[0]], axis=0).mean()
+    found: pd.Series = values.iloc[:, 1:].lt(values.iloc[:, 0], axis=0).mean()
     return found.rename("share of instances below their first loss")
 
 
 def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
     """Return losses by id × step, at the steps that all evaluated, over the seeds that test it."""
-    tables = [by_id(run) for run in runs]
-    steps = sorted(set.intersection(*(set(table.columns) for table in tables)))
-    return pd.concat([table[steps] for table in tables]).groupby(level="id").mean()
+    return pd.concat([by_id(run) for run in runs], join="inner").groupby(level="id").mean()
+
+
+def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the metrics of one order's runs at the steps where answers were made.
+
+    One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances that
+    were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1; reward, where
+    there is one, without a unit. Of runs without answers, the loss alone.
+    """
+    parts = [
+        values.mean().rename("value").reset_index().assign(metric=metric, seed=run.config.seed)
+        for run in runs
+        for metric, values in _metrics(run).items()
+    ]
+    rows = pd.concat(parts, ignore_index=True)[["metric", "seed", "step", "value"]]
+    rank = {metric: place for place, metric in enumerate(("loss", *SCORES))}
+    return rows.sort_values("metric", key=lambda m: m.map(rank), kind="stable", ignore_index=True)
+
+
+def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Interval]:
+    """Return how unsteadily each metric moves: the share of movement no single turn explains.
+
+    A curve that gets better and then worse, as by overtraining, has turned once; what moves away
+    from the goal before the turn, or towards it after, is rough. The share has no unit, so that
+    metrics can be compared; it is 0 for a curve that does not move.
+
+    Args:
+        runs: runs of one order with answers, one a seed.
+        against: None: each metric by itself; a metric's name, such as "loss": each other metric
+            minus that one, positive where it is less steady.
+
+    Returns:
+        Metric → mean over the runs of the roughness of each one's mean curve, at the same test
+        instances and steps. Against another, a metric that does not move at all in some run has no
+        value (NaN): to stand at its floor is no steadiness.
+
+    Raises:
+        ParameterError: fewer than two steps were answered; an unknown metric.
+
+    Source: the paper's claim that loss is the stable metric; the measure is this package's.
+    """
+    tables, names = _shared(runs)
+    if against is not None:
+        check_choice("against", against, names)
+    if any(each["loss"].shape[1] < 2 for each in tables):
+        raise ParameterError(
+            "the runs made answers at fewer than two steps; expected two at least. Give more steps "
+            "in generate_at."
+        )
+    clusters = clusters_of(runs)
+
+    def rough(name: str, left: str | None) -> float:
+        own = _mean_roughness(tables, name, clusters, left)
+        return own - (_mean_roughness(tables, against, clusters, left) if against else 0)
+
+    found, n = dict[str, Interval](), len(clusters)
+    for name in (name for name in names if name != against):
+        if against and any(np.ptp(each[name].mean()) == 0 for each in tables):
+            found[name] = Interval(np.nan, -np.inf, np.inf, n, len(runs))
+            continue
+        interval = jackknife(clusters.unique().tolist(), partial(rough, name), n, len(runs))
+        found[name] = interval.within(-1 if against else 0, 1)
+    return found
+
+
+def overtraining(runs: Sequence[Run]) -> pd.Series:
+    """Return how much each metric is worse at the end than at its best, as a share of its range.
+
+    The mean over runs of each one's mean curve; 0 for a metric that does not move.
+    """
+    tables, names = _shared(runs)
+
+    def loss_of_best(table: pd.DataFrame, name: str) -> float:
+        curve = _goal_up(table, name)
+        return float((curve.max() - curve[-1]) / (np.ptp(curve) or 1))
+
+    found = {name: np.mean([loss_of_best(each[name], name) for each in tables]) for name in names}
+    return pd.Series(found, name="best minus last, of the range", dtype=float)
+
+
+def one_turn_roughness(curve: Floats) -> float:
+    """Return the share of a curve's movement that a curve with a single turn does not make.
+
+    For a curve (k,) whose goal is up: the falls before the turn and the rises after it over the sum
+    of all moves, the turn chosen so that it is least; 0 for a curve that does not move.
+    """
+    moves = np.diff(curve)
+    total = np.abs(moves).sum()
+    falls = np.concatenate([[0], np.cumsum(np.maximum(-moves, 0))])
+    rises = np.concatenate([[0], np.cumsum(np.maximum(moves, 0))])
+    against = falls + (rises[-1] - rises)
+    return float(against.min() / total) if total > 0 else 0.0
+
+
+def _goal_up(table: pd.DataFrame, metric: str) -> Floats:
+    """Return the mean curve of a metric, of the loss mirrored, so that more is better."""
+    mean: Floats = table.mean().to_numpy(np.float64)
+    return -mean if metric == "loss" else mean
+
+
+def _mean_roughness(
+    tables: Sequence[dict[str, pd.DataFrame]], name: str, clusters: pd.Series, left: str | None
+) -> float:
+    found = []
+    for each in tables:
+        own = clusters.loc[each[name].index.get_level_values("id")]
+        kept = each[name][(own != left).to_numpy()]
+        if len(kept):  # a run may test this dataset alone
+            found.append(one_turn_roughness(_goal_up(kept, name)))
+    return float(np.mean(found)) if found else np.nan
+
+
+def _shared(runs: Sequence[Run]) -> tuple[list[dict[str, pd.DataFrame]], list[str]]:
+    """Return the metrics of each run, and the names of those that all have."""
+    tables = [_metrics(run) for run in runs]
+    return tables, [name for name in tables[0] if all(name in each for each in tables)]
+
+
+def _metrics(run: Run) -> dict[str, pd.DataFrame]:
+    """Return loss and scores by (task, id) × step, all of the same instances and steps."""
+    if not run.manifest["config"]["generate_at"]:
+        return {"loss": by_instance(run)}
+    answers = run.answers
+    losses = run.losses.merge(answers[["step", "id"]], on=["step", "id"])
+    scores = {name: by_instance(run, answers, name) for name in SCORES if name in answers}
+    return {"loss": by_instance(run, losses), **scores}
