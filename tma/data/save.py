@@ -10,9 +10,9 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -131,26 +131,12 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
 def _write_jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
     for piece in pieces:
         try:
-            lines = [ENCODER.encode(_with_meta_open(row)) for row in piece.to_pylist()]
+            lines = [ENCODER.encode(row) for row in piece.to_pylist()]
         except ValueError as error:
             raise DataError(
                 f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
             ) from error
         sink.write(("\n".join(lines) + "\n").encode("utf-8"))
-
-
-def _with_meta_open(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its meta as an object, so that a line can be read by eye.
-
-    Other datasets may have any text there: one that is not exactly what we would write stays as it
-    is, since the object would say less (a repeated key) or could not be written.
-    """
-    meta = row.get("meta")
-    if isinstance(meta, str) and meta.startswith("{"):
-        with suppress(ValueError, RecursionError):
-            opened = json.loads(meta)
-            return row | {"meta": opened} if ENCODER.encode(opened) == meta else row
-    return row
 
 
 @contextmanager
