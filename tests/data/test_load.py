@@ -85,23 +85,6 @@ def test_a_file_that_cannot_be_used_is_one_data_error(
         tma.load(str(path), split="train")
 
 
-def test_text_in_a_table_stays_as_it_is_written(tmp_path: Path) -> None:
-    path = tmp_path / "odd [1].csv"
-    answers = ["None", "NA", "01000", "1.50", "null", "yes"]
-    path.write_text("prompt,response\n" + "".join(f"p{k},{a}\n" for k, a in enumerate(answers)))
-    assert tma.load(str(path), split="all")["response"][:] == answers
-
-
-def test_a_row_without_task_among_others_stands_for_itself(tmp_path: Path) -> None:
-    rows: Rows = [
-        {"prompt": f"p{k}", "response": "r", "task": "a" if k < 10 else None} for k in range(100)
-    ]
-    name = write(tmp_path / "some.jsonl", rows)
-    train, test = (tma.load(name, split=split) for split in PARTS)
-    assert len(train) + len(test) == 100
-    assert len(test) <= 9 + 10
-
-
 def test_texts_and_fingerprint_are_those_of_the_instances(dataset_file: Path) -> None:
     train = tma.load(str(dataset_file), split="train")
     assert "How many letters has aaa? three" in data.texts(tma.load(dataset_file, split="all"))
@@ -263,12 +246,6 @@ def test_a_cache_that_cannot_be_made_is_named(
         tma.load(str(dataset_file), split="train")
 
 
-def test_datasets_of_several_sources_have_no_manifest(dataset_file: Path, tmp_path: Path) -> None:
-    name = write(tmp_path / "a.jsonl", plain(3))
-    parts = [tma.load(source, split="train") for source in (name, str(dataset_file))]
-    assert data.manifest(datasets.concatenate_datasets(parts)) is None
-
-
 def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
     rows: Rows = [{"q": f"q{k}", "a": "a", "kind": f"k{k % 2}", "extra": 1} for k in range(4)]
     name = write(tmp_path / "a.jsonl", rows)
@@ -348,6 +325,7 @@ def test_the_source_dataset_of_an_instance_is_found_again(tmp_path: Path) -> Non
     own = tma.load(write(tmp_path / "b.jsonl", rows), split="all")
     marked = own.map(lambda row: {"prompt": row["prompt"] + "!"})
     assert data.sources(marked) == ["u", "v"]
+    assert data.manifest(datasets.concatenate_datasets([own, whole])) is None
 
 
 def test_test_data_may_come_from_another_dataset(tmp_path: Path) -> None:

@@ -164,87 +164,43 @@ def test_a_json_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Monke
 GOOD = '{"prompt": "p", "response": "r"}\n'
 
 
-MALFORMED: dict[str, tuple[str, str | bytes, str]] = {
-    "no colon": (
-        "a.jsonl",
-        GOOD * 3 + '{"prompt"\n',
-        r"a\.jsonl, line 4: Expecting ':' delimiter at",
-    ),
-    "a list": ("a.jsonl", GOOD + "\n\n[1]\n", "line 4: a list; expected one JSON object a line"),
-    "two on a line": ("a.jsonl", GOOD[:-1] + GOOD, "line 1: Extra data at character 33"),
-    "not UTF-8": (
-        "a.jsonl",
-        GOOD.encode() + b'{"prompt": "caf\xe9"}',
-        "line 2: byte 0xe9 is not UTF-8",
-    ),
-    "UTF-16": ("a.jsonl", GOOD.encode("utf-16"), "line 1: byte 0xff is not UTF-8 text. Save the"),
-    "nested deep": ("a.jsonl", "[" * 100_000, "line 1: .*recursion"),
-    "half a character": (
-        "a.jsonl",
-        GOOD + '{"prompt": "\\ud83d", "response": "r"}',
-        r"line 2: .* \\ud83d, which",
-    ),
-    "a long number": ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: Exceeds the limit"),
-    "a key twice": (
-        "a.jsonl",
-        GOOD.replace("}\n", ",") + GOOD[1:],
-        "line 1: the key 'prompt' appears twice",
-    ),
-    "a key twice in JSON": (
-        "a.json",
-        "[" + GOOD.replace("}\n", ",") + GOOD[1:],
-        "line 1: the key 'prompt' appears twice",
-    ),
-    "empty": ("a.jsonl", "", "the file is empty"),
-    "only blank lines": ("a.jsonl", "\n \n", r"a\.jsonl' could not be read: it has no rows"),
-    "an empty list": ("a.json", "[]", "could not be read: it has no rows"),
-    "only a header": ("a.csv", "prompt,response\n", "could not be read: it has no rows"),
-    "no rows in parquet": ("a.parquet", parquet(ROWS[:1], 0), "could not be read: it has no rows"),
-    "an open list": ("a.json", "[" + GOOD, "a.json, line 2: the end of the file; expected a comma"),
-    "a number in the list": ("a.json", f"[{GOOD},\n7]", "line 3: a int; expected an object"),
-    "text after the list": (
-        "a.json",
-        f"[{GOOD}] x",
-        "line 2: more text after the list; expected its end",
-    ),
-    "an open object": (
-        "a.json",
-        '[\n{"prompt":\n\n}]',
-        "line 4: Expecting value; expected an object",
-    ),
-    "not UTF-8 in JSON": ("a.json", b'[\n{"prompt":\n"\xff"}]', "line 3: byte 0xff is not UTF-8"),
-    "a cell too many": (
-        "a.csv",
-        "prompt,response\np,r\np,r,x\n",
-        "line 3: 3 cells; expected 2, one for each",
-    ),
-    "a cell too few": ("a.csv", 'prompt,response\n"p\np",r\np\n', "line 4: 1 cells; expected 2"),
-    "an open quote": (
-        "a.csv",
-        'prompt,response\np,"r\nq,s\n',
-        "line 3: unexpected end of data; expected",
-    ),
-    "text after a quote": ("a.csv", 'prompt,response\np,"r"x\n', "line 2: ',' expected after '\"'"),
-    "a column twice": ("a.csv", "prompt,prompt\np,r\n", "the column 'prompt' appears twice"),
-    "a column twice below blank lines": (
-        "a.csv",
-        "\n\nprompt,prompt\np,r\n",
-        "line 3: the column 'prompt' appears twice",
-    ),
-    "semicolons": ("a.csv", "prompt;response\np;r\n", "it has the columns prompt;response"),
-    "no parquet": ("a.parquet", "no parquet", "a.parquet could not be read: "),
-    "no gzip": ("a.jsonl.gz", GOOD, "a.jsonl.gz could not be read: "),
-    "cut gzip": (
-        "a.jsonl.gz",
-        gzip.compress(GOOD.encode() * 9, mtime=0)[:-9],
-        "could not be read: Truncated",
-    ),
-    "cut zstd": ("a.jsonl.zst", packed(GOOD.encode() * 9)[:-4], "Truncated compressed stream"),
-    "another suffix": ("a.txt", GOOD, "expected a .jsonl, .json, .csv or .parquet file"),
-}
+DOUBLED = GOOD.replace("}\n", ",") + GOOD[1:]
+MALFORMED: list[tuple[str, str | bytes, str]] = [
+    ("a.jsonl", GOOD * 3 + '{"prompt"\n', r"a\.jsonl, line 4: Expecting ':' delimiter at"),
+    ("a.jsonl", GOOD + "\n\n[1]\n", "line 4: a list; expected one JSON object a line"),
+    ("a.jsonl", GOOD[:-1] + GOOD, "line 1: Extra data at character 33"),
+    ("a.jsonl", GOOD.encode() + b'{"prompt": "caf\xe9"}', "line 2: byte 0xe9 is not UTF-8"),
+    ("a.jsonl", GOOD.encode("utf-16"), "line 1: byte 0xff is not UTF-8 text. Save the file as"),
+    ("a.jsonl", "[" * 100_000, "line 1: .*recursion"),
+    ("a.jsonl", GOOD + '{"prompt": "\\ud83d", "response": "r"}', r"line 2: .* \\ud83d, which"),
+    ("a.jsonl", '{"prompt": ' + "9" * 5000 + "}", "line 1: Exceeds the limit"),
+    ("a.jsonl", DOUBLED, "line 1: the key 'prompt' appears twice"),
+    ("a.json", "[" + DOUBLED, "line 1: the key 'prompt' appears twice"),
+    ("a.jsonl", "", "the file is empty"),
+    ("a.jsonl", "\n \n", r"a\.jsonl' could not be read: it has no rows"),
+    ("a.json", "[]", "could not be read: it has no rows"),
+    ("a.csv", "prompt,response\n", "could not be read: it has no rows"),
+    ("a.parquet", parquet(ROWS[:1], 0), "could not be read: it has no rows"),
+    ("a.json", "[" + GOOD, "a.json, line 2: the end of the file; expected a comma"),
+    ("a.json", f"[{GOOD},\n7]", "line 3: a int; expected an object"),
+    ("a.json", f"[{GOOD}] x", "line 2: more text after the list; expected its end"),
+    ("a.json", '[\n{"prompt":\n\n}]', "line 4: Expecting value; expected an object"),
+    ("a.json", b'[\n{"prompt":\n"\xff"}]', "line 3: byte 0xff is not UTF-8"),
+    ("a.csv", "prompt,response\np,r\np,r,x\n", "line 3: 3 cells; expected 2, one for each"),
+    ("a.csv", 'prompt,response\n"p\np",r\np\n', "line 4: 1 cells; expected 2"),
+    ("a.csv", 'prompt,response\np,"r\nq,s\n', "line 3: unexpected end of data; expected"),
+    ("a.csv", 'prompt,response\np,"r"x\n', "line 2: ',' expected after '\"'"),
+    ("a.csv", "\n\nprompt,prompt\np,r\n", "line 3: the column 'prompt' appears twice"),
+    ("a.csv", "prompt;response\np;r\n", "it has the columns prompt;response"),
+    ("a.parquet", "no parquet", "a.parquet could not be read: "),
+    ("a.jsonl.gz", GOOD, "a.jsonl.gz could not be read: "),
+    ("a.jsonl.gz", gzip.compress(GOOD.encode() * 9, mtime=0)[:-9], "could not be read: Truncated"),
+    ("a.jsonl.zst", packed(GOOD.encode() * 9)[:-4], "Truncated compressed stream"),
+    ("a.txt", GOOD, "expected a .jsonl, .json, .csv or .parquet file"),
+]
 
 
-@pytest.mark.parametrize(("name", "raw", "words"), MALFORMED.values(), ids=MALFORMED)
+@pytest.mark.parametrize(("name", "raw", "words"), MALFORMED, ids=range(len(MALFORMED)))
 def test_what_is_malformed_is_named_by_file_and_line(
     tmp_path: Path, name: str, raw: str | bytes, words: str
 ) -> None:

@@ -221,15 +221,6 @@ def test_a_twin_is_the_same_row_under_another_template(whole: list[dict[str, str
         assert twin["id"] not in known
 
 
-def test_twins_take_the_last_places_of_a_pool() -> None:
-    plain, test = (tma.load("pocket", split=split) for split in ("train", "test"))
-    pool = plain.select(range(100))
-    train = suite.with_twins(pool, test.select(range(19)), 0.5, 0)
-    assert train["id"][:90] == pool["id"][:90] and len(train) == 100
-    twins = [twin["id"] for twin in suite.twins(test.select(range(19))) if twin is not None]
-    assert len({*train["id"][90:]} & {*twins}) == 10  # half of 19
-
-
 def test_fields_of_options_and_of_coreference() -> None:
     row = {"question": "Q", "options": "\nA. one\nB. two", "answer": ["two"], "file": "test"}
     fields = question_fields(row, row, random.Random(0))

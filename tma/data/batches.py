@@ -22,6 +22,8 @@ Row = Mapping[str, Any]
 """Column → cell."""
 BATCH_ROWS, BATCH_BYTES = 10_000, 2**24
 """A batch ends at the first of the two."""
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+"""Suffix of a compressed file → what pyarrow calls it."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -157,13 +157,7 @@ class Reading:
 
 
 def recognise(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
-    """Return how rows with these columns are read.
-
-    Args:
-        present: names of the columns.
-        columns: the caller's mapping of `prompt`, `response` (or `conversation`), `task`, `source`
-            to columns; without a prompt or a conversation the format is recognised.
-        name: the dataset, for messages.
+    """Return how rows with the columns `present` are read; `columns` is the caller's mapping.
 
     Raises:
         DataError: no format fits, two fit, or the mapping names a column that is not there.

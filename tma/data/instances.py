@@ -109,12 +109,6 @@ def encoder_tokenizer() -> Tokenizer:
 def build(folder: Path, source: Source, empty: str, name: str) -> None:
     """Read, recognise, split and store: `train.arrow`, `test.arrow` and, last, the manifest.
 
-    Args:
-        folder: an empty folder.
-        source: where the rows come from.
-        empty: "drop" or "error".
-        name: the dataset, for messages.
-
     Raises:
         DataError: the first row that cannot be used, or why the dataset cannot be split.
     """

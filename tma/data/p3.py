@@ -60,14 +60,7 @@ def _role(task: str) -> tuple[str, str, str] | None:
 
 
 def splits_of_tasks(tasks: Mapping[str, Callable[[], Mapping[str, T]]]) -> dict[str, T]:
-    """Return of each task of T0 the split that gives its rows.
-
-    Args:
-        tasks: name → what loads its splits; called for T0's tasks only.
-
-    Raises:
-        DataError: a task lacks that split.
-    """
+    """Return of each task of T0 the split that gives its rows; `tasks` load their splits."""
     out = dict[str, T]()
     for task, load in tasks.items():
         role = _role(task)

@@ -7,7 +7,6 @@ sequence in which they are stored, and put into their places in memory.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.config import expanded, unpacked_suffix
-from tma.data.batches import ENCODER
+from tma.data.batches import COMPRESSION, ENCODER
 from tma.errors import DataError, wrong
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
@@ -142,15 +141,12 @@ def _write_jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
 @contextmanager
 def _packed(path: Path) -> Iterator[BinaryIO]:
     """Yield where to write; equal rows give equal bytes, so no time is stored."""
-    with path.open("wb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                yield cast(BinaryIO, packed)
-        elif path.suffix == ".zst":
-            import pyarrow as pa
+    import pyarrow as pa
 
-            with pa.output_stream(raw, "zstd") as stream:
-                yield cast(BinaryIO, stream)
+    with path.open("wb") as raw:
+        if path.suffix in COMPRESSION:
+            with pa.output_stream(raw, COMPRESSION[path.suffix]) as packed:
+                yield cast(BinaryIO, packed)
         else:
             yield raw
 
