@@ -27,12 +27,12 @@ COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):  # perhaps two rows that were run together
+    cells = dict(pairs)
+    if len(cells) < len(pairs):  # perhaps two rows that were run together
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"the key {twice!r} appears twice")
-    return made
+    return cells
 
 
 DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)

@@ -143,7 +143,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
 class _Stage:
     """What is kept in memory of the rows that were written so far."""
 
-    wanted: Source
+    origin: Source
     policy: str
     name: str
     part: array[int] = field(default_factory=lambda: array("b"))
@@ -162,30 +162,30 @@ class _Stage:
         """Return the rows of a batch as they are written; keep their labels."""
         import pyarrow as pa
 
-        made = self._instances(batch)
+        instances = self._instances(batch)
         self.left_out += batch.left_out
-        for one in made:
+        for one in instances:
             self.part.append(_PARTS[batch.part])
             self.task.append(_number(self.tasks, one.task))
             self.source.append(_number(self.sources, one.source))
             prompt, response = str(one.prompt), str(one.response)
             self.key.append(int(content_key(one.task, prompt, response), 16))
-            most = self.wanted.max_tokens
+            most = self.origin.max_tokens
             self.long.append(most is not None and token_count(f"{prompt} {response}") > most)
-        cells = [pa.array([getattr(one, c) for one in made], pa.string()) for c in COLUMNS[1:]]
+        cells = [pa.array([getattr(one, c) for one in instances], pa.string()) for c in COLUMNS[1:]]
         return pa.RecordBatch.from_arrays(cells, names=COLUMNS[1:])
 
     def _instances(self, batch: Batch) -> list[Instance]:
         """Return the rows that have both prompt and response."""
         if not batch.rows:  # it only says what was left out
             return []
-        reading, made, at = self._recognised(batch), [], 0
+        reading, instances, at = self._recognised(batch), [], 0
         try:
             for k, row in enumerate(batch.rows):
                 at, one = k, reading.instance(row)
                 if one.prompt and one.response:
                     "".join(cell for cell in one if cell).encode()
-                    made.append(one)
+                    instances.append(one)
                 elif self.policy == "error":
                     cell = "response" if one.prompt else "prompt"
                     raise DataError(f"the {cell} is empty; empty='drop' leaves such rows out.")
@@ -196,7 +196,7 @@ class _Stage:
             raise DataError(f"{batch.at(at)}: the text holds {half}.") from error
         except (DataError, RecursionError) as error:
             raise DataError(f"{batch.at(at)}: {error}") from error
-        return made
+        return instances
 
     def _recognised(self, batch: Batch) -> Reading:
         """Return how the rows are read; a column that only now appears may make it unclear."""
@@ -204,7 +204,7 @@ class _Stage:
         for row in batch.rows if batch.unit == "line" else batch.rows[:1]:
             self.columns.update(dict.fromkeys(row))
         if self.reading is None or len(self.columns) > before:
-            self.reading = recognise(self.columns, self.wanted.columns, self.name)
+            self.reading = recognise(self.columns, self.origin.columns, self.name)
         return self.reading
 
     def labels(self) -> Labels:

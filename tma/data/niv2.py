@@ -152,8 +152,8 @@ def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
         if column not in row:
             raise DataError(f"{batch.at(k)} has no {column}; it has {', '.join(row)}.")
     own = row.get("id")
-    alone = (batch.file, batch.places[k]) if own is None else None
-    return row["task_name"], own, alone, row["definition"], row["inputs"]
+    place = (batch.file, batch.places[k]) if own is None else None
+    return row["task_name"], own, place, row["definition"], row["inputs"]
 
 
 def _merged(group: Iterable[tuple[Batch, int]], merged: list[int]) -> Row:

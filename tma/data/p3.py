@@ -95,8 +95,8 @@ def with_roles(batches: Iterator[Batch]) -> Iterator[Batch]:
                 left_out += 1
             else:
                 split, dataset, cluster = role
-                made = {"dataset": dataset, "cluster": cluster, **row}
-                kept.append((split, made, batch.places[k]))
+                cells = {"dataset": dataset, "cluster": cluster, **row}
+                kept.append((split, cells, batch.places[k]))
         for part, group in groupby(kept, key=lambda entry: entry[0]):
             _, rows, places = zip(*group, strict=True)
             yield replace(batch, part=part, rows=rows, places=places, left_out=left_out)

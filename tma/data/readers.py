@@ -68,7 +68,7 @@ def local_rows(path: Path, only: str | None = None) -> Rows:
     """Return the rows of a file, of a folder that `datasets.save_to_disk` wrote, or of a folder of
     files: those named train, then those named test; all, if no name says a split.
 
-    If `only` is given and the folder has a file of that name, it alone is read.
+    If `only` is given and the folder has a file of that name, only that file is read.
 
     Raises:
         DataError: it cannot be read, or its files are of several kinds.

@@ -55,7 +55,7 @@ class DatasetSpec:
     columns: Mapping[str, str] | None = None
     """Columns that are not named as usual."""
     file: str | None = None
-    """The one file that is wanted, where there are others."""
+    """The one file that is read, where there are others."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +145,9 @@ def _fold_split(tested: Sequence[str], left_out: Sequence[str]) -> SplitSpec:
 def _suite_rows(root: Path, seed: int) -> Iterator[Batch]:
     with suite.stored(root, seed).open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
-            made = line["instances"]
-            places = [instance["row"] + 1 for instance in made]
-            yield Batch(made, line["source"], places, "row", left_out=line["left_out"])
+            instances = line["instances"]
+            places = [instance["row"] + 1 for instance in instances]
+            yield Batch(instances, line["source"], places, "row", left_out=line["left_out"])
 
 
 def _known(name: str, place: Path | None, options: LoadOptions) -> Source:

@@ -119,11 +119,11 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
         return
     block = max(1, BLOCK_BYTES // a_row)
     for start in range(0, len(rows), block):
-        wanted = rows[start : start + block]
-        stored = np.argsort(wanted, kind="stable")
-        fetched = table.take(pa.array(wanted[stored])).combine_chunks()
+        chosen = rows[start : start + block]
+        stored = np.argsort(chosen, kind="stable")
+        fetched = table.take(pa.array(chosen[stored])).combine_chunks()
         places = pa.array(np.argsort(stored))
-        for low in range(0, len(wanted), piece):
+        for low in range(0, len(chosen), piece):
             yield from fetched.take(places[low : low + piece]).to_batches()
 
 
