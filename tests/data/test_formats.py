@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from tma.data.formats import Instance, reading
+from tma.data.formats import Instance, recognise
 from tma.errors import DataError
 
 
 def read(row: dict[str, Any], columns: dict[str, str] | None = None) -> Instance:
-    return reading(row, columns, "d").instance(row)
+    return recognise(row, columns, "d").instance(row)
 
 
 def two(row: dict[str, Any]) -> tuple[str | None, str | None]:
@@ -115,41 +115,30 @@ def test_references_of_the_source_come_after_its_responses(own: Any, expected: l
     assert json.loads(str(alone.meta)) == {"references": ["c"]}
 
 
-def test_only_an_id_of_this_content_is_ours() -> None:
-    row = {"prompt": "x", "response": "y", "task": None, "meta": None}
-    ours = "bebd947c5e63cad4"
-    assert read(row | {"id": f"{ours}-2"}) == Instance(None, None, "x", "y", None, f"{ours}-2")
-    theirs = read(row | {"id": "0123456789abcdef"})
-    assert theirs == Instance(None, None, "x", "y", '{"id": "0123456789abcdef"}')
-    assert read(row | {"id": 1234567890123456}).meta == '{"id": 1234567890123456}'
+def test_a_saved_row_has_what_is_in_its_meta() -> None:
+    row = {"id": "i", "prompt": "x", "response": "y", "task": None}
+    found = read(row | {"meta": '{"dataset": "d", "references": ["y", "z"]}'})
+    meta = '{"dataset": "d", "references": ["y", "z"], "id": "i"}'
+    assert found == Instance(None, "d", "x", "y", meta)
+    assert read(row | {"meta": {"dataset": "d"}}).source == "d"
+    for text in ('{"a":1,  "a":2}', "{broken", "a note"):
+        assert json.loads(str(read(row | {"meta": text}).meta)) == {"id": "i", "meta": text}
 
 
-@pytest.mark.parametrize("text", ['{"a":1,  "a":2}', "{broken", "a note"])
-def test_a_meta_that_is_no_object_stays_a_text(text: str) -> None:
-    row = {"id": None, "prompt": "x", "response": "y", "task": None, "meta": text}
-    assert json.loads(str(read(row).meta)) == {"meta": text}
-
-
-def test_conversations_as_lists_of_roles_and_of_texts() -> None:
+def test_other_forms_of_messages() -> None:
     assert two({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}) == ("a", "b")
-
-
-def test_columns_of_another_form_may_stand_beside_with_nulls() -> None:
     turns = [{"role": None, "content": None, "from": who, "value": who} for who in ("human", "gpt")]
     assert two({"messages": turns}) == ("human", "gpt")
+    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    answer = {"role": "assistant", "content": "c"}
+    assert two({"messages": [{"role": "user", "content": content}, answer]}) == ("ab", "c")
 
 
 def test_answers_as_text_are_a_question() -> None:
     row = {"context": "c", "question": "q", "answers": "{'text': ['a']}"}
-    with pytest.raises(DataError, match="column answers holds a text; expected a list"):
+    with pytest.raises(DataError, match="column answers holds text; expected a list"):
         read(row)
     assert two(row | {"answers": ""}) == ("c\n\nq", None)
-
-
-def test_messages_in_parts() -> None:
-    content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    answer = {"role": "assistant", "content": "c"}
-    assert two({"messages": [{"role": "user", "content": content}, answer]}) == ("ab", "c")
 
 
 @pytest.mark.parametrize("messages", [None, [], [{"role": "system", "content": "s"}]])
@@ -179,7 +168,8 @@ def test_two_formats_that_fit_are_a_question() -> None:
         read(row)
     assert str(caught.value) == (
         "dataset='d' fits prompt/response (prompt, response) and chat messages (messages). Say "
-        'which with columns={"prompt": ..., "response": ...} or {"conversation": ...}.'
+        'which columns to read with columns={"prompt": ..., "response": ...} or '
+        '{"conversation": ...}.'
     )
     assert read(row, {"prompt": "prompt", "response": "response"}).response == "r"
     assert read(row, {"conversation": "messages"}).response is None
@@ -188,11 +178,10 @@ def test_two_formats_that_fit_are_a_question() -> None:
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"prompt": "a"}, "give prompt and response both"),
+        ({"prompt": "a"}, "give prompt and response, or a conversation"),
         ({"answer": "a"}, "expected column names under prompt, response, task, source"),
         ({"prompt": "a", "response": "z"}, "no column z; it has a, b"),
-        ({"prompt": 1, "response": "a"}, "expected column names"),
-        ({"conversation": "a", "prompt": "b"}, "give a conversation, or prompt and response"),
+        ({"conversation": "a", "prompt": "b"}, "give prompt and response, or a conversation"),
     ],
 )
 def test_a_wrong_mapping_is_named(columns: dict[str, str], words: str) -> None:

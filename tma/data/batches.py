@@ -22,15 +22,17 @@ Row = Mapping[str, Any]
 """Column → cell."""
 BATCH_ROWS, BATCH_BYTES = 10_000, 2**24
 """A batch ends at the first of the two."""
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
+"""Suffix of a compressed file → what pyarrow calls it."""
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):  # perhaps two rows that were run together
+    cells = dict(pairs)
+    if len(cells) < len(pairs):  # perhaps two rows that were run together
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"the key {twice!r} appears twice")
-    return made
+    return cells
 
 
 DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)

@@ -115,7 +115,7 @@ def _read(dataset: Dataset) -> dict[str, int]:
     """
     found = manifest(dataset)
     files = {Path(entry["filename"]).stem for entry in dataset.cache_files}
-    if found is None or not files & {*SPLITS}:  # rows that were made anew, as by `map`
+    if found is None or not files & {*SPLITS}:  # changed rows, as by `map`
         return {}
     empty, kept = sum(found["empty"].values()), sum(found["rows"].values())
     long = sum(count for count, _ in found["long"].values())

@@ -40,7 +40,6 @@ class Instance(NamedTuple):
 
     task: str | None
     source: str | None
-    """The dataset it came from, inside a collection."""
     prompt: str | None
     response: str | None
     meta: str | None
@@ -52,12 +51,8 @@ def content_key(task: str | None, prompt: str, response: str) -> str:
     return digest(task or "", prompt, response)[:16]
 
 
-class Exchange(NamedTuple):
-    """Prompt and response cells, and what the format leaves over of its own columns."""
-
-    prompt: str | None
-    response: Any
-    rest: dict[str, Any]
+Exchange = tuple[str | None, Any, dict[str, Any]]
+"""Prompt and response cells, and what the format leaves over of its own columns."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +72,7 @@ def _pair(prompt: str, response: str, name: str = "mapping", also: tuple[str, ..
     """Return the format with prompt and response in a column each."""
 
     def read(row: Row) -> Exchange:
-        return Exchange(cell_text(row.get(prompt), prompt), row.get(response), {})
+        return cell_text(row.get(prompt), prompt), row.get(response), {}
 
     return Format(name, (prompt, response), read, also)
 
@@ -94,7 +89,7 @@ def _joined(row: Row, columns: Sequence[str]) -> str:
 
 
 def _alpaca(row: Row) -> Exchange:
-    return Exchange(_joined(row, ("instruction", "input")), row.get("output"), {})
+    return _joined(row, ("instruction", "input")), row.get("output"), {}
 
 
 def _squad(row: Row) -> Exchange:
@@ -114,7 +109,7 @@ def _squad(row: Row) -> Exchange:
     more = any(isinstance(one, Mapping) and {*one} - {"text"} for one in listed)
     asked = cell_text(row.get("question"), "question")
     prompt = _joined(row, ("context", "question")) if asked else None
-    return Exchange(prompt, answers, {"answers": given} if more else {})
+    return prompt, answers, {"answers": given} if more else {}
 
 
 FORMATS = (
@@ -162,13 +157,7 @@ class Reading:
 
 
 def recognise(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
-    """Return how rows with these columns are read.
-
-    Args:
-        present: names of the columns.
-        columns: the caller's mapping of `prompt`, `response` (or `conversation`), `task`, `source`
-            to columns; without a prompt or a conversation the format is recognised.
-        name: the dataset, for messages.
+    """Return how rows with the columns `present` are read; `columns` is the caller's mapping.
 
     Raises:
         DataError: no format fits, two fit, or the mapping names a column that is not there.
@@ -204,6 +193,11 @@ def _no_column(column: str, present: Collection[str], name: str) -> DataError:
     return DataError(f"dataset={name!r} has no column {column}; it has {_listed(present)}.")
 
 
+def _listed(names: Collection[str]) -> str:
+    """Return the first names in words; a broken file may have thousands."""
+    return ", ".join(name[:80] for name in list(names)[:20]) + (", …" if len(names) > 20 else "")
+
+
 def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Format:
     mapped = {*given} - _OPTIONAL
     if mapped == {"conversation"}:
@@ -223,12 +217,6 @@ def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Fo
         f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '
         '"response": ...} or {"conversation": ...}.'
     )
-
-
-def _listed(names: Collection[str]) -> str:
-    """Return names in words; a broken file may have thousands."""
-    more = f", and {len(names) - 20} more" if len(names) > 20 else ""
-    return ", ".join(name[:80] for name in list(names)[:20]) + more if names else "none"
 
 
 def _with_meta_open(row: Row) -> Row:
@@ -307,7 +295,7 @@ def _first_exchange(messages: Any, column: str) -> Exchange:
     asked = any(text.strip() for text in prompt["user"])
     left = {"exchange": used} if any({*one} - _ROLE for one in used) else {}
     left |= {"rest": rest} if rest else {}
-    return Exchange("\n\n".join(parts) if asked else None, response, left)
+    return "\n\n".join(parts) if asked else None, response, left
 
 
 def _messages(value: Any, column: str) -> Sequence[Any]:

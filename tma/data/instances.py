@@ -109,18 +109,13 @@ def encoder_tokenizer() -> Tokenizer:
 def build(folder: Path, source: Source, empty: str, name: str) -> None:
     """Read, recognise, split and store: `train.arrow`, `test.arrow` and, last, the manifest.
 
-    Args:
-        folder: an empty folder.
-        source: where the rows come from.
-        empty: "drop" or "error".
-        name: the dataset, for messages.
-
     Raises:
         DataError: the first row that cannot be used, or why the dataset cannot be split.
     """
     draft, stage = folder / "rows.arrow", _Stage(source, empty, name)
     _write(draft, COLUMNS[1:], (stage.add(batch) for batch in source.batches()))
-    stage.check()
+    read = stage.read()
+    check_mapped(stage.columns, source.columns, name)
     labels = stage.labels()
     assigned = assign(labels, source.split)
     chosen = capped(assigned, labels, source.split)
@@ -133,7 +128,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
     draft.unlink()
     manifest = {
         "rows": counts,
-        "read": stage.read(),
+        "read": read,
         "empty": {part or "none": stage.empty[code] for part, code in _PARTS.items()},
         "long": long,
         "max_instance_tokens": source.max_tokens,
@@ -148,7 +143,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
 class _Stage:
     """What is kept in memory of the rows that were written so far."""
 
-    wanted: Source
+    origin: Source
     policy: str
     name: str
     part: array[int] = field(default_factory=lambda: array("b"))
@@ -167,38 +162,41 @@ class _Stage:
         """Return the rows of a batch as they are written; keep their labels."""
         import pyarrow as pa
 
-        made = self._instances(batch)
+        instances = self._instances(batch)
         self.left_out += batch.left_out
-        for one in made:
+        for one in instances:
             self.part.append(_PARTS[batch.part])
             self.task.append(_number(self.tasks, one.task))
             self.source.append(_number(self.sources, one.source))
             prompt, response = str(one.prompt), str(one.response)
             self.key.append(int(content_key(one.task, prompt, response), 16))
-            most = self.wanted.max_tokens
+            most = self.origin.max_tokens
             self.long.append(most is not None and token_count(f"{prompt} {response}") > most)
-        cells = [pa.array([getattr(one, c) for one in made], pa.string()) for c in COLUMNS[1:]]
-        return pa.RecordBatch.from_arrays(cells, schema=_schema(COLUMNS[1:]))
+        cells = [pa.array([getattr(one, c) for one in instances], pa.string()) for c in COLUMNS[1:]]
+        return pa.RecordBatch.from_arrays(cells, names=COLUMNS[1:])
 
     def _instances(self, batch: Batch) -> list[Instance]:
         """Return the rows that have both prompt and response."""
         if not batch.rows:  # it only says what was left out
             return []
-        reading, made, at = self._recognised(batch), [], 0
+        reading, instances, at = self._recognised(batch), [], 0
         try:
             for k, row in enumerate(batch.rows):
                 at, one = k, reading.instance(row)
                 if one.prompt and one.response:
-                    _check_text(one)
-                    made.append(one)
+                    "".join(cell for cell in one if cell).encode()
+                    instances.append(one)
                 elif self.policy == "error":
                     cell = "response" if one.prompt else "prompt"
                     raise DataError(f"the {cell} is empty; empty='drop' leaves such rows out.")
                 else:
                     self.empty[_PARTS[batch.part]] += 1
+        except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
+            half = rf"\u{ord(error.object[error.start]):04x}, which is half a character"
+            raise DataError(f"{batch.at(at)}: the text holds {half}.") from error
         except (DataError, RecursionError) as error:
             raise DataError(f"{batch.at(at)}: {error}") from error
-        return made
+        return instances
 
     def _recognised(self, batch: Batch) -> Reading:
         """Return how the rows are read; a column that only now appears may make it unclear."""
@@ -206,26 +204,27 @@ class _Stage:
         for row in batch.rows if batch.unit == "line" else batch.rows[:1]:
             self.columns.update(dict.fromkeys(row))
         if self.reading is None or len(self.columns) > before:
-            self.reading = recognise(self.columns, self.wanted.columns, self.name)
+            self.reading = recognise(self.columns, self.origin.columns, self.name)
         return self.reading
 
     def labels(self) -> Labels:
         """Return the labels of all rows."""
-        task, source = (np.frombuffer(a, dtype=np.int64) for a in (self.task, self.source))
-        part = np.frombuffer(self.part, dtype=np.int8)
-        key, tests = np.frombuffer(self.key, dtype=np.uint64), self.empty[TEST] > 0
-        long = np.frombuffer(self.long, dtype=np.bool_)
-        return Labels(part, task, source, key, list(self.tasks), list(self.sources), tests, long)
+        return Labels(
+            part=np.frombuffer(self.part, dtype=np.int8),
+            task=np.frombuffer(self.task, dtype=np.int64),
+            source=np.frombuffer(self.source, dtype=np.int64),
+            key=np.frombuffer(self.key, dtype=np.uint64),
+            tasks=list(self.tasks),
+            sources=list(self.sources),
+            has_test=self.empty[TEST] > 0,
+            long=np.frombuffer(self.long, dtype=np.bool_),
+        )
 
     def read(self) -> int:
-        """Return how many rows the source has."""
-        return len(self.part) + self.empty.total() + self.left_out
-
-    def check(self) -> None:
-        """Refuse a source without rows, and a mapping to a column that no row had."""
-        if not self.read():
-            raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
-        check_mapped(self.columns, self.wanted.columns, self.name)
+        """Return how many rows the source has; refuse none."""
+        if count := len(self.part) + self.empty.total() + self.left_out:
+            return count
+        raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
 
 
 def _number(known: dict[str, int], name: str | None) -> int:
@@ -233,27 +232,10 @@ def _number(known: dict[str, int], name: str | None) -> int:
     return -1 if name is None else known.setdefault(name, len(known))
 
 
-def _check_text(one: Instance) -> None:
-    """Refuse half a surrogate pair, which JSON can escape and no file can hold."""
-    for cell in one:
-        if cell is not None and not cell.isascii():
-            try:
-                cell.encode("utf-8")
-            except UnicodeEncodeError as error:
-                half = rf"\u{ord(cell[error.start]):04x}"
-                raise DataError(f"the text holds {half}, which is half a character.") from error
-
-
-def _schema(columns: Sequence[str]) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([(column, pa.string()) for column in columns])
-
-
 def _write(path: Path, columns: Sequence[str], batches: Iterable[pa.RecordBatch]) -> None:
     import pyarrow as pa
 
-    schema = _schema(columns)
+    schema = pa.schema([(column, pa.string()) for column in columns])
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
@@ -273,8 +255,7 @@ def _numbered(
             part = slice(done, done + len(rows))
             start, done = start + len(batch), part.stop
             names = pa.array(ids(keys[part], before[part]), pa.string())
-            cells = [names, *rows.columns]
-            held.append(pa.RecordBatch.from_arrays(cells, schema=_schema(COLUMNS)))
+            held.append(pa.RecordBatch.from_arrays([names, *rows.columns], names=COLUMNS))
             if sum(map(len, held)) >= BATCH_ROWS or sum(b.nbytes for b in held) >= BATCH_BYTES:
                 yield from pa.Table.from_batches(held).combine_chunks().to_batches()
                 held = []

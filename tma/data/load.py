@@ -58,40 +58,36 @@ def load(
     """Find a dataset, read its rows, recognise their format, split and store them; return a split.
 
     Args:
-        name: `suite`, built in, or `pocket`, 20 and 5 instances a task of it; `niv2`, `p3`,
+        name: `suite`, built in, or `pocket`, a few instances a task of it; `niv2`, `p3`,
             `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
             local copy; a hub id (owner/name, or owner/name:configuration); a .jsonl, .json, .csv or
-            .parquet file, also .gz or .zst; a folder of such files named after train and test; a
-            folder that `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
-        split: "train" or "test"; "all": every row that the source has for them, none held out, and
-            a cap only if `per_task` names one. For a file of one's own that is all for training, or
-            all for test.
+            .parquet file, also .gz or .zst; a folder of such files named train and test; a folder
+            that `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
+        split: "train", "test", or "all": every row, none held out, capped only by `per_task`.
         columns: field (`prompt`, `response`, `task`, `source`, `conversation`) → column. Without
             `prompt` and `response`, or `conversation`, the format is recognised: prompt/response,
             prompt/completion, P3, Alpaca, chat messages, ShareGPT, SQuAD. Of a conversation the
             first exchange is taken, with the system message before the prompt.
         by: what training and test must not share: "task", "source" (dataset; then no task either),
-            or "instance" (equal content is on one side). None: the source's own split, or as the
-            paper; where there is none, a tenth of the tasks is held out, of the instances where
-            there are no tasks.
+            or "instance" (equal content). None: the source's own split, or as the paper; where
+            there is none, a tenth of the tasks is held out, or of the instances without tasks.
         held_out: names of the tasks and source datasets that test, while all others train. A task
             that has rows of such a dataset is held out whole.
         fold: which fold tests, 0 to 4 ("validation", too, of `suite` and `pocket`), while the
             others train. None: of the suite 0, of `p3` the split of T0.
-        max_instance_tokens: tokens of prompt and response together, as the encoder counts them;
-            longer instances are left out before a cap counts, with one warning. None: any length.
-        per_task: instances a task at most, one number or one for each of train and test. None: as
+        max_instance_tokens: leave out longer instances, prompt and response together as the encoder
+            counts them, before a cap counts. None: any length.
+        per_task: instances a task at most, one number or one each for train and test. None: as
             the paper.
-        empty: what is done with rows whose prompt or response is blank: "drop" (one warning with
-            their number) or "error".
-        seed: seed of what is held out and of what a cap chooses.
+        empty: rows whose prompt or response is blank: "drop" (one warning counts them) or "error".
+        seed: decides what is held out and what a cap chooses.
         max_source_tokens: tokens of NIV2's prompts, four characters each, where leaving out
             examples can reach that.
 
     Returns:
-        Columns `id` (stable: a digest of the content, with a counter for repeats), `task` (None
-        where there is none), `prompt`, `response`, and `meta` (what else the source had, as a JSON
-        object; None where that is nothing).
+        Columns `id` (a digest of the content, with a counter for repeats), `task` (None without
+        one), `prompt`, `response`, and `meta` (what else the source had, as a JSON object; None
+        where that is nothing).
 
     Raises:
         DataError: the split, the dataset or one of its rows cannot be used; the message says which.
@@ -154,19 +150,8 @@ def load_pair(
         train = load(dataset, split=ALL, per_task=caps[0], seed=seed, **given)
         test = load(test_dataset, split=ALL, per_task=caps[1], seed=seed, **given)
     if test_limit is not None and test_limit < len(test):
-        test = _limited(test, test_limit, seed)
+        test = test.select(drawn_evenly(test["task"][:], test_limit, seed))
     return train, test
-
-
-_limits = dict[tuple[str, int, int], "Dataset"]()
-"""Test instances under a limit: a grid of runs asks for the same ones again and again."""
-
-
-def _limited(test: Dataset, most: int, seed: int) -> Dataset:
-    key = (test._fingerprint, most, seed)
-    if key not in _limits:
-        _limits[key] = test.select(drawn_evenly(test["task"][:], most, seed))
-    return _limits[key]
 
 
 def drawn_evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]:

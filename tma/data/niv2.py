@@ -79,11 +79,7 @@ def checkout_key(root: Path) -> str:
 
 
 def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
-    """Yield the instances of a checkout, task by task in the sequence of the lists.
-
-    Raises:
-        DataError: a task file is missing or malformed; the message names it.
-    """
+    """Yield the instances of a checkout, task by task in the sequence of its lists."""
     for split, file in _task_files(root):
         task = _task(file)
         count, first = len(task["Instances"]), split == "test" and spec.first_test
@@ -137,12 +133,6 @@ def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
 
     Rows without an id cannot be told from equal instances: each stays one. A batch counts as left
     out the rows that were merged into another.
-
-    Args:
-        batches: rows with task_name, id, definition, inputs, targets, and their split.
-
-    Raises:
-        DataError: a column is missing.
     """
     flat = ((batch, k) for batch in batches for k in range(len(batch.rows)))
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
@@ -162,8 +152,8 @@ def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
         if column not in row:
             raise DataError(f"{batch.at(k)} has no {column}; it has {', '.join(row)}.")
     own = row.get("id")
-    alone = (batch.file, batch.places[k]) if own is None else None
-    return row["task_name"], own, alone, row["definition"], row["inputs"]
+    place = (batch.file, batch.places[k]) if own is None else None
+    return row["task_name"], own, place, row["definition"], row["inputs"]
 
 
 def _merged(group: Iterable[tuple[Batch, int]], merged: list[int]) -> Row:

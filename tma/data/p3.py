@@ -60,14 +60,7 @@ def _role(task: str) -> tuple[str, str, str] | None:
 
 
 def splits_of_tasks(tasks: Mapping[str, Callable[[], Mapping[str, T]]]) -> dict[str, T]:
-    """Return of each task of T0 the split that gives its rows.
-
-    Args:
-        tasks: name → what loads its splits; called for T0's tasks only.
-
-    Raises:
-        DataError: a task lacks that split.
-    """
+    """Return of each task of T0 the split that gives its rows; `tasks` load their splits."""
     out = dict[str, T]()
     for task, load in tasks.items():
         role = _role(task)
@@ -102,8 +95,8 @@ def with_roles(batches: Iterator[Batch]) -> Iterator[Batch]:
                 left_out += 1
             else:
                 split, dataset, cluster = role
-                made = {"dataset": dataset, "cluster": cluster, **row}
-                kept.append((split, made, batch.places[k]))
+                cells = {"dataset": dataset, "cluster": cluster, **row}
+                kept.append((split, cells, batch.places[k]))
         for part, group in groupby(kept, key=lambda entry: entry[0]):
             _, rows, places = zip(*group, strict=True)
             yield replace(batch, part=part, rows=rows, places=places, left_out=left_out)

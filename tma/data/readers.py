@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from tma.config import DATA_SUFFIXES, PACKED, data_suffix
 from tma.data.batches import (
+    COMPRESSION,
     DECODER,
     Batch,
     Row,
@@ -67,9 +68,7 @@ def local_rows(path: Path, only: str | None = None) -> Rows:
     """Return the rows of a file, of a folder that `datasets.save_to_disk` wrote, or of a folder of
     files: those named train, then those named test; all, if no name says a split.
 
-    Args:
-        path: the file or folder.
-        only: the one file of a folder that is wanted, if it is there.
+    If `only` is given and the folder has a file of that name, only that file is read.
 
     Raises:
         DataError: it cannot be read, or its files are of several kinds.
@@ -97,12 +96,7 @@ def files_key(parts: Sequence[tuple[Path, str | None]], root: Path) -> str:
 
 
 def read(path: Path, part: str | None = None) -> Iterator[Batch]:
-    """Yield the rows of a file or of an Arrow folder.
-
-    Args:
-        path: a .jsonl, .json, .csv or .parquet file, perhaps .gz or .zst after that; or a folder
-            that `datasets.save_to_disk` wrote.
-        part: split to which a file's rows belong.
+    """Yield the rows of a file, which belong to the split `part`, or of an Arrow folder.
 
     Raises:
         DataError: the first malformed line, or why the file cannot be read.
@@ -123,10 +117,10 @@ def read(path: Path, part: str | None = None) -> Iterator[Batch]:
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yield the decompressed bytes of a file."""
     with path.open("rb") as raw:
-        if path.suffix in PACKED:
+        if path.suffix in COMPRESSION:
             import pyarrow as pa
 
-            stream = pa.input_stream(raw, {".gz": "gzip", ".zst": "zstd"}[path.suffix])
+            stream = pa.input_stream(raw, COMPRESSION[path.suffix])
             yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
         else:
             yield raw

@@ -55,7 +55,7 @@ class DatasetSpec:
     columns: Mapping[str, str] | None = None
     """Columns that are not named as usual."""
     file: str | None = None
-    """The one file that is wanted, where there are others."""
+    """The one file that is read, where there are others."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,7 @@ class LoadOptions:
 
 
 def find(name: str, options: LoadOptions) -> Source:
-    """Return where the rows of a dataset come from.
-
-    Args:
-        name: a known name, `name:place` for a local copy of it, a file, a folder, or a hub id with
-            or without `:configuration`.
-        options: what else decides the rows.
+    """Return where the rows of a dataset come from; for names see `tma.load`.
 
     Raises:
         DataError: the dataset cannot be found or read.
@@ -150,9 +145,9 @@ def _fold_split(tested: Sequence[str], left_out: Sequence[str]) -> SplitSpec:
 def _suite_rows(root: Path, seed: int) -> Iterator[Batch]:
     with suite.stored(root, seed).open(encoding="utf-8") as lines:
         for line in map(json.loads, lines):
-            made = line["instances"]
-            places = [instance["row"] + 1 for instance in made]
-            yield Batch(made, line["source"], places, "row", left_out=line["left_out"])
+            instances = line["instances"]
+            places = [instance["row"] + 1 for instance in instances]
+            yield Batch(instances, line["source"], places, "row", left_out=line["left_out"])
 
 
 def _known(name: str, place: Path | None, options: LoadOptions) -> Source:
@@ -224,12 +219,8 @@ def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
 def hub_splits(
     hub_id: str, configuration: str | None = None, **given: Any
 ) -> Mapping[str, Dataset]:
-    """Return the splits of a hub dataset; the hub is asked once a process.
-
-    Args:
-        hub_id: owner/name.
-        configuration: one of the dataset's, where it has several.
-        given: what else `datasets.load_dataset` takes.
+    """Return the splits of a hub dataset, asked for once a process; `given`: further settings of
+    `datasets.load_dataset`.
 
     Raises:
         DataError: gated, unreachable, unknown or unreadable; the message says what is needed.
@@ -244,11 +235,7 @@ def hub_splits(
 
 @cache
 def hub_configurations(hub_id: str) -> tuple[str, ...]:
-    """Return the names of a dataset's configurations; the hub is asked once a process.
-
-    Raises:
-        DataError: as for `hub_splits`.
-    """
+    """Return the names of a dataset's configurations, asked for once a process."""
     import datasets
 
     return tuple(_from_hub(hub_id, partial(datasets.get_dataset_config_names, hub_id)))

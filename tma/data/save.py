@@ -7,18 +7,17 @@ sequence in which they are stored, and put into their places in memory.
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.config import expanded, unpacked_suffix
-from tma.data.batches import ENCODER
+from tma.data.batches import COMPRESSION, ENCODER
 from tma.errors import DataError, wrong
 from tma.store import cache_dir, digest, locked, new_file, new_folder
 
@@ -120,18 +119,18 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
         return
     block = max(1, BLOCK_BYTES // a_row)
     for start in range(0, len(rows), block):
-        wanted = rows[start : start + block]
-        stored = np.argsort(wanted, kind="stable")
-        fetched = table.take(pa.array(wanted[stored])).combine_chunks()
+        chosen = rows[start : start + block]
+        stored = np.argsort(chosen, kind="stable")
+        fetched = table.take(pa.array(chosen[stored])).combine_chunks()
         places = pa.array(np.argsort(stored))
-        for low in range(0, len(wanted), piece):
+        for low in range(0, len(chosen), piece):
             yield from fetched.take(places[low : low + piece]).to_batches()
 
 
 def _write_jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
     for piece in pieces:
         try:
-            lines = [ENCODER.encode(_with_meta_open(row)) for row in piece.to_pylist()]
+            lines = [ENCODER.encode(row) for row in piece.to_pylist()]
         except ValueError as error:
             raise DataError(
                 f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
@@ -139,32 +138,15 @@ def _write_jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
         sink.write(("\n".join(lines) + "\n").encode("utf-8"))
 
 
-def _with_meta_open(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with its meta as an object, so that a line can be read by eye.
-
-    Other datasets may have any text there: one that is not exactly what we would write stays as it
-    is, since the object would say less (a repeated key) or could not be written.
-    """
-    meta = row.get("meta")
-    if isinstance(meta, str) and meta.startswith("{"):
-        with suppress(ValueError, RecursionError):
-            opened = json.loads(meta)
-            return row | {"meta": opened} if ENCODER.encode(opened) == meta else row
-    return row
-
-
 @contextmanager
 def _packed(path: Path) -> Iterator[BinaryIO]:
     """Yield where to write; equal rows give equal bytes, so no time is stored."""
-    with path.open("wb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed:
-                yield cast(BinaryIO, packed)
-        elif path.suffix == ".zst":
-            import pyarrow as pa
+    import pyarrow as pa
 
-            with pa.output_stream(raw, "zstd") as stream:
-                yield cast(BinaryIO, stream)
+    with path.open("wb") as raw:
+        if path.suffix in COMPRESSION:
+            with pa.output_stream(raw, COMPRESSION[path.suffix]) as packed:
+                yield cast(BinaryIO, packed)
         else:
             yield raw
 

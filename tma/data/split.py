@@ -88,15 +88,15 @@ def assign(labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
     if spec.held_out:
         if not spec.partial:
             _check_names(labels, spec.held_out)
-        out[_named(labels, spec.held_out)] = TEST
-        out[_named(labels, spec.left_out)] = 0
+        out[_rows_named(labels, spec.held_out)] = TEST
+        out[_rows_named(labels, spec.left_out)] = 0
     elif is_own(labels, spec):
         _check_own(labels)
         out = labels.part.copy()
     elif spec.by != ALL:
         units, count = _units(labels, spec.by or "task")
         out = _divided(count, spec)[units]
-        out[_named(labels, spec.left_out)] = 0
+        out[_rows_named(labels, spec.left_out)] = 0
     if labels.long is not None:
         out[labels.long] *= -1
     return out
@@ -128,7 +128,7 @@ def under_cap(count: int, most: int | None, seed: str, first: bool) -> list[int]
     return list(range(most)) if first else sorted(random.Random(seed).sample(range(count), most))
 
 
-def _named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
+def _rows_named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
     """Return which rows are of these tasks and source datasets, (n,); a task is taken whole, also
     where only some of its rows are of such a dataset.
     """
@@ -181,9 +181,9 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
         units, known = _ranked(labels.task, labels.tasks), len(labels.tasks)
     else:
         units, known = np.full(len(labels.task), -1), 0
-    alone = units < 0
-    _, first, own = np.unique(labels.key[alone], return_index=True, return_inverse=True)
-    units[alone] = known + np.argsort(np.argsort(first))[own]
+    unnamed = units < 0
+    _, first, own = np.unique(labels.key[unnamed], return_index=True, return_inverse=True)
+    units[unnamed] = known + np.argsort(np.argsort(first))[own]
     count = known + len(first)
     if count < 2:
         kind = f"{by}s" if known else "different instances"

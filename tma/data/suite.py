@@ -106,15 +106,17 @@ class Source:
         An instance has `task`, `prompt`, `response`, and where it comes from: `dataset`, the `kind`
         of its template, and `row`, the number of its row, from 0.
         """
-        for number, made, _ in self._fillings(rows, seed):
-            yield made._asdict() | {"row": number}
+        for number, filled, _ in self._fillings(rows, seed):
+            yield filled._asdict() | {"row": number}
 
     def twins(self, rows: Sequence[Row], seed: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the same rows under the next template that fits, where there is one, without what
-        an equal row has made.
+        an equal row gives.
         """
-        found = [(n, made, next(others, None)) for n, made, others in self._fillings(rows, seed)]
-        seen = {made for _, made, _ in found}
+        found = [
+            (n, filled, next(others, None)) for n, filled, others in self._fillings(rows, seed)
+        ]
+        seen = {filled for _, filled, _ in found}
         for number, _, twin in found:
             if twin is not None and twin not in seen:
                 yield twin._asdict() | {"row": number}
@@ -133,11 +135,11 @@ class Source:
                 self.templates, key=lambda t: (used[f"{self.name}/{t.name}"], rng.random())
             )
             fits = (one for t in turns if (one := t.fill(fields, self.longest)) is not None)
-            made = next(fits, None)
-            if made is not None and made not in seen:
-                seen.add(made)
-                used[made.task] += 1
-                yield number, made, fits
+            filled = next(fits, None)
+            if filled is not None and filled not in seen:
+                seen.add(filled)
+                used[filled.task] += 1
+                yield number, filled, fits
 
 
 def sources() -> list[Source]:
@@ -174,7 +176,7 @@ def key(root: Path) -> str:
 
 
 def stored(root: Path, seed: int = 0) -> Path:
-    """Return the file of the suite's instances: made once for all folds and caps.
+    """Return the file of the suite's instances, written once for all folds and caps.
 
     A line is a source, a JSON object: `source`, its `instances`, and `left_out`, how many of its
     rows make none.
@@ -196,9 +198,9 @@ def _write(file: Path, root: Path, seed: int) -> None:
     with file.open("w", encoding="utf-8") as lines:
         for source in sources():
             rows = source.rows(root)
-            made = list(source.instances(rows, seed))
-            entry = {"source": source.name, "instances": made, "left_out": len(rows) - len(made)}
-            lines.write(json.dumps(entry) + "\n")
+            instances = list(source.instances(rows, seed))
+            entry = {"source": source.name, "instances": instances}
+            lines.write(json.dumps(entry | {"left_out": len(rows) - len(instances)}) + "\n")
 
 
 def twins(dataset: Dataset, seed: int = 0) -> list[dict[str, Any] | None]:
@@ -227,9 +229,9 @@ def twins(dataset: Dataset, seed: int = 0) -> list[dict[str, Any] | None]:
     return [found.get(place) for place in places]
 
 
-def _instance(made: dict[str, Any]) -> dict[str, Any]:
-    texts = {column: made[column] for column in ("task", "prompt", "response")}
-    meta = {name: cell for name, cell in made.items() if name not in texts}
+def _instance(filled: dict[str, Any]) -> dict[str, Any]:
+    texts = {column: filled[column] for column in ("task", "prompt", "response")}
+    meta = {name: cell for name, cell in filled.items() if name not in texts}
     return {"id": content_key(**texts), **texts, "meta": ENCODER.encode(meta)}
 
 
@@ -249,11 +251,12 @@ def with_twins(train: Dataset, test: Dataset, share: float, seed: int) -> Datase
 
     found, count = twins(test, seed), round(share * len(test))
     drawn = random.Random(f"{seed}/twins").sample(range(len(test)), len(test))[:count]
-    made = [twin for twin in (found[row] for row in drawn) if twin is not None]
-    if len(made) < count:
-        log.warning("twins: only %d of %d test instances have one", len(made), count)
-    added = datasets.Dataset.from_list(made, features=train.features)
-    return datasets.concatenate_datasets([train.select(range(len(train) - len(made))), added])
+    added = [twin for twin in (found[row] for row in drawn) if twin is not None]
+    if len(added) < count:
+        log.warning("twins: only %d of %d test instances have one", len(added), count)
+    kept = train.select(range(len(train) - len(added)))
+    last = datasets.Dataset.from_list(added, features=train.features)
+    return datasets.concatenate_datasets([kept, last])
 
 
 def _read(file: Path) -> list[Row]:
