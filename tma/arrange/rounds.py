@@ -105,8 +105,7 @@ def test_centric_rounds(
         ParameterError: an unknown rule or limit; it is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
-    Source: the paper's section on TMA; `collision="each"` and `within` other than "row" are this
-    package's variants.
+    Source: the paper's section on TMA; its rules are `collision="set"` and `within="row"`.
     """
     from tma.arrange.exact_knn import unit_pair
 
@@ -131,16 +130,16 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
     nearest = Nearest(inputs.X, Y, numbers, limit, farthest=farthest, device=inputs.device)
     while taken < min(limit, len(numbers)):
         picked = nearest.take_in_turn() if in_turn else nearest.first_left()
-        found = np.unique(picked[picked >= 0])
-        nearest.take(found)
+        rows = np.unique(picked[picked >= 0])
+        nearest.take(rows)
         if method.within == "similarity":
-            found = _by_similarity(inputs.X, Y, picked, farthest=farthest)
+            rows = _by_similarity(inputs.X, Y, picked, farthest=farthest)
         elif method.within == "shuffled":
-            found = random.permutation(found)
+            rows = random.permutation(rows)
         else:
-            found = found[np.argsort(inputs.stored[found])]
-        yield cut(found, limit - taken) if method.exact_limit else found
-        taken += len(found)
+            rows = rows[np.argsort(inputs.stored[rows])]
+        yield cut(rows, limit - taken) if method.exact_limit else rows
+        taken += len(rows)
 
 
 def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
@@ -149,21 +148,20 @@ def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
     enough = len(inputs.numbers) if stop is None else stop * len(inputs.Y)
     chosen: list[Numbers] = []
     left = inputs.limit
-    for found in islice(rounds(inputs, enough), first, stop):
+    for rows in islice(rounds(inputs, enough), first, stop):
         if left <= 0:
             break
-        chosen.append(cut(found, left) if inputs.method.exact_limit else found)
-        left -= len(found)
+        chosen.append(cut(rows, left) if inputs.method.exact_limit else rows)
+        left -= len(rows)
     return chosen
 
 
-def cut(found: Numbers, count: int) -> Numbers:
-    """Return the `count` lowest rows of a round, in its own sequence; of a pool, those drawn first.
+def cut(rows: Numbers, count: int) -> Numbers:
+    """Return the `count` lowest rows of a round (of a pool: those drawn first), in its sequence.
 
-    What is taken does not depend on how a round is sorted: else orders that differ in that would
-    differ in their instances too.
+    Orders that differ only in how a round is sorted thus take the same rows.
     """
-    return found[np.isin(found, np.sort(found)[:count])]
+    return rows[np.isin(rows, np.sort(rows)[:count])]
 
 
 def _by_similarity(
