@@ -62,6 +62,17 @@ MEASURES: tuple[str, ...] = get_args(Measure)[1:]
 
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than_equal": "at most {le}",
+}
+"""What a type of pydantic's errors asks for."""
+
 STRICT = ConfigDict(strict=True, extra="forbid")
 """Settings of the right type only: no text for a number, no unknown name."""
 
@@ -93,8 +104,9 @@ def parameter_error(error: ValidationError) -> ParameterError:
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
     if first["type"].startswith("missing"):
         return ParameterError(f"{name} is missing; give it a value.")
-    expected = first["msg"].replace("Input should", "it should")
-    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
+    if first["type"] in _EXPECTED:
+        return wrong(name, value, _EXPECTED[first["type"]].format(**context))
+    return ParameterError(f"{name}={value!r} cannot be used: {first['msg']}.")
 
 
 def _plain(value: Any) -> Any:
