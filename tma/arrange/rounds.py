@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange.spec import Method, Numbers
+from tma.arrange.spec import Collision, Method, Numbers, Within
 
 if TYPE_CHECKING:
     from tma.arrange.exact_knn import UnitRows
@@ -85,8 +85,11 @@ def test_centric_rounds(
     limit: int | None = None,
     farthest: bool = False,
     *,
+    collision: Collision = "set",
+    within: Within = "row",
+    exact_limit: bool = False,
+    seed: int = 0,
     device: str | None = None,
-    **settings: Any,
 ) -> list[Numbers]:
     """Return the rounds of TMA.
 
@@ -95,8 +98,11 @@ def test_centric_rounds(
         Y: (m, d) unit embeddings of the test rows.
         limit: rows to take; rounds come whole, until at least as many are taken. None: all.
         farthest: every test row takes the farthest training row that is left.
+        collision: see `tma.Method`, as for the next three.
+        within: the sequence inside a round.
+        exact_limit: cut the last round.
+        seed: seed of the shuffling.
         device: where products are computed; None: a GPU if there is one. No influence on rounds.
-        settings: `collision`, `within`, `exact_limit` and `seed` of `tma.Method`.
 
     Returns:
         One (k,) int64 array a round, 1 ≤ k ≤ m.
@@ -109,7 +115,8 @@ def test_centric_rounds(
     """
     from tma.arrange.exact_knn import unit_pair
 
-    method = Method("tma_max" if farthest else "tma_min", limit=limit, **settings)
+    rules: dict[str, Any] = {"collision": collision, "within": within, "exact_limit": exact_limit}
+    method = Method("tma_max" if farthest else "tma_min", limit=limit, seed=seed, **rules)
     train, test = unit_pair(X, Y)
     every = np.arange(len(train))
     near, far = Inputs(method, train, test.float32, every, every, device=device).sides
@@ -122,7 +129,7 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
     from tma.arrange.exact_knn import Nearest
 
     method, in_turn = inputs.method, inputs.method.collision == "each"
-    # Another stream than `Inputs.random`, and one a side.
+    # A stream of its own for each side, apart from `Inputs.random`.
     random = np.random.default_rng([method.seed, 2 + farthest])
     # Equal test rows take the same row, and so count once.
     Y = inputs.Y if in_turn else np.unique(inputs.Y, axis=0)

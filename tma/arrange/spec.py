@@ -6,22 +6,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import fields
-from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic import model_validator as validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from tma.errors import ParameterError, check_choice, choices, wrong
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Class = TypeVar("Class")
 
 _TMA = ("collision", "within", "exact_limit")
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -60,6 +63,9 @@ Measure = Literal[
 MEASURES: tuple[str, ...] = get_args(Measure)[1:]
 """The nine similarity distances."""
 
+Collision = Literal["set", "each"]
+Within = Literal["row", "similarity", "shuffled"]
+
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
 _EXPECTED = {
@@ -71,25 +77,21 @@ _EXPECTED = {
     "greater_than_equal": "at least {ge}",
     "less_than_equal": "at most {le}",
 }
-"""What a type of pydantic's errors asks for."""
+"""What each type of pydantic error asks for."""
 
-STRICT = ConfigDict(strict=True, extra="forbid")
-"""Settings of the right type only: no text for a number, no unknown name."""
+STRICT = ConfigDict(strict=True, extra="forbid", defer_build=True)
+"""Settings of the right type only, no unknown name; a validator is built at its first use."""
 
 
-def refusing(cls: type[Class]) -> type[Class]:
-    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
-    fill: Callable[..., None] = cls.__init__
+class RaisesParameterError(type):
+    """Metaclass of settings that raise `ParameterError` instead of pydantic's own error."""
 
-    @wraps(fill)
-    def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        """Return the settings, or refuse them."""
         try:
-            fill(self, *args, **settings)
+            return super().__call__(*args, **settings)
         except ValidationError as error:
             raise parameter_error(error) from None
-
-    type.__setattr__(cls, "__init__", fill_or_refuse)
-    return cls
 
 
 def parameter_error(error: ValidationError) -> ParameterError:
@@ -110,7 +112,7 @@ def parameter_error(error: ValidationError) -> ParameterError:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy's as Python's own, which JSON can hold."""
+    """Return a NumPy number as a Python number, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -119,7 +121,7 @@ Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class OrderSettings:
+class OrderSettings(metaclass=RaisesParameterError):
     """Every setting that decides an order, beside its name."""
 
     limit: Count | None = None
@@ -131,10 +133,10 @@ class OrderSettings:
     """What `nearest` and `farthest` sort by: wsd, or one of the nine distances."""
     weight: Number | None = None
     """w of WSD; None: mean(MD)/mean(AD), the paper's."""
-    collision: Literal["set", "each"] = "set"
+    collision: Collision = "set"
     """TMA: set (two test rows may take the same row, as in the paper) or each (test rows choose in
     turn, by ascending number, each its own row)."""
-    within: Literal["row", "similarity", "shuffled"] = "row"
+    within: Within = "row"
     """TMA, inside a round: row (ascending row number, as in the paper; where data is stored task by
     task, that is cluster order), similarity (nearest first, in a farthest round farthest first), or
     shuffled by the seed."""
@@ -149,7 +151,6 @@ class OrderSettings:
     """What is drawn: row (single rows) or task (whole tasks, the last one cut)."""
 
 
-@refusing
 @dataclass(frozen=True, config=STRICT)
 class Method(OrderSettings):
     """The name of an order and its settings.
@@ -167,7 +168,7 @@ class Method(OrderSettings):
         order_name(name)
         return name
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_together(self) -> Method:
         """Refuse a setting without influence: the caller expects one."""
         used = ORDERS[order_name(self.name)]
