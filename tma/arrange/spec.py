@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any, Literal, get_args
+from functools import wraps
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from tma.errors import ParameterError, check_choice, choices, wrong
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Class = TypeVar("Class")
 
 _TMA = ("collision", "within", "exact_limit")
 ORDERS: dict[str, tuple[str, ...]] = {
@@ -68,30 +71,23 @@ Within = Literal["row", "similarity", "shuffled"]
 
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
-_EXPECTED = {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "finite_number": "a finite number",
-    "bool_type": "true or false",
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than_equal": "at most {le}",
-}
-"""What each type of pydantic error asks for."""
-
-STRICT = ConfigDict(strict=True, extra="forbid", defer_build=True)
-"""Settings of the right type only, no unknown name; a validator is built at its first use."""
+STRICT = ConfigDict(strict=True, extra="forbid")
+"""Settings of the right type only: no text for a number, no unknown name."""
 
 
-class RaisesParameterError(type):
-    """Metaclass of settings that raise `ParameterError` instead of pydantic's own error."""
+def refusing(cls: type[Class]) -> type[Class]:
+    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
+    fill: Callable[..., None] = cls.__init__
 
-    def __call__(cls, *args: Any, **settings: Any) -> Any:
-        """Return the settings, or refuse them."""
+    @wraps(fill)
+    def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
         try:
-            return super().__call__(*args, **settings)
+            fill(self, *args, **settings)
         except ValidationError as error:
             raise parameter_error(error) from None
+
+    type.__setattr__(cls, "__init__", fill_or_refuse)  # an assignment does not pass mypy
+    return cls
 
 
 def parameter_error(error: ValidationError) -> ParameterError:
@@ -106,9 +102,8 @@ def parameter_error(error: ValidationError) -> ParameterError:
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
     if first["type"].startswith("missing"):
         return ParameterError(f"{name} is missing; give it a value.")
-    if first["type"] in _EXPECTED:
-        return wrong(name, value, _EXPECTED[first["type"]].format(**context))
-    return ParameterError(f"{name}={value!r} cannot be used: {first['msg']}.")
+    expected = first["msg"].replace("Input should", "it should")
+    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
 
 
 def _plain(value: Any) -> Any:
@@ -121,7 +116,7 @@ Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class OrderSettings(metaclass=RaisesParameterError):
+class OrderSettings:
     """Every setting that decides an order, beside its name."""
 
     limit: Count | None = None
@@ -151,6 +146,7 @@ class OrderSettings(metaclass=RaisesParameterError):
     """What is drawn: row (single rows) or task (whole tasks, the last one cut)."""
 
 
+@refusing
 @dataclass(frozen=True, config=STRICT)
 class Method(OrderSettings):
     """The name of an order and its settings.
