@@ -167,11 +167,7 @@ def _unit_rows(embedded: Rows, rows: Sequence[int]) -> Rows:
 
 
 class Shards:
-    """The rows of some keys: those in a folder of shards, and those that are added.
-
-    Args:
-        folder: the folder of the shards; it need not exist.
-        keys: what is asked for, 16 bytes each; a key may occur more than once.
+    """The rows of some keys: those in a folder of shards, which need not exist, and those added.
 
     Attributes:
         missing: the keys that have no row yet, in their order.
@@ -191,11 +187,7 @@ class Shards:
         return self._rows[[self._places[key] for key in keys]]
 
     def read(self) -> None:
-        """Take missing rows from the shards that have not been read.
-
-        Raises:
-            ValueError: rows of unequal width.
-        """
+        """Take missing rows from the shards that have not been read."""
         for file in sorted(self._folder.glob("*.safetensors")):
             if self.missing and file.name not in self._seen:
                 self._seen.add(file.name)
@@ -203,11 +195,7 @@ class Shards:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Wait for other writers of this folder, read what they wrote, then write alone.
-
-        Raises:
-            StateError: the folder cannot be written.
-        """
+        """Wait for other writers of this folder, read what they wrote, then write alone."""
         with locked(self._folder):
             # Only the holder of the lock writes here: drafts are those of killed processes.
             for stale in self._folder.glob(".new-*"):
@@ -220,7 +208,6 @@ class Shards:
 
         Raises:
             ValueError: the rows are not as wide as others.
-            StateError: the folder cannot be written.
         """
         self._take(keys, rows)
         taken = [int(file.stem) for file in self._folder.glob(f"{'[0-9]' * 8}.*")]

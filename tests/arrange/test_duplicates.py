@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tma.arrange.ngrams import ngram_overlap
 
 import tma
 from tests import reference
 from tests.conftest import circle, unit
+from tma.arrange.duplicates import ngram_overlap
 
 TEXTS = (
     ["one two three four five six", "one two three four", "ten", "seven eight nine ten eleven"],

@@ -145,7 +145,7 @@ def test_test_data_from_elsewhere_has_a_whole_path_too(
     ("change", "words"),
     [
         ({"order": "nearset"}, "order='nearset'"),
-        ({"pool": 0}, "pool=0 .* at least 1"),
+        ({"pool": 0}, "pool=0 .* greater than or equal to 1"),
         ({"collision": "each"}, "collision='each' .* order='random'"),
         ({"by": "tasks"}, "by='tasks' .*did you mean task"),
         ({"per_task": (1, 2, 3)}, "per_task=.* one number, or two"),

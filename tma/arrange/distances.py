@@ -15,7 +15,6 @@ from itertools import accumulate, chain, pairwise
 from typing import cast
 
 import numpy as np
-import torch
 
 from tma.arrange.exact_knn import (
     BLOCK,
@@ -55,8 +54,7 @@ def weighted_similarity_distance(
     Args:
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
-        weight: w; None: mean(MD)/mean(AD) over the training rows, so that both terms weigh the
-            same.
+        weight: w; None: mean(MD)/mean(AD), so that both terms weigh the same.
         numbers: ascending numbers of the training rows that count; None: all.
         device: where products are computed; None: a GPU if there is one.
 
@@ -71,7 +69,7 @@ def weighted_similarity_distance(
     train, test = unit_pair(X, Y)
     mean = test.float32.astype(np.float64).mean(axis=0)
     parts = [
-        (-key / UNIT, -_products(block, mean))
+        (-key / UNIT, -_products(block.numpy().astype(np.float64), mean))
         for block, _, key in nearest_blocks(train, test.float32, numbers, device=device)
     ]
     MD, AD = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -81,16 +79,7 @@ def weighted_similarity_distance(
 def task_distances(
     X: Embeddings, Y: Embeddings, groups: Sequence[Numbers], weight: float | None = None
 ) -> Floats:
-    """Return the WSD of each task's mean embedding, divided by its length.
-
-    Args:
-        X: (n, d) unit embeddings of the training rows.
-        Y: (m, d) unit embeddings of the test rows.
-        groups: the row numbers of each task.
-        weight: w; None: mean(MD)/mean(AD) over the tasks.
-
-    Returns:
-        (len(groups),) float64, smaller is nearer.
+    """Return the WSD of each task's mean embedding, divided by its length, (len(groups),).
 
     Raises:
         ValueError: embeddings that cannot be used, or a task whose rows cancel out.
@@ -125,17 +114,11 @@ def _task_means(train: UnitRows, groups: Sequence[Numbers]) -> Floats:
     for numbers, block in train.blocks(max(1, BLOCK // train.width)):
         member = group_of[numbers] >= 0
         np.add.at(sums, group_of[numbers[member]], block.numpy()[member].astype(np.float64))
-    means: Floats = sums / np.array([[_length(total)] for total in sums])
-    return means
+    return sums / _lengths(sums)[:, None]
 
 
 def row_distances(
-    X: Data,
-    Y: Data,
-    measure: str,
-    *,
-    numbers: Numbers | None = None,
-    device: str | None = None,
+    X: Data, Y: Data, measure: str, *, numbers: Numbers | None = None, device: str | None = None
 ) -> Floats:
     """Return the distance of each single training row to the test set: out[i] is of S = {i}.
 
@@ -151,8 +134,7 @@ def row_distances(
         from 0.
 
     Raises:
-        ValueError: an unknown measure, embeddings that cannot be used, or, for a centroid, rows
-            that cancel out.
+        ValueError: an unknown measure, data that cannot be used, or a centroid without direction.
 
     Source: the paper's section on similarity distances.
     """
@@ -175,10 +157,9 @@ def prefix_distances(
     """Return the distance between the first rows of an arranged training set and the test set.
 
     Args:
-        X: (n, d) unit embeddings of the training rows in the order of training; for `bigram_kl`
-            their texts.
-        Y: (m, d) unit embeddings of the test rows; for `bigram_kl` their texts.
-        steps: how many training rows have been seen, each from 1 to n.
+        X: (n, d) unit embeddings, or texts, of the training rows in the order of training.
+        Y: (m, d) unit embeddings, or texts, of the test rows.
+        steps: numbers of training rows seen, each from 1 to n.
         measure: one of `MEASURES`.
         device: where products are computed; None: a GPU if there is one.
 
@@ -187,8 +168,8 @@ def prefix_distances(
         `bigram_kl` is KL(T ‖ S) in nats: what the data seen lacks of the test set weighs most.
 
     Raises:
-        ValueError: an unknown measure, embeddings that cannot be used, steps out of range, or, for
-            a centroid, rows that cancel out.
+        ValueError: an unknown measure, data or steps that cannot be used, or a centroid without
+            direction.
 
     Source: the paper's section on similarity distances; the direction and the smoothing of the KL
     divergence (0.5 for every bigram of X and Y) are this package's choice.
@@ -205,14 +186,7 @@ def several_prefix_distances(
     *,
     device: str | None = None,
 ) -> Floats:
-    """Return `prefix_distances` to each of several test sets; texts of X are counted once.
-
-    Returns:
-        (len(tests), len(steps)) float64: out[t] equals prefix_distances(X, tests[t], steps, …).
-
-    Raises:
-        ValueError: as `prefix_distances`, for any of the test sets.
-    """
+    """Return out[t] = prefix_distances(X, tests[t], steps, …); texts of X are counted once."""
     check_choice("measure", measure, MEASURES)
     at = _checked_steps(steps, len(X))
     if measure == "bigram_kl":
@@ -246,19 +220,14 @@ def _prefixes(
 
 
 def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> Floats:
-    centre = Y.float32.astype(np.float64).mean(axis=0)
     total = np.zeros(X.width)
     stops, which = np.unique(at, return_inverse=True)
-    distances = np.empty(len(stops))
+    means = np.empty((len(stops), X.width))
     for k, (start, stop) in enumerate(pairwise([0, *stops.tolist()])):
         for _, block in X.blocks(max(1, BLOCK // X.width), np.arange(start, stop)):
             total += block.numpy().sum(axis=0, dtype=np.float64)
-        mean = total / stop
-        if measure == "cosine_centroid":
-            distances[k] = -(mean @ centre) / (_length(mean) * _length(centre))
-        else:
-            distances[k] = np.sqrt(((mean - centre) ** 2).sum())
-    return distances[which]
+        means[k] = total / stop
+    return _to_centre(means, Y.float32.astype(np.float64).mean(axis=0), measure)[which]
 
 
 def _row_blocks(
@@ -278,27 +247,24 @@ def _row_blocks(
             yield extreme.reduceat(_apart(X, row, test, column), start)
     else:
         for chosen, block in X.blocks(max(1, BLOCK // max(X.width, len(Y))), numbers):
+            rows = block.numpy().astype(np.float64)
             if measure == "euclidean_avg":
-                yield _mean_apart(X, chosen, block, test)
+                yield _mean_apart(X, chosen, rows, test)
             else:
-                yield _to_centre(block, test.mean(axis=0), measure)
+                yield _to_centre(rows, test.mean(axis=0), measure)
 
 
-def _to_centre(block: torch.Tensor, centre: Floats, measure: str) -> Floats:
-    """Return cosine_avg or a distance to the centroid; cosine_avg is linear in the test rows."""
+def _to_centre(rows: Floats, centre: Floats, measure: str) -> Floats:
+    """Return cosine_avg, which is linear in the test rows, or a distance to the centroid."""
     if measure == "cosine_avg":
-        return -_products(block, centre)
-    rows = block.numpy().astype(np.float64)
+        return -_products(rows, centre)
     if measure == "cosine_centroid":
-        lengths: Floats = np.sqrt((rows**2).sum(axis=1)) * _length(centre)
-        return -_products(block, centre) / lengths
-    distances: Floats = np.sqrt(((rows - centre) ** 2).sum(axis=1))
-    return distances
+        return -_products(rows, centre) / (_lengths(rows) * _lengths(centre[None]))
+    return np.sqrt(_products(rows - centre, rows - centre))
 
 
-def _mean_apart(X: UnitRows, numbers: Numbers, block: torch.Tensor, test: Floats) -> Floats:
+def _mean_apart(X: UnitRows, numbers: Numbers, rows: Floats, test: Floats) -> Floats:
     """Return the average Euclidean distance of each row of a block to the test rows."""
-    rows = block.numpy().astype(np.float64)
     squared = (rows**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * rows @ test.T
     # The root of a small difference of large numbers is noise; those are taken directly.
     distance = np.sqrt(np.maximum(squared, SMALL))
@@ -317,15 +283,15 @@ def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
     return out
 
 
-def _products(block: torch.Tensor, column: Floats) -> Floats:
-    """Return block @ column by numpy's own sum of each row, which no block size can change."""
-    products: Floats = (block.numpy().astype(np.float64) * column).sum(axis=1)
+def _products(rows: Floats, column: Floats) -> Floats:
+    """Return rows @ column by numpy's own sum of each row, which no block size can change."""
+    products: Floats = (rows * column).sum(axis=1)
     return products
 
 
-def _length(mean: Floats) -> float:
-    length = float(np.sqrt((mean**2).sum()))
-    if length < 1e-12:
+def _lengths(means: Floats) -> Floats:
+    length = np.sqrt(_products(means, means))
+    if (length < 1e-12).any():
         raise ValueError("the embeddings of a set cancel out; their mean has no direction.")
     return length
 

@@ -58,9 +58,6 @@ def near_duplicates(
         overlap: share of a test text's n-grams from which a training row is a near-duplicate.
         device: where products are computed; None: a GPU if there is one.
 
-    Returns:
-        The nearest test row, its similarity, the overlap and the verdict of each training row.
-
     Raises:
         ValueError: embeddings, texts or thresholds that cannot be used.
 
@@ -89,16 +86,9 @@ def near_duplicates(
 
 
 def ngram_overlap(train: Sequence[str], test: Sequence[str], n: int = 8) -> Floats:
-    """Return the largest share of a test text's word n-grams that each training text holds.
+    """Return out[i] = max over j of |G_i ∩ G_j| / |G_j|, with G a text's set of word n-grams.
 
-    Args:
-        train: training texts.
-        test: test texts.
-        n: words of an n-gram; lower case, punctuation left out. A shorter text is one n-gram,
-            one without words none.
-
-    Returns:
-        (len(train),): out[i] = max over j of |G_i ∩ G_j| / |G_j|, with G the set of n-grams.
+    Words are in lower case, without punctuation; a text of fewer than n words is one n-gram.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 

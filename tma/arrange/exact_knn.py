@@ -46,15 +46,11 @@ def slices(count: int, size: int, first: int | None = None) -> Iterator[slice]:
 
 
 class UnitRows:
-    """Embeddings read in blocks; the first reading of all rows checks them.
-
-    Args:
-        rows: (n, d) floating-point unit rows, in memory or memory-mapped; rounded to float32.
-        name: the argument that an error names.
+    """Embeddings, (n, d), in memory or memory-mapped, read in blocks and rounded to float32.
 
     Raises:
-        ValueError: no rows, no matrix, or no floating-point numbers; when read: a row that is not
-            finite or whose Euclidean length is not 1 within 0.001.
+        ValueError: no rows, no matrix, or no floating-point numbers; the first time all are read: a
+            row that is not finite or whose Euclidean length is not 1 within 0.001.
     """
 
     def __init__(self, rows: NDArray[np.floating], name: str) -> None:
@@ -77,8 +73,8 @@ class UnitRows:
 
     @property
     def float32(self) -> NDArray[np.float32]:
-        """All rows as one float32 array; for test rows, which fit in memory."""
-        return np.asarray(self.array, np.float32)
+        """All rows as one writable array; for test rows, which fit in memory."""
+        return np.require(self.array, np.float32, ["C", "W"])
 
     def blocks(
         self, size: int, numbers: Numbers | None = None, *, first: int | None = None
@@ -121,11 +117,7 @@ Embeddings = NDArray[np.floating] | UnitRows
 
 
 def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
-    """Return training and test rows, wrapped; the test rows are checked at once.
-
-    Raises:
-        ValueError: rows that cannot be used, or of unequal width.
-    """
+    """Return training and test rows, of equal width; the test rows are checked at once."""
     train, test = (
         rows if isinstance(rows, UnitRows) else UnitRows(rows, name)
         for rows, name in ((X, "X"), (Y, "Y"))
@@ -140,7 +132,7 @@ def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
 
 @dataclass(frozen=True)
 class Product:
-    """A matrix product of unit rows with a proven error, in bfloat16 or float32."""
+    """A matrix product of unit rows, in bfloat16 or float32, with a proven error."""
 
     device: str
     dtype: torch.dtype
@@ -214,11 +206,8 @@ def exact_keys(x: torch.Tensor, y: torch.Tensor) -> Numbers:
 
     Products of float32 numbers are exact in float64. Adding and subtracting 3 rounds them to
     multiples of 2⁻⁵², whose sums are exact as long as they stay below 2, in any order and with or
-    without fused operations: every device finds the same key.
-
-    Args:
-        x: (p, d) float32 unit rows.
-        y: (p, d) float64 unit rows that hold float32 numbers, on the device where x belongs.
+    without fused operations: every device finds the same key. x and y are (p, d) unit rows of
+    float32 numbers; y is float64, on the device that computes.
     """
     products = x.to(y.device).double().mul_(y).add_(3).sub_(3)
     keys: Numbers = torch.round(products.sum(1) * UNIT).long().cpu().numpy()
@@ -318,14 +307,7 @@ class _Shortlist:
 def nearest_lists(
     X: UnitRows, Y: torch.Tensor, numbers: Numbers | None, k: int, product: Product
 ) -> tuple[Numbers, Numbers]:
-    """Return each test row's nearest training rows.
-
-    Args:
-        X: (n, d) training rows.
-        Y: (m, d) float32 test rows.
-        numbers: ascending numbers of the training rows to choose from; None: all.
-        k: length of the lists.
-        product: how similarities are approximated; no influence on the result.
+    """Return each test row's nearest among the numbered training rows (None: all).
 
     Returns:
         (m, w) row numbers, nearest first, the lowest number first among equals; and (m,) how many
@@ -348,15 +330,10 @@ def nearest_lists(
 
 
 class Nearest:
-    """Each test row's nearest training row that is left, asked for again and again.
+    """Each test row's nearest (or farthest) training row that is left, round after round.
 
-    Args:
-        X: (n, d) training rows.
-        Y: (m, d) test rows.
-        numbers: the training rows that may be taken.
-        limit: about how many rows will be taken in all; no influence on the result.
-        farthest: find the farthest instead.
-        device: where products are computed; None: a GPU if there is one.
+    Only the training rows in `numbers` may be taken; `limit`, about how many will be taken in all,
+    has no influence on the result.
     """
 
     def __init__(
@@ -410,11 +387,13 @@ class Nearest:
         """Return the row that each test row takes, (m,), when they choose by ascending number."""
         out = self.first_left()
         for test in range(len(out)):
-            if out[test] >= 0 and not self._left[out[test]]:
+            if not self._remaining:
+                out[test:] = -1
+                break
+            if not self._left[out[test]]:
                 out[test:] = self.first_left(test)
-            if out[test] >= 0:
-                self._left[out[test]] = False
-                self._remaining -= 1
+            self._left[out[test]] = False
+            self._remaining -= 1
         return out
 
     def _fill(self) -> None:
@@ -454,15 +433,10 @@ def close_pairs(
     euclidean: bool = False,
     device: str | None = None,
 ) -> Iterator[tuple[torch.Tensor, Numbers, Numbers, Numbers]]:
-    """Yield, block by block, the pairs that may be a training row's nearest test row.
+    """Yield, block by block, the pairs that may be of a training row and its nearest test row.
 
-    Args:
-        X: (n, d) training rows.
-        Y: (m, d) test rows.
-        numbers: ascending numbers of the training rows asked for; None: all.
-        farthest: look for the farthest instead.
-        euclidean: by Euclidean distance instead of cosine similarity.
-        device: where products are computed; None: a GPU if there is one.
+    Nearest by cosine similarity or Euclidean distance; `numbers`, ascending, are the training rows
+    asked for (None: all).
 
     Yields:
         (b, d) float32 training rows; the pairs: (p,) training rows, ascending, and (p,) test rows;
@@ -495,11 +469,10 @@ def nearest_blocks(
 ) -> Iterator[tuple[torch.Tensor, Numbers, Numbers]]:
     """Yield, block by block, the training rows, the nearest test row of each, and their exact key.
 
-    Takes the arguments of `close_pairs`; of equally near test rows the lowest number counts, and
-    the key is that of the similarity for `farthest` too.
+    Among equally near test rows the lowest counts; `farthest` too has the key of the similarity.
     """
     sign = -1 if farthest else 1
-    exact = torch.from_numpy(np.asarray(Y, np.float32)).to(device or best_device()).double()
+    exact = torch.tensor(np.asarray(Y, np.float32)).to(device or best_device()).double()
     for block, row, test, start in close_pairs(X, Y, numbers, farthest=farthest, device=device):
         key = sign * pair_keys(X, row, exact, test)
         best = np.maximum.reduceat(key, start)

@@ -77,16 +77,14 @@ def arrange(
 
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
-    method = Method(name, **settings)
-    inputs = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
+    inputs = prepared(Method(name, **settings), X, Y, tasks=tasks, texts=texts, device=device)
     return inputs.stored[ordered(inputs)]
 
 
 def ordered(inputs: Inputs) -> Numbers:
     """Return an order as numbers of the rows of `inputs.X`."""
-    rows = joined([])
-    if len(inputs.numbers):
-        rows = _ORDERS[order_name(inputs.method.name)](inputs)
+    function = _ORDERS[order_name(inputs.method.name)]
+    rows = function(inputs) if len(inputs.numbers) else joined([])
     inputs.X.check()  # an order that needs no embeddings has not read them
     return rows
 
@@ -124,14 +122,15 @@ def prepared(
     if method.exclude_near_duplicates is not None:
         from tma.arrange.duplicates import near_duplicates
 
-        found = near_duplicates(train, test, method.exclude_near_duplicates, device=device)
-        numbers = np.flatnonzero(~found.duplicate)
+        threshold = method.exclude_near_duplicates
+        duplicate = near_duplicates(train, test, threshold, device=device).duplicate
+        numbers = np.flatnonzero(~duplicate)
         log.warning(
             "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
             "least %g) and are left out",
-            len(train) - len(numbers),
+            duplicate.sum(),
             len(train),
-            method.exclude_near_duplicates,
+            threshold,
         )
     return Inputs(method, train, test.float32, stored, numbers, tasks, texts, device)
 
@@ -182,14 +181,13 @@ def _shuffled(groups: list[Numbers], random: np.random.Generator) -> list[Number
     return [random.permutation(groups[at]) for at in random.permutation(len(groups))]
 
 
-@order("nearest")
-def _nearest(inputs: Inputs) -> Numbers:
-    return inputs.numbers[ascending(_distances(inputs))][: inputs.limit]
+@order("nearest", "farthest")
+def _by_distance(inputs: Inputs) -> Numbers:
+    return inputs.numbers[ascending(_sign(inputs) * _distances(inputs))][: inputs.limit]
 
 
-@order("farthest")
-def _farthest(inputs: Inputs) -> Numbers:
-    return inputs.numbers[ascending(-_distances(inputs))][: inputs.limit]
+def _sign(inputs: Inputs) -> int:
+    return -1 if inputs.method.name.endswith("farthest") else 1
 
 
 def _distances(inputs: Inputs) -> Floats:
@@ -211,9 +209,9 @@ def _coarse(inputs: Inputs) -> Numbers:
     from tma.arrange.distances import task_distances
 
     groups = _groups(inputs)
-    distance = task_distances(inputs.X, inputs.Y, groups, inputs.method.weight)
-    sign = -1 if inputs.method.name == "coarse_farthest" else 1
-    return joined([groups[at] for at in ascending(sign * distance)])[: inputs.limit]
+    distances = task_distances(inputs.X, inputs.Y, groups, inputs.method.weight)
+    sequence = ascending(_sign(inputs) * distances)
+    return joined([groups[at] for at in sequence])[: inputs.limit]
 
 
 @order("tma_min", "tma_max", "tma_rounds[i:j]")

@@ -1,7 +1,6 @@
-"""An order of a dataset with its receipt: what made it, from what, and which ids in which sequence.
+"""An order of a dataset with its receipt: what it was made of, and a digest of its ids in sequence.
 
-The receipt proves of a sequence of ids that it is the order that was made. It is stored beside the
-order as JSON.
+The receipt, stored beside the order as JSON, tells later whether the order was kept.
 """
 
 from __future__ import annotations
@@ -47,15 +46,11 @@ class Receipt:
     """SHA-256 of the ids in their order, as `ids_digest` computes it."""
 
     def check(self, ids: Sequence[str]) -> None:
-        """Refuse ids that are not those of the order, in its sequence.
-
-        Raises:
-            OrderError: other ids, or another sequence.
-        """
-        found = ids_digest(ids)
-        if found != self.sha256:
+        """Raise an `OrderError` unless the ids are those of the order, in its sequence."""
+        actual = ids_digest(ids)
+        if actual != self.sha256:
             raise OrderError(
-                f"the {len(ids)} ids have the SHA-256 {found}; the receipt of {self.method.name} "
+                f"the {len(ids)} ids have the SHA-256 {actual}; the receipt of {self.method.name} "
                 f"is for {self.instances} ids with {self.sha256}. The order was not kept, or the "
                 "receipt belongs to another one."
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange.spec import Method, Numbers
+from tma.arrange.spec import Collision, Method, Numbers, Within
 
 if TYPE_CHECKING:
     from tma.arrange.exact_knn import UnitRows
@@ -85,8 +85,11 @@ def test_centric_rounds(
     limit: int | None = None,
     farthest: bool = False,
     *,
+    collision: Collision = "set",
+    within: Within = "row",
+    exact_limit: bool = False,
+    seed: int = 0,
     device: str | None = None,
-    **settings: Any,
 ) -> list[Numbers]:
     """Return the rounds of TMA.
 
@@ -95,8 +98,11 @@ def test_centric_rounds(
         Y: (m, d) unit embeddings of the test rows.
         limit: rows to take; rounds come whole, until at least as many are taken. None: all.
         farthest: every test row takes the farthest training row that is left.
+        collision: see `tma.Method`, as for the next three.
+        within: the sequence inside a round.
+        exact_limit: cut the last round.
+        seed: seed of the shuffling.
         device: where products are computed; None: a GPU if there is one. No influence on rounds.
-        settings: `collision`, `within`, `exact_limit` and `seed` of `tma.Method`.
 
     Returns:
         One (k,) int64 array a round, 1 ≤ k ≤ m.
@@ -105,12 +111,12 @@ def test_centric_rounds(
         ParameterError: an unknown rule or limit; it is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
-    Source: the paper's section on TMA; `collision="each"` and `within` other than "row" are this
-    package's variants.
+    Source: the paper's section on TMA; its rules are `collision="set"` and `within="row"`.
     """
     from tma.arrange.exact_knn import unit_pair
 
-    method = Method("tma_max" if farthest else "tma_min", limit=limit, **settings)
+    rules: dict[str, Any] = {"collision": collision, "within": within, "exact_limit": exact_limit}
+    method = Method("tma_max" if farthest else "tma_min", limit=limit, seed=seed, **rules)
     train, test = unit_pair(X, Y)
     every = np.arange(len(train))
     near, far = Inputs(method, train, test.float32, every, every, device=device).sides
@@ -123,7 +129,7 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
     from tma.arrange.exact_knn import Nearest
 
     method, in_turn = inputs.method, inputs.method.collision == "each"
-    # Another stream than `Inputs.random`, and one a side.
+    # A stream of its own for each side, apart from `Inputs.random`.
     random = np.random.default_rng([method.seed, 2 + farthest])
     # Equal test rows take the same row, and so count once.
     Y = inputs.Y if in_turn else np.unique(inputs.Y, axis=0)
@@ -131,16 +137,16 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
     nearest = Nearest(inputs.X, Y, numbers, limit, farthest=farthest, device=inputs.device)
     while taken < min(limit, len(numbers)):
         picked = nearest.take_in_turn() if in_turn else nearest.first_left()
-        found = np.unique(picked[picked >= 0])
-        nearest.take(found)
+        rows = np.unique(picked[picked >= 0])
+        nearest.take(rows)
         if method.within == "similarity":
-            found = _by_similarity(inputs.X, Y, picked, farthest=farthest)
+            rows = _by_similarity(inputs.X, Y, picked, farthest=farthest)
         elif method.within == "shuffled":
-            found = random.permutation(found)
+            rows = random.permutation(rows)
         else:
-            found = found[np.argsort(inputs.stored[found])]
-        yield cut(found, limit - taken) if method.exact_limit else found
-        taken += len(found)
+            rows = rows[np.argsort(inputs.stored[rows])]
+        yield cut(rows, limit - taken) if method.exact_limit else rows
+        taken += len(rows)
 
 
 def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
@@ -149,21 +155,20 @@ def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
     enough = len(inputs.numbers) if stop is None else stop * len(inputs.Y)
     chosen: list[Numbers] = []
     left = inputs.limit
-    for found in islice(rounds(inputs, enough), first, stop):
+    for rows in islice(rounds(inputs, enough), first, stop):
         if left <= 0:
             break
-        chosen.append(cut(found, left) if inputs.method.exact_limit else found)
-        left -= len(found)
+        chosen.append(cut(rows, left) if inputs.method.exact_limit else rows)
+        left -= len(rows)
     return chosen
 
 
-def cut(found: Numbers, count: int) -> Numbers:
-    """Return the `count` lowest rows of a round, in its own sequence; of a pool, those drawn first.
+def cut(rows: Numbers, count: int) -> Numbers:
+    """Return the `count` lowest rows of a round (of a pool: those drawn first), in its sequence.
 
-    What is taken does not depend on how a round is sorted: else orders that differ in that would
-    differ in their instances too.
+    Orders that differ only in how a round is sorted thus take the same rows.
     """
-    return found[np.isin(found, np.sort(found)[:count])]
+    return rows[np.isin(rows, np.sort(rows)[:count])]
 
 
 def _by_similarity(

@@ -13,8 +13,14 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, field_validator
-from pydantic import model_validator as validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from tma.errors import ParameterError, check_choice, choices, wrong
@@ -60,6 +66,9 @@ Measure = Literal[
 MEASURES: tuple[str, ...] = get_args(Measure)[1:]
 """The nine similarity distances."""
 
+Collision = Literal["set", "each"]
+Within = Literal["row", "similarity", "shuffled"]
+
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -77,7 +86,7 @@ def refusing(cls: type[Class]) -> type[Class]:
         except ValidationError as error:
             raise parameter_error(error) from None
 
-    type.__setattr__(cls, "__init__", fill_or_refuse)
+    type.__setattr__(cls, "__init__", fill_or_refuse)  # an assignment does not pass mypy
     return cls
 
 
@@ -98,7 +107,7 @@ def parameter_error(error: ValidationError) -> ParameterError:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy's as Python's own, which JSON can hold."""
+    """Return a NumPy number as a Python number, which JSON can hold."""
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -119,10 +128,10 @@ class OrderSettings:
     """What `nearest` and `farthest` sort by: wsd, or one of the nine distances."""
     weight: Number | None = None
     """w of WSD; None: mean(MD)/mean(AD), the paper's."""
-    collision: Literal["set", "each"] = "set"
+    collision: Collision = "set"
     """TMA: set (two test rows may take the same row, as in the paper) or each (test rows choose in
     turn, by ascending number, each its own row)."""
-    within: Literal["row", "similarity", "shuffled"] = "row"
+    within: Within = "row"
     """TMA, inside a round: row (ascending row number, as in the paper; where data is stored task by
     task, that is cluster order), similarity (nearest first, in a farthest round farthest first), or
     shuffled by the seed."""
@@ -155,7 +164,7 @@ class Method(OrderSettings):
         order_name(name)
         return name
 
-    @validator(mode="after")
+    @model_validator(mode="after")
     def _check_together(self) -> Method:
         """Refuse a setting without influence: the caller expects one."""
         used = ORDERS[order_name(self.name)]
