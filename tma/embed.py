@@ -10,6 +10,7 @@ last digit and not tie.
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
@@ -120,14 +121,16 @@ def _key(text: str) -> bytes:
 
 def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shards) -> None:
     """Encode the texts whose keys are missing, the longest first: a batch has texts of a length."""
-    from tma.progress import progress  # not sooner: it comes after `_begin` of `tma.runs.parallel`
+    from tqdm import tqdm  # not sooner: it comes after `_begin` of `tma.runs.parallel`
 
     rows: dict[bytes, int] = {}
     for row, key in enumerate(keys):
         if key in shards.missing:
             rows.setdefault(key, row)
     left = sorted(rows.values(), key=lambda row: -len(texts[row]))
-    with progress(left, desc="embeddings", unit="text", disable=len(left) <= FEW) as bar:
+    every = 0.1 if sys.stderr.isatty() else 30
+    few = len(left) <= FEW
+    with tqdm(left, desc="embeddings", unit="text", mininterval=every, disable=few) as bar:
         for several in _parts(left, SHARD):
             made = []
             for part in _parts(several, SLICE):

@@ -13,8 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tma.runs.config import RunConfig
 from tma.train.encode import Encoded, micro_batches
-from tma.train.evaluate import arithmetic, summed_losses
-from tma.train.head import in_parts, tied_on_cpu, token_losses
+from tma.train.evaluate import arithmetic, summed_losses, tied_on_cpu, token_losses
 from tma.train.loop import train
 
 VOCABULARY = 50
@@ -42,7 +41,7 @@ def llama(*, tied: bool) -> LlamaForCausalLM:
 
 def gradients(precision: str, *, parts: bool) -> dict[str, torch.Tensor]:
     model: Any = llama(tied=True)
-    with arithmetic(model, precision), in_parts(model) if parts else nullcontext():
+    with arithmetic(model, precision), head_in_parts(model) if parts else nullcontext():
         for batch in micro_batches(ROWS, 30):
             summed_losses(model, batch).sum().backward()
     return {name: weight.grad for name, weight in model.named_parameters()}
@@ -93,7 +92,7 @@ def test_an_untied_model_is_left_as_it_is() -> None:
 
 def test_the_model_is_as_before_afterwards() -> None:
     model: Any = llama(tied=True)
-    with in_parts(model):
+    with head_in_parts(model):
         assert model.get_input_embeddings().sparse
     assert not model.get_input_embeddings().sparse
     assert "forward" not in vars(model.get_output_embeddings())

@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import PartialState
+from torch.nn.utils.rnn import pad_sequence
 
 from tma.train.encode import Encoded
-from tma.train.evaluate import arithmetic
+from tma.train.evaluate import arithmetic, evened
 from tma.train.metrics import exact_match, rouge
+from tma.train.packing import BATCH_COST, grouped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,39 +34,46 @@ def answers(
         model: a causal language model.
         tokenizer: its tokenizer.
         encoded: instances; the prompt is what stands before the response, in the training format.
+            Of several processes each must call this, with one or more.
         max_new_tokens: tokens of an answer at most.
         micro_tokens: rows × (prompt + answer) tokens of a batch at most; one row is always taken.
         precision: "bf16" or "fp32".
     """
     out = [""] * len(encoded)
     settings = _greedy(tokenizer, max_new_tokens)
+    prompts = [torch.tensor(row.tokens[: row.response_start]) for row in encoded]
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    # Each new token is a pass of its own, so that a batch more costs as much as many tokens.
+    batches = grouped(lengths, micro_tokens, batch_cost=BATCH_COST * max_new_tokens)
+    generate: Any = model.generate
     model.train(False)
     # Not in inference_mode: there autocast casts the weights anew for every token.
     with torch.no_grad(), arithmetic(model, precision), _only(model, settings):
-        for members in _batches(encoded, micro_tokens, max_new_tokens):
-            prompts = [encoded[i].tokens[: encoded[i].response_start] for i in members]
-            tokens, mask = _left_padded(prompts, int(settings.pad_token_id))
-            generate: Any = model.generate
-            made = generate(
+        for members in evened(batches):
+            rows = [prompts[i] for i in members]
+            tokens, mask = _left_padded(rows, settings.pad_token_id)
+            found = generate(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=settings,
+                # Processes that share out the weights go on until the last has its answers.
+                synced_gpus=PartialState().num_processes > 1,
             )
-            texts = tokenizer.batch_decode(made[:, tokens.shape[1] :], skip_special_tokens=True)
+            texts = tokenizer.batch_decode(found[:, tokens.shape[1] :], skip_special_tokens=True)
             for member, text in zip(members, texts, strict=True):
                 out[member] = text.strip()
     return out
 
 
 def scored(
-    encoded: Sequence[Encoded], made: Sequence[str], references: Sequence[Sequence[str]]
+    encoded: Sequence[Encoded], answered: Sequence[str], references: Sequence[Sequence[str]]
 ) -> list[dict[str, Any]]:
     """Return one entry an answer: id, task, answer, rouge1, rougeL, exact_match."""
     return [
         {"id": row.id, "task": row.task, "answer": answer}
         | rouge(answer, known)
         | {"exact_match": exact_match(answer, known)}
-        for row, answer, known in zip(encoded, made, references, strict=True)
+        for row, answer, known in zip(encoded, answered, references, strict=True)
     ]
 
 
@@ -85,7 +95,7 @@ def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
 
 @contextmanager
 def _only(model: Any, settings: Any) -> Iterator[None]:
-    """Let a model generate by these settings; else its own fill in what they leave open."""
+    """Let a model generate by these settings; its own would fill in what they leave open."""
     own = model.generation_config
     model.generation_config = settings
     try:
@@ -94,24 +104,8 @@ def _only(model: Any, settings: Any) -> Iterator[None]:
         model.generation_config = own
 
 
-def _batches(encoded: Sequence[Encoded], micro_tokens: int, room: int) -> Iterator[list[int]]:
-    """Yield positions in batches of similar prompt length, the longest first."""
-    batch: list[int] = []
-    for i in sorted(range(len(encoded)), key=lambda i: (-encoded[i].response_start, i)):
-        width = encoded[(batch or [i])[0]].response_start + room
-        if batch and width * (len(batch) + 1) > micro_tokens:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, prompts))
-    tokens = torch.full((len(prompts), width), pad)
-    mask = torch.zeros(len(prompts), width, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
-    return tokens, mask
+def _left_padded(prompts: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return tokens and attention mask, each (rows, width)."""
+    real = [torch.ones_like(prompt) for prompt in prompts]
+    tokens = pad_sequence(prompts, True, pad, padding_side="left")
+    return tokens, pad_sequence(real, True, 0, padding_side="left")

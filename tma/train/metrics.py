@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma.errors import ParameterError, wrong
+from tma.train.encode import PROMPT
+from tma.train.models import load_complete
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +61,7 @@ class RewardModel:
 
     Args:
         name: hub id or folder of a sequence-classification model with one output (the paper's is
-            `openbmb/UltraRM-13b`, which needs converting to that form first).
+            `openbmb/UltraRM-13b`, which must first be converted to that form).
 
     Raises:
         ParameterError: the model cannot be loaded, lacks weights, or has more than one output.
@@ -75,16 +77,17 @@ class RewardModel:
 
         Args:
             prompts: n prompts.
-            answers: their n answers; the model reads prompt and answer in the training format. Of a
-                text that is too long for it, the beginning is cut.
-            batch_size: texts at once; one where the tokenizer has nothing to pad with.
+            answers: their n answers; the model reads prompt and answer in the training format. A
+                text that is too long for it loses its beginning.
+            batch_size: texts at once; one where the tokenizer has no pad token.
 
         Returns:
             Scores; NaN where the model gives that.
         """
         import torch
 
-        texts = [f"User: {p}\nAssistant: {a}" for p, a in zip(prompts, answers, strict=True)]
+        pairs = zip(prompts, answers, strict=True)
+        texts = [f"{PROMPT.format(prompt)} {answer}" for prompt, answer in pairs]
         by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         out = np.empty(len(texts))
         padding = self._tokenizer.pad_token is not None
@@ -103,16 +106,13 @@ def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    from tma.train.models import whole
-
-    # The answer stands at the end of the text, where nothing must be cut.
-    model, tokenizer = whole(
+    model, tokenizer = load_complete(
         "reward_model",
         name,
         name,
         AutoModelForSequenceClassification,
-        reading={"truncation_side": "left"},
-        computing={"dtype": "auto"},
+        {"dtype": "auto"},
+        truncation_side="left",  # the answer is at the end of the text
     )
     if model.config.num_labels != 1:
         raise ParameterError(
@@ -131,5 +131,5 @@ def _check_references(references: Sequence[str]) -> None:
 
 
 def _normalised(text: str) -> str:
-    found = re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
-    return found or text.strip()
+    folded = re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
+    return folded or text.strip()

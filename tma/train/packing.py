@@ -1,51 +1,148 @@
-"""Padding-free attention: the instances of a micro-batch stand one after another in one row.
+"""Token ids → micro-batches, without padding where the attention kernel allows it.
 
-Everything but attention treats each token by itself, so that a row of instances needs no padding;
-attention alone must not see across their borders. On the CPU, where no such kernel exists, the one
-below takes the instances one by one; a flash-attention kernel does it by itself. Which of the two
-a model's code goes through is found out by trying (`packs`), not from a list of architectures.
+Everything in a causal language model but attention treats each token by itself, so the instances
+of a micro-batch can follow one another in one row; attention alone must not see across their
+borders. A flash-attention kernel takes the borders as they are. On the CPU no such kernel exists,
+and the one below goes through the instances one by one. Whether a model's code works with it is
+found out by trying (`packs`), not from a list of architectures. Elsewhere rows are padded on the
+right: under causal attention no real token sees a pad token, so no mask is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
+from tma.train.encode import Encoded
+
+BATCH_COST = 128
+"""Tokens that take as long as the fixed cost of a micro-batch: casting the weights and adding up
+the gradients."""
 KERNEL = "tma_packed"
 """Name under which transformers finds the kernel."""
 MATMUL_LENGTH = 1024
-"""Tokens of an instance up to which its bfloat16 scores are kept as one matrix: that is faster than
+"""Longest instance, in tokens, whose bfloat16 scores are kept as one matrix: that is faster than
 the fused kernel of the CPU, and takes 2 bytes a score and head. Float32 always takes the fused
 kernel, whose sums are those of the padded model."""
-
-CHANGES = ("softcap", "s_aux", "position_bias")
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments by which a layer asks for more than scaled and masked scores."""
 
 
+@dataclass(frozen=True)
+class MicroBatch:
+    """Instances that go through the model together: padded, a row each, or packed into one row."""
+
+    members: tuple[int, ...]
+    """Positions of the instances in the sequence that was batched."""
+    ids: tuple[str, ...]
+    """Ids of the instances."""
+    lengths: tuple[int, ...]
+    """Tokens of each instance."""
+    tokens: torch.Tensor
+    """(rows, width) int64 token ids."""
+    places: tuple[torch.Tensor, torch.Tensor]
+    """Row and position, each (k,) int64, of the token before each response token, where the model
+    predicts it."""
+    owners: torch.Tensor
+    """(k,) int64: position in `members` of the instance that the response token belongs to."""
+    targets: torch.Tensor
+    """(k,) int64: the response tokens."""
+    packed: bool
+    """Whether all instances are in one row."""
+
+
+def micro_batches(
+    encoded: Sequence[Encoded], micro_tokens: int, *, packed: bool = False
+) -> list[MicroBatch]:
+    """Return the instances as micro-batches of similar length, the longest first.
+
+    Args:
+        encoded: instances.
+        micro_tokens: tokens of a micro-batch at most, padding included; a longer instance still
+            gets its own.
+        packed: put the instances of a micro-batch into one row, without padding.
+    """
+    groups = grouped([len(row.tokens) for row in encoded], micro_tokens, packed=packed)
+    return [_micro_batch(encoded, group, packed) for group in groups]
+
+
+def grouped(
+    lengths: Sequence[int],
+    micro_tokens: int,
+    *,
+    packed: bool = False,
+    batch_cost: int = BATCH_COST,
+) -> list[tuple[int, ...]]:
+    """Return the positions of some lengths in groups of similar length, the longest first.
+
+    Of all groupings of the sorted lengths, this is the cheapest: a group costs its tokens, padding
+    included unless packed, and `batch_cost` more. Only a single length may exceed `micro_tokens`.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    falling = [lengths[i] for i in by_length]
+    cost, start_of = [0], [0]
+    for end in range(1, len(falling) + 1):
+        tokens = falling[end - 1]
+        best, start = cost[end - 1] + tokens, end - 1
+        for i in range(end - 2, -1, -1):
+            tokens = tokens + falling[i] if packed else falling[i] * (end - i)
+            if tokens > micro_tokens:
+                break
+            if cost[i] + tokens < best:
+                best, start = cost[i] + tokens, i
+        cost.append(best + batch_cost)
+        start_of.append(start)
+    cuts = [len(falling)]
+    while cuts[-1]:
+        cuts.append(start_of[cuts[-1]])
+    return [tuple(by_length[start:end]) for start, end in itertools.pairwise(cuts[::-1])]
+
+
+def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: bool) -> MicroBatch:
+    rows = [encoded[i] for i in members]
+    lengths = tuple(len(row.tokens) for row in rows)
+    counts = torch.tensor([row.response_tokens for row in rows])
+    owners = torch.arange(len(rows)).repeat_interleave(counts)
+    responses = [torch.arange(row.response_start, len(row.tokens)) for row in rows]
+    position = torch.cat(responses) - 1  # the logits at p predict the token at p + 1
+    every = [torch.tensor(row.tokens) for row in rows]
+    targets = torch.cat([t[row.response_start :] for t, row in zip(every, rows, strict=True)])
+    if packed:
+        begins = torch.tensor([0, *lengths]).cumsum(0)
+        places, tokens = (
+            (torch.zeros_like(owners), begins[owners] + position),
+            torch.cat(every)[None],
+        )
+    else:
+        places, tokens = (owners, position), pad_sequence(every, batch_first=True)
+    ids = tuple(row.id for row in rows)
+    return MicroBatch(members, ids, lengths, tokens, places, owners, targets, packed)
+
+
 def borders(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Return what a model is given beside the tokens of one packed row.
+    """Return what a model is given besides the tokens of one packed row.
 
     Args:
         lengths: tokens of each instance, in their sequence.
         device: where the model computes.
 
     Returns:
-        Positions that begin anew with each instance, and the names under which the kernels of
-        transformers take the borders.
+        Positions that restart with each instance, and the borders under the names by which the
+        kernels of transformers take them.
     """
     ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    longest = max(lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
     return {
-        "position_ids": positions.to(device),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
+        "position_ids": positions,
+        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
+        **dict.fromkeys(("max_length_q", "max_length_k"), max(lengths)),
     }
 
 
@@ -59,7 +156,7 @@ def packs(model: Any, device: torch.device | None = None) -> bool:
         model: a causal language model.
         device: where it will compute; None: where it is. The kernel below is for the CPU.
     """
-    if _own_kernel(model):
+    if _flash(model):
         return True
     here = next(model.parameters()).device
     device = device or here
@@ -81,14 +178,14 @@ def packs(model: Any, device: torch.device | None = None) -> bool:
         model.train(training)
 
 
-def _own_kernel(model: Any) -> bool:
+def _flash(model: Any) -> bool:
     return str(model.config._attn_implementation).startswith("flash_attention")
 
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
     """Let a model on the CPU compute attention within each instance of a packed row."""
-    if _own_kernel(model):
+    if _flash(model):
         yield
         return
     from transformers import AttentionInterface
@@ -103,7 +200,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def attend(
-    module: Any,
+    _layer: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -117,17 +214,18 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each instance of one packed row.
 
+    The arguments are those of the interface of transformers.
+
     Args:
-        module: the layer; not used, part of the interface of transformers.
         query: (1, heads, tokens, width).
         key: (1, key heads, tokens, width); a key head serves heads / key heads queries.
         value: as `key`.
         attention_mask: must be None.
-        cu_seq_lens_q: (instances + 1,) places where instances begin and the last ends.
+        cu_seq_lens_q: (instances + 1,) where each instance begins and the last ends.
         scaling: factor of the scores; None: 1 / √width.
         sliding_window: tokens that a token sees, itself included; None: all before it.
         dropout: share of the weights set to zero in training.
-        others: what else the layer hands to kernels; nothing that changes the scores.
+        others: what else the layer passes to kernels; nothing that changes the scores.
 
     Returns:
         (1, tokens, heads, width), and None for the weights.
@@ -135,20 +233,19 @@ def attend(
     Raises:
         NotImplementedError: the layer asks for more than this kernel does.
     """
-    asked = [name for name in CHANGES if others.get(name) is not None]
+    asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or asked:
         raise NotImplementedError(f"packed attention needs borders, and does not do {asked}")
-    # Turning positions into angles leaves queries and keys in float32 where values are bfloat16.
+    # Rotary position embeddings leave queries and keys in float32 where values are bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)
     lengths = cu_seq_lens_q.diff().tolist()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = _hidden(min(max(lengths), MATMUL_LENGTH), sliding_window, query)
+    causal = _mask(min(max(lengths), MATMUL_LENGTH), sliding_window, query)
     parts = []
     for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True):
         tokens = q.shape[2]
         if q.dtype == torch.bfloat16 and tokens <= MATMUL_LENGTH and not dropout:
-            own = causal[:tokens, :tokens]
-            parts.append(_by_matmul(q.squeeze(0), k.squeeze(0), v.squeeze(0), own, scale)[None])
+            parts.append(_by_matmul(q, k, v, causal[:tokens, :tokens], scale))
         else:
             parts.append(_fused(q, k, v, window=sliding_window, dropout=dropout, scale=scale))
     return torch.cat(parts, 2).transpose(1, 2), None
@@ -166,14 +263,14 @@ def _fused(
     """Return (1, heads, tokens, width) of one instance by the fused kernel of torch."""
     tokens = query.shape[2]
     windowed = window is not None and window < tokens
-    mask = _hidden(tokens, window, query) if windowed else None
+    mask = _mask(tokens, window, query) if windowed else None
     shared = query.shape[1] != key.shape[1]
     return scaled_dot_product_attention(
         query, key, value, mask, dropout, is_causal=not windowed, scale=scale, enable_gqa=shared
     )
 
 
-def _hidden(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+def _mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
     """Return (length, length): 0 where row i may see column j, minus infinity elsewhere."""
     mask = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device)
     later = mask.triu(1)
@@ -181,16 +278,11 @@ def _hidden(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor
 
 
 def _by_matmul(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: torch.Tensor,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Return (heads, tokens, width) of one instance by two products of matrices."""
-    heads, tokens, width = query.shape
-    shared = heads // len(key)
-    mask = causal.repeat(shared, 1)
-    rows = query.reshape(len(key), shared * tokens, width)
-    scores = torch.baddbmm(mask, rows, key.transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1) @ value).view(heads, tokens, -1)
+    """Return (1, heads, tokens, width) of one instance by two products of matrices."""
+    _, heads, tokens, width = query.shape
+    shared = heads // key.shape[1]
+    rows = query.reshape(-1, shared * tokens, width)
+    scores = torch.baddbmm(mask.repeat(shared, 1), rows, key[0].transpose(1, 2), alpha=scale)
+    return (scores.softmax(-1) @ value[0]).view(1, heads, tokens, -1)
