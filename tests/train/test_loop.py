@@ -272,21 +272,3 @@ def test_the_rate_falls_from_its_peak_to_a_tenth(
     config = replace(config, schedule=schedule)
     assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(rates, rel=1e-5)
     assert learning_rate(config, 0, 1) == 1e-3
-
-
-ANOTHER_PROGRAM = """
-import json, sys
-from accelerate import Accelerator
-import tma
-Accelerator(mixed_precision="bf16", cpu=True)
-try:
-    tma.run(tma.RunConfig.from_json(json.loads(sys.argv[1])))
-except tma.TmaError as error:
-    print(error)
-"""
-
-
-def test_accelerate_that_was_set_up_otherwise_is_one_message(twelve_steps: RunConfig) -> None:
-    given = json.dumps(replace(twelve_steps, seed=77).to_json())
-    shown = subprocess.check_output([sys.executable, "-c", ANOTHER_PROGRAM, given], text=True)
-    assert "another program of this process has set up accelerate otherwise" in shown

@@ -1,9 +1,8 @@
 """Micro-batches → response losses: only the logits that predict response tokens are computed.
 
-The blocks between a vocabulary and a loss would be the largest of a step, hundreds of megabytes in
-every micro-batch, so they never exist whole: losses take a few rows of logits at a time, and where
-a model on the CPU has the same weights in its output head and its embedding, the head is gone
-through in parts, with a sparse gradient of the embedding. The loss is the same sum.
+What stands between a large vocabulary and a loss would be the largest blocks of memory of a step,
+so they never exist whole: losses take a few rows of logits at a time, and on the CPU a head that
+shares its weights with the embedding is computed in parts. The loss is the same sum.
 """
 
 from __future__ import annotations
@@ -47,8 +46,7 @@ def response_losses(
         encoded: test instances. Of several processes each must call this, with one or more.
         micro_tokens: tokens of a micro-batch at most, padding included.
         precision: "bf16" or "fp32".
-        packed: compute instances side by side in one row; the model must allow it
-            (`packing.packs`).
+        packed: put instances into one row; the model must allow it (`packing.packs`).
 
     Returns:
         The losses; NaN or infinite where the model gives that.
@@ -74,9 +72,7 @@ def evened(batches: list[Batch]) -> list[Batch]:
 def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """Return each instance's summed response loss, (instances,) float32, in nats.
 
-    Args:
-        model: a causal language model, on the device where it computes.
-        batch: a micro-batch; if it is packed, this must run under `arithmetic(packed=True)`.
+    A packed micro-batch needs `arithmetic(packed=True)` around this.
     """
     device = next(model.parameters()).device
     row, position = (places.to(device) for places in batch.places)
@@ -102,10 +98,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def arithmetic(model: Any, precision: str, *, packed: bool = False) -> Iterator[None]:
-    """Let a model compute in "bf16" (autocast) or "fp32", and take packed rows if asked.
-
-    It goes around all micro-batches of a step, not around each: the weights are cast once inside.
-    """
+    """Let a model compute in "bf16" (autocast, which casts the weights once inside) or "fp32"."""
     device = next(model.parameters()).device
     attention = packed_attention(_unwrapped(model)) if packed else nullcontext()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), attention:
@@ -122,8 +115,7 @@ def _head_only_at(
 ) -> Iterator[None]:
     """Let the output head see only these hidden states; the logits are then (k, vocabulary).
 
-    What a model does to its logits afterwards (scaling, soft caps), it still does; calling the head
-    ourselves would leave that out.
+    Unlike a call of the head, this leaves in what a model does to its logits (scaling, soft caps).
     """
     head: torch.nn.Module = _unwrapped(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _head, args: (args[0][row, position],))

@@ -33,10 +33,10 @@ def answers(
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        encoded: instances; the prompt is what stands before the response, in the training format.
-            Of several processes each must call this, with one or more.
+        encoded: instances, of which all tokens before the response are the prompt. Of several
+            processes each must call this, with one or more.
         max_new_tokens: tokens of an answer at most.
-        micro_tokens: rows × (prompt + answer) tokens of a batch at most; one row is always taken.
+        micro_tokens: rows × (prompt + answer) tokens of a batch at most; one row always fits.
         precision: "bf16" or "fp32".
     """
     out = [""] * len(encoded)
@@ -81,16 +81,11 @@ def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
     """Return the settings of greedy generation and of nothing else."""
     from transformers import GenerationConfig
 
-    end: Any = tokenizer.eos_token_id
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
+    end = tokenizer.eos_token_id
+    pad = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)
     config: Any = GenerationConfig
-    return config(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=end,
-        pad_token_id=pad if pad is not None else 0,
-    )
+    length = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": pad}
+    return config(do_sample=False, num_beams=1, **length)
 
 
 @contextmanager

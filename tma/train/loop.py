@@ -1,9 +1,9 @@
 """Fine-tune all parameters in exactly the given order: one explicit loop on accelerate.
 
-A step is `batch_size` consecutive instances of the order. Within a step they are dealt out to the
-processes in turn and grouped into micro-batches, which leaves the gradient the same sum: the loss
-is the mean over the step's response tokens. The loop records the ids it has put through the model
-and compares them, step by step, with the order it was given.
+A step is `batch_size` consecutive instances of the order. They are dealt out to the processes in
+turn and grouped into micro-batches, which leaves the gradient the same sum: the loss is the mean
+over the step's response tokens. The loop records the ids it has put through the model and compares
+them, step by step, with the order it was given.
 """
 
 from __future__ import annotations
@@ -246,10 +246,8 @@ class _Loop:
 def variety(rows: Sequence[Encoded]) -> dict[str, float]:
     """Return how many tasks and answers a step holds.
 
-    Returns:
-        effective_tasks: exp(-Σ p ln p) over the shares p of the tasks (an instance without one is a
-        task): their number where all are as frequent; distinct_answers: number of different
-        responses, as tokens.
+    `effective_tasks` is exp(-Σ p ln p) over the shares p of the tasks, where an instance without
+    one is its own; `distinct_answers` is the number of different responses.
     """
     counts = Counter(row.id if row.task is None else row.task for row in rows)
     shares = [count / len(rows) for count in counts.values()]
@@ -259,19 +257,13 @@ def variety(rows: Sequence[Encoded]) -> dict[str, float]:
 
 
 def _accelerator() -> Accelerator:
-    """Return what spreads the work; only a run's settings decide its numbers."""
-    try:
-        found = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            dynamo_backend="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
-    except ValueError as error:
-        raise ParameterError(
-            "another program of this process has set up accelerate otherwise (mixed precision, or "
-            "the device); make the run in a process of its own."
-        ) from error
+    """Return what spreads the work, without settings of accelerate that would change numbers."""
+    found = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and found.distributed_type != DistributedType.FSDP:
         raise ParameterError(

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from tma.errors import ParameterError, wrong
 from tma.train.encode import PROMPT
 from tma.train.models import load_complete
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -38,8 +35,8 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
     """Return the F-measures `rouge1` and `rougeL` of an answer, with stemming, from 0 to 1.
 
-    Over several references the best counts, for each of the two by itself. The package rouge-score
-    sees Latin letters and digits only: an answer in another script scores 0.
+    Of several references the best counts, for each measure by itself. The package rouge-score sees
+    only Latin letters and digits: an answer in another script scores 0.
 
     Raises:
         ParameterError: `references` is one text, or empty.
@@ -57,18 +54,35 @@ def _scorer() -> Any:
 
 
 class RewardModel:
-    """A reward model that is loaded once and scores answers any number of times.
+    """A sequence-classification model that scores answers, loaded once.
 
     Args:
-        name: hub id or folder of a sequence-classification model with one output (the paper's is
-            `openbmb/UltraRM-13b`, which must first be converted to that form).
+        name: its hub id or folder (the paper's is `openbmb/UltraRM-13b`, which must first be
+            converted to this form).
 
     Raises:
         ParameterError: the model cannot be loaded, lacks weights, or has more than one output.
     """
 
     def __init__(self, name: str) -> None:
-        self._model, self._tokenizer = _reward_model(name)
+        import torch
+        from transformers import AutoModelForSequenceClassification as Kind
+
+        side = {"truncation_side": "left"}  # the answer is at the end of the text
+        model, tokenizer = load_complete(
+            "reward_model", name, name, Kind, {"dtype": "auto"}, **side
+        )
+        if model.config.num_labels != 1:
+            raise ParameterError(
+                f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the "
+                "score."
+            )
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is not None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._tokenizer = tokenizer
 
     def scores(
         self, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 8
@@ -77,8 +91,8 @@ class RewardModel:
 
         Args:
             prompts: n prompts.
-            answers: their n answers; the model reads prompt and answer in the training format. A
-                text that is too long for it loses its beginning.
+            answers: their n answers; the model reads both in the training format. A text that is
+                too long for it loses its beginning.
             batch_size: texts at once; one where the tokenizer has no pad token.
 
         Returns:
@@ -100,29 +114,6 @@ class RewardModel:
                 ).to(self._model.device)
                 out[part] = self._model(**given).logits[:, 0].float().cpu().numpy()
         return out
-
-
-def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    model, tokenizer = load_complete(
-        "reward_model",
-        name,
-        name,
-        AutoModelForSequenceClassification,
-        {"dtype": "auto"},
-        truncation_side="left",  # the answer is at the end of the text
-    )
-    if model.config.num_labels != 1:
-        raise ParameterError(
-            f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the score."
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
 
 
 def _check_references(references: Sequence[str]) -> None:

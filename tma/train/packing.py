@@ -1,11 +1,10 @@
 """Token ids → micro-batches, without padding where the attention kernel allows it.
 
-Everything in a causal language model but attention treats each token by itself, so the instances
-of a micro-batch can follow one another in one row; attention alone must not see across their
-borders. A flash-attention kernel takes the borders as they are. On the CPU no such kernel exists,
-and the one below goes through the instances one by one. Whether a model's code works with it is
-found out by trying (`packs`), not from a list of architectures. Elsewhere rows are padded on the
-right: under causal attention no real token sees a pad token, so no mask is needed.
+Only attention looks beyond a single token, so the instances of a micro-batch can share one row if
+attention stops at their borders. A flash-attention kernel does so by itself; on the CPU the kernel
+below takes the instances one by one, for models that turn out to work with it (`packs`). Elsewhere
+rows are padded on the right: under causal attention no real token sees a pad token, so no mask is
+needed.
 """
 
 from __future__ import annotations
@@ -23,14 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tma.train.encode import Encoded
 
 BATCH_COST = 128
-"""Tokens that take as long as the fixed cost of a micro-batch: casting the weights and adding up
-the gradients."""
+"""Fixed cost of a micro-batch, in tokens: casting the weights and adding up the gradients."""
 KERNEL = "tma_packed"
 """Name under which transformers finds the kernel."""
 MATMUL_LENGTH = 1024
-"""Longest instance, in tokens, whose bfloat16 scores are kept as one matrix: that is faster than
-the fused kernel of the CPU, and takes 2 bytes a score and head. Float32 always takes the fused
-kernel, whose sums are those of the padded model."""
+"""Longest instance, in tokens, whose bfloat16 scores are kept as one matrix, which is faster on the
+CPU. Float32 always takes the fused kernel, whose sums are those of the padded model."""
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments by which a layer asks for more than scaled and masked scores."""
 
@@ -48,10 +45,9 @@ class MicroBatch:
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
     places: tuple[torch.Tensor, torch.Tensor]
-    """Row and position, each (k,) int64, of the token before each response token, where the model
-    predicts it."""
+    """Row and position, each (k,) int64, of the token before each response token."""
     owners: torch.Tensor
-    """(k,) int64: position in `members` of the instance that the response token belongs to."""
+    """(k,) int64: position in `members` of the instance of each response token."""
     targets: torch.Tensor
     """(k,) int64: the response tokens."""
     packed: bool
@@ -127,34 +123,26 @@ def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: b
 
 
 def borders(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Return what a model is given besides the tokens of one packed row.
+    """Return what a model is given besides the tokens of instances of some lengths in one row.
 
-    Args:
-        lengths: tokens of each instance, in their sequence.
-        device: where the model computes.
-
-    Returns:
-        Positions that restart with each instance, and the borders under the names by which the
-        kernels of transformers take them.
+    These are positions that restart with each instance, and the borders under the names by which
+    the kernels of transformers take them.
     """
     ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
-    return {
-        "position_ids": positions,
-        **dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends),
-        **dict.fromkeys(("max_length_q", "max_length_k"), max(lengths)),
-    }
+    longest = {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return {"position_ids": positions, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, **longest}
 
 
 def packs(model: Any, device: torch.device | None = None) -> bool:
     """Return whether a model computes packed instances as it computes each alone.
 
-    It is tried on two short instances in float32: architectures whose attention keeps a state, or
-    does more to its scores than scaling and masking them, give other numbers or refuse.
+    Two short instances in float32 show it: architectures whose attention keeps a state, or does
+    more to its scores than scaling and masking them, give other numbers or refuse.
 
     Args:
         model: a causal language model.
-        device: where it will compute; None: where it is. The kernel below is for the CPU.
+        device: where it will compute; None: where it is.
     """
     if _flash(model):
         return True
@@ -212,62 +200,34 @@ def attend(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention within each instance of one packed row.
+    """Return causal attention within each instance of one packed row, (1, tokens, heads, width).
 
-    The arguments are those of the interface of transformers.
-
-    Args:
-        query: (1, heads, tokens, width).
-        key: (1, key heads, tokens, width); a key head serves heads / key heads queries.
-        value: as `key`.
-        attention_mask: must be None.
-        cu_seq_lens_q: (instances + 1,) where each instance begins and the last ends.
-        scaling: factor of the scores; None: 1 / √width.
-        sliding_window: tokens that a token sees, itself included; None: all before it.
-        dropout: share of the weights set to zero in training.
-        others: what else the layer passes to kernels; nothing that changes the scores.
-
-    Returns:
-        (1, tokens, heads, width), and None for the weights.
+    The arguments are those of the attention interface of transformers: query (1, heads, tokens,
+    width), key and value (1, key heads, tokens, width), `cu_seq_lens_q` (instances + 1,) where each
+    instance begins and the last ends, `sliding_window` the tokens that a token sees, itself
+    included. Its second result, the weights, is None.
 
     Raises:
-        NotImplementedError: the layer asks for more than this kernel does.
+        NotImplementedError: the layer asks for more than scaled and masked scores.
     """
     asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or asked:
         raise NotImplementedError(f"packed attention needs borders, and does not do {asked}")
     # Rotary position embeddings leave queries and keys in float32 where values are bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths, window = cu_seq_lens_q.diff().tolist(), sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = _mask(min(max(lengths), MATMUL_LENGTH), sliding_window, query)
+    causal = _mask(min(max(lengths), MATMUL_LENGTH), window, query)
     parts = []
     for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True):
         tokens = q.shape[2]
         if q.dtype == torch.bfloat16 and tokens <= MATMUL_LENGTH and not dropout:
             parts.append(_by_matmul(q, k, v, causal[:tokens, :tokens], scale))
         else:
-            parts.append(_fused(q, k, v, window=sliding_window, dropout=dropout, scale=scale))
+            mask = None if window is None or window >= tokens else _mask(tokens, window, q)
+            how = {"is_causal": mask is None, "enable_gqa": q.shape[1] != k.shape[1]}
+            parts.append(scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, **how))
     return torch.cat(parts, 2).transpose(1, 2), None
-
-
-def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    window: int | None,
-    dropout: float,
-    scale: float,
-) -> torch.Tensor:
-    """Return (1, heads, tokens, width) of one instance by the fused kernel of torch."""
-    tokens = query.shape[2]
-    windowed = window is not None and window < tokens
-    mask = _mask(tokens, window, query) if windowed else None
-    shared = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=not windowed, scale=scale, enable_gqa=shared
-    )
 
 
 def _mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
