@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tma.runs import store as runs
 from tma.runs.config import RunConfig
 from tma.store import file_digest
 from tma.train import loop
-from tma.train.checkpoint import States
+from tma.train.checkpoint import History, States
 from tma.train.encode import Encoded
 
 SCRIPT = """
@@ -188,15 +189,23 @@ def test_states_are_due_by_the_clock_or_by_steps(
     assert by_clock.due(7, last=True)
 
 
-def test_tied_weights_are_in_a_state_once(tmp_path: Path, config: RunConfig) -> None:
-    torch.manual_seed(0)
-    shape = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    made = LlamaConfig(**shape, num_attention_heads=2, tie_word_embeddings=True)
+def test_tied_weights_are_saved_once_and_restored(tmp_path: Path, config: RunConfig) -> None:
     rows = [Encoded(str(k), None, tuple(range(k, k + 9)), 4) for k in range(6)]
-    loop.train(LlamaForCausalLM(made), rows, rows[:1], config, states=States(tmp_path, steps=1))
-    weights = load_file(tmp_path / "state-00000002" / "model.safetensors")
+
+    def trained() -> History:
+        torch.manual_seed(0)
+        shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+        heads = {"num_attention_heads": 2, "tie_word_embeddings": True}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape, **heads))
+        return loop.train(model, rows, rows[:1], config, states=States(tmp_path, steps=1))
+
+    without_a_stop = trained()
+    weights = load_file(tmp_path / "state-00000001" / "model.safetensors")
     assert weights["model.embed_tokens.weight"].shape == (64, 16)
     assert "lm_head.weight" not in weights
+    shutil.rmtree(tmp_path / "state-00000002")
+    again = trained()
+    assert (again.steps, again.losses) == (without_a_stop.steps, without_a_stop.losses)
 
 
 def test_results_that_find_no_room_cost_no_training(

@@ -53,7 +53,7 @@ def test_packed_instances_follow_each_other_without_padding() -> None:
 
 def test_the_budget_counts_padding_or_packed_tokens() -> None:
     assert grouped([10, 9, 8], 20) == [(0, 1), (2,)]
-    assert grouped([10, 9, 1000, 8], 19, packed=True) == [(2,), (0,), (1, 3)]
+    assert grouped([10, 9, 1000, 8], 19, packed=True) == [(2,), (0, 1), (3,)]
     assert grouped([10, 1], 20, batch_cost=8) == [(0,), (1,)]
     assert grouped([10, 1], 20, batch_cost=10) == [(0, 1)]
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
+"""Tensors by name, however many processes share them out; of tied weights one name is enough."""
 KEPT = 2
 """States that are kept: the last one, and the one before it."""
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "history.json")
@@ -90,8 +92,7 @@ class States:
             StateError: it could not be written, because the disk is full for example; the state
                 before it is intact.
         """
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
+        weights, moments = get_state_dict(model, optimizer.optimizer, options=WHOLE)
         tensors = (weights, _flat(moments), _gathered_random(accelerator))
         self._saved = time.monotonic()
         if not accelerator.is_main_process:
@@ -123,7 +124,7 @@ class States:
                 optimizer.optimizer,
                 model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
                 optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
-                options=StateDictOptions(full_state_dict=True),
+                options=WHOLE,
             )
             _set_random(load_file(folder / "random.safetensors"), accelerator.process_index)
             self.history = _read_history(folder)
@@ -164,24 +165,11 @@ class States:
     def _write(self, step: int, tensors: Sequence[dict[str, Any]], history: History) -> None:
         with new_folder(self.folder / f"state-{step:08}") as draft:
             for name, part in zip(FILES, tensors, strict=False):
-                save_file({key: value.contiguous() for key, value in part.items()}, draft / name)
+                save_file(_distinct(part), draft / name)
             text = json.dumps(asdict(history), allow_nan=False)
             (draft / "history.json").write_text(text, "utf-8")
             sums = {name: file_digest(draft / name) for name in FILES}
             (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
-
-
-def _damaged(folder: Path, names: Sequence[str] = FILES) -> str | None:
-    """Return the first of a state's files that is not as it was written; None if all are."""
-    try:
-        sums = json.loads((folder / "sums.json").read_text("utf-8"))
-        return next((n for n in names if file_digest(folder / n) != sums[n]), None)
-    except (OSError, ValueError, LookupError, TypeError):
-        return "sums.json"
-
-
-def _read_history(folder: Path) -> History:
-    return History(**json.loads((folder / "history.json").read_text("utf-8")))
 
 
 def _flat(moments: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -203,6 +191,26 @@ def _unflat(tensors: dict[str, torch.Tensor], optimizer: Any) -> dict[str, Any]:
     (group,) = optimizer.param_groups
     settings = {name: value for name, value in group.items() if name != "params"}
     return {"state": state, "param_groups": [settings | {"params": list(state)}]}
+
+
+def _distinct(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors that can be saved; tied weights have the first of their names."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    names = {tensors[name].data_ptr(): name for name in reversed(tensors)}
+    return {name: tensors[name] for name in names.values()}
+
+
+def _damaged(folder: Path, names: Sequence[str] = FILES) -> str | None:
+    """Return the first of a state's files that is not as it was written; None if all are."""
+    try:
+        sums = json.loads((folder / "sums.json").read_text("utf-8"))
+        return next((n for n in names if file_digest(folder / n) != sums[n]), None)
+    except (OSError, ValueError, LookupError, TypeError):
+        return "sums.json"
+
+
+def _read_history(folder: Path) -> History:
+    return History(**json.loads((folder / "history.json").read_text("utf-8")))
 
 
 def _gathered_random(accelerator: Accelerator) -> dict[str, torch.Tensor]:
