@@ -37,6 +37,7 @@ def sharded(self, model, optimizer):
     return model, prepare(self, torch.optim.AdamW(model.parameters(), weight_decay=0.0))
 
 Accelerator.prepare = sharded
+sys.argv.append("--state-minutes=0")
 sys.exit(main())
 """
 NAN_IN_THE_SECOND = """

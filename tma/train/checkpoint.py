@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True, strict=False)
-"""Tensors by name, however many processes share them out; of tied weights one name is enough."""
 KEPT = 2
 """States that are kept: the last one, and the one before it."""
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "history.json")
@@ -92,14 +90,15 @@ class States:
             StateError: it could not be written, because the disk is full for example; the state
                 before it is intact.
         """
-        weights, moments = get_state_dict(model, optimizer.optimizer, options=WHOLE)
-        tensors = (weights, _flat(moments), _gathered_random(accelerator))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
+        random = _gathered_random(accelerator)
         self._saved = time.monotonic()
-        if not accelerator.is_main_process:
+        if not accelerator.is_main_process:  # the others have parts of tensors, or none
             return
         step, history.seconds = len(history.steps), self.seconds
         try:
-            self._write(step, tensors, history)
+            self._write(step, (weights, _flat(moments), random), history)
         except OSError as error:
             # Where the store has put an error into words, its cause says what happened.
             raise StateError(
@@ -124,7 +123,8 @@ class States:
                 optimizer.optimizer,
                 model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
                 optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
-                options=WHOLE,
+                # Of tied weights the state has one name.
+                options=StateDictOptions(full_state_dict=True, strict=False),
             )
             _set_random(load_file(folder / "random.safetensors"), accelerator.process_index)
             self.history = _read_history(folder)
@@ -166,8 +166,7 @@ class States:
         with new_folder(self.folder / f"state-{step:08}") as draft:
             for name, part in zip(FILES, tensors, strict=False):
                 save_file(_distinct(part), draft / name)
-            text = json.dumps(asdict(history), allow_nan=False)
-            (draft / "history.json").write_text(text, "utf-8")
+            (draft / FILES[-1]).write_text(json.dumps(asdict(history), allow_nan=False), "utf-8")
             sums = {name: file_digest(draft / name) for name in FILES}
             (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
 

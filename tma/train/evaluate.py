@@ -41,15 +41,9 @@ def response_losses(
 ) -> NDArray[np.float64]:
     """Return the summed response loss of every instance, (len(encoded),), in nats.
 
-    Args:
-        model: a causal language model.
-        encoded: test instances. Of several processes each must call this, with one or more.
-        micro_tokens: tokens of a micro-batch at most, padding included.
-        precision: "bf16" or "fp32".
-        packed: put instances into one row; the model must allow it (`packing.packs`).
-
-    Returns:
-        The losses; NaN or infinite where the model gives that.
+    It is NaN or infinite where the model gives that. `packed` puts instances into one row, if the
+    model allows it (`packing.packs`). Of several processes each must call this, with one instance
+    or more.
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
@@ -76,11 +70,12 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     """
     device = next(model.parameters()).device
     row, position = (places.to(device) for places in batch.places)
-    given = borders(batch.lengths, device) if batch.packed else {}
+    lengths = [len(instance.tokens) for instance in batch.instances]
+    given = borders(lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
     losses = token_losses(logits, batch.targets.to(device))
-    sums = torch.zeros(len(batch.ids), device=device)
+    sums = torch.zeros(len(lengths), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,14 +31,8 @@ def answers(
 ) -> list[str]:
     """Return the model's greedy answer to each instance's prompt, (len(encoded),).
 
-    Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
-        encoded: instances, of which all tokens before the response are the prompt. Of several
-            processes each must call this, with one or more.
-        max_new_tokens: tokens of an answer at most.
-        micro_tokens: rows × (prompt + answer) tokens of a batch at most; one row always fits.
-        precision: "bf16" or "fp32".
+    A batch has at most `micro_tokens`, counted as rows × (prompt + answer), or one row. Of several
+    processes each must call this, with one instance or more.
     """
     out = [""] * len(encoded)
     settings = _greedy(tokenizer, max_new_tokens)
@@ -45,13 +40,15 @@ def answers(
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     # Each new token is a pass of its own, so that a batch more costs as much as many tokens.
     batches = grouped(lengths, micro_tokens, batch_cost=BATCH_COST * max_new_tokens)
+    left_padded = partial(pad_sequence, batch_first=True, padding_side="left")
     generate: Any = model.generate
     model.train(False)
     # Not in inference_mode: there autocast casts the weights anew for every token.
     with torch.no_grad(), arithmetic(model, precision), _only(model, settings):
         for members in evened(batches):
             rows = [prompts[i] for i in members]
-            tokens, mask = _left_padded(rows, settings.pad_token_id)
+            tokens = left_padded(rows, padding_value=settings.pad_token_id)
+            mask = left_padded([torch.ones_like(row) for row in rows])
             found = generate(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -97,10 +94,3 @@ def _only(model: Any, settings: Any) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
-
-
-def _left_padded(prompts: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tokens and attention mask, each (rows, width)."""
-    real = [torch.ones_like(prompt) for prompt in prompts]
-    tokens = pad_sequence(prompts, True, pad, padding_side="left")
-    return tokens, pad_sequence(real, True, 0, padding_side="left")

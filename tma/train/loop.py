@@ -61,14 +61,13 @@ def train(
 
     Args:
         model: a causal language model in float32; all its parameters are trained.
-        ordered: training instances in order, repeated `epochs` times; the last step of an epoch
-            may be smaller.
+        ordered: training instances in order; the last step of an epoch may be smaller.
         test: instances whose loss is taken at step 0, every `eval_every` steps, at the steps of
             `eval_at` and `generate_at`, and at the end.
         config: settings.
-        states: where the state is saved; training goes on from the last one. None: nowhere.
-        answer: given the model and test instances, returns their answers' entries; called at the
-            steps `generate_at`, of which one past the last stands for the last.
+        states: where the state is saved, and training goes on from; None: nowhere.
+        answer: makes the entries of test instances' answers with the model, at the steps of
+            `generate_at`, of which one past the last stands for the last.
 
     Raises:
         OrderError: the loop consumed other instances than the order says.
@@ -197,7 +196,7 @@ class _Loop:
                     loss = summed_losses(self.model, batch).sum() * scale
                     self.accelerator.backward(loss)
                 share += loss.detach() / self.processes
-                seen += batch.ids if place <= counted else ()
+                seen += [row.id for row in batch.instances] if place <= counted else []
         # Micro-batches go by length; within the step the order is the one given.
         places = {row.id: place for place, row in enumerate(own)}
         seen.sort(key=lambda name: places.get(name, len(own)))

@@ -89,14 +89,9 @@ class RewardModel:
     ) -> NDArray[np.float64]:
         """Return the score of each answer, (n,); higher is better, without a unit.
 
-        Args:
-            prompts: n prompts.
-            answers: their n answers; the model reads both in the training format. A text that is
-                too long for it loses its beginning.
-            batch_size: texts at once; one where the tokenizer has no pad token.
-
-        Returns:
-            Scores; NaN where the model gives that.
+        The model reads prompt and answer in the training format; a text that is too long for it
+        loses its beginning. A score is NaN where the model gives that. Texts are scored one by one
+        where the tokenizer has no pad token.
         """
         import torch
 

@@ -45,9 +45,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in float32 and its tokenizer.
 
+    Only safetensors are read, and no code that comes with a model is run.
+
     Args:
-        name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id. Only safetensors
-            are read, and no code that comes with a model is run.
+        name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id.
         attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
         revision: commit of a hub model; None: the newest.
 
@@ -75,13 +76,7 @@ def load_complete(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a model all of whose weights come from its files, and its tokenizer.
 
-    Args:
-        setting: what names the model, for messages.
-        name: its value.
-        source: folder or hub id.
-        kind: class of transformers that loads the model.
-        settings: how to load the model.
-        tokenizer_settings: how to load the tokenizer.
+    A class `kind` of transformers loads it from `source`; messages say `setting=name`.
 
     Raises:
         ParameterError: files cannot be read, or weights are missing or of another shape, which

@@ -38,10 +38,8 @@ class MicroBatch:
 
     members: tuple[int, ...]
     """Positions of the instances in the sequence that was batched."""
-    ids: tuple[str, ...]
-    """Ids of the instances."""
-    lengths: tuple[int, ...]
-    """Tokens of each instance."""
+    instances: tuple[Encoded, ...]
+    """The instances themselves."""
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
     places: tuple[torch.Tensor, torch.Tensor]
@@ -59,11 +57,7 @@ def micro_batches(
 ) -> list[MicroBatch]:
     """Return the instances as micro-batches of similar length, the longest first.
 
-    Args:
-        encoded: instances.
-        micro_tokens: tokens of a micro-batch at most, padding included; a longer instance still
-            gets its own.
-        packed: put the instances of a micro-batch into one row, without padding.
+    A micro-batch has at most `micro_tokens`, padding included, or one instance.
     """
     groups = grouped([len(row.tokens) for row in encoded], micro_tokens, packed=packed)
     return [_micro_batch(encoded, group, packed) for group in groups]
@@ -102,8 +96,7 @@ def grouped(
 
 
 def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: bool) -> MicroBatch:
-    rows = [encoded[i] for i in members]
-    lengths = tuple(len(row.tokens) for row in rows)
+    rows = tuple(encoded[i] for i in members)
     counts = torch.tensor([row.response_tokens for row in rows])
     owners = torch.arange(len(rows)).repeat_interleave(counts)
     responses = [torch.arange(row.response_start, len(row.tokens)) for row in rows]
@@ -111,18 +104,17 @@ def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: b
     every = [torch.tensor(row.tokens) for row in rows]
     targets = torch.cat([t[row.response_start :] for t, row in zip(every, rows, strict=True)])
     if packed:
-        begins = torch.tensor([0, *lengths]).cumsum(0)
+        begins = torch.tensor([0, *(len(row.tokens) for row in rows)]).cumsum(0)
         places, tokens = (
             (torch.zeros_like(owners), begins[owners] + position),
             torch.cat(every)[None],
         )
     else:
         places, tokens = (owners, position), pad_sequence(every, batch_first=True)
-    ids = tuple(row.id for row in rows)
-    return MicroBatch(members, ids, lengths, tokens, places, owners, targets, packed)
+    return MicroBatch(members, rows, tokens, places, owners, targets, packed)
 
 
-def borders(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
+def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
     """Return what a model is given besides the tokens of instances of some lengths in one row.
 
     These are positions that restart with each instance, and the borders under the names by which
@@ -138,11 +130,8 @@ def packs(model: Any, device: torch.device | None = None) -> bool:
     """Return whether a model computes packed instances as it computes each alone.
 
     Two short instances in float32 show it: architectures whose attention keeps a state, or does
-    more to its scores than scaling and masking them, give other numbers or refuse.
-
-    Args:
-        model: a causal language model.
-        device: where it will compute; None: where it is.
+    more to its scores than scaling and masking them, give other numbers or refuse. `device` is
+    where the model will compute; None: where it is.
     """
     if _flash(model):
         return True
