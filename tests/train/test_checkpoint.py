@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -23,26 +24,14 @@ from tma.errors import OrderError, StateError
 from tma.runs import store as runs
 from tma.runs.config import RunConfig
 from tma.store import file_digest
-from tma.train import loop
+from tma.train import checkpoint, loop
 from tma.train.checkpoint import History, States
 from tma.train.encode import Encoded
-
-SCRIPT = """
-import json, sys, tma
-from tma.runs.config import RunConfig
-tma.run(RunConfig.from_json(json.loads(sys.argv[1])), state_steps=1)
-"""
 
 
 @pytest.fixture
 def config(twelve_steps: RunConfig) -> RunConfig:
     return twelve_steps
-
-
-def run_by_script(config: RunConfig, prelude: str) -> subprocess.CompletedProcess[str]:
-    """Make a run in a process of its own, after some other code."""
-    command = [sys.executable, "-c", prelude + SCRIPT, json.dumps(config.to_json())]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def uninterrupted(config: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -226,33 +215,30 @@ def test_results_that_find_no_room_cost_no_training(
     assert steps == []
 
 
-FULL = """
-import resource
-from tma.train.checkpoint import States
-save, calls = States.save, []
-def full(self, *given):
-    calls.append(1)
-    if len(calls) == 3:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
-    save(self, *given)
-States.save = full
-"""
-
-
-def test_a_full_disk_ends_with_a_message_and_the_state_before_it(config: RunConfig) -> None:
+def test_a_full_disk_ends_with_a_message_and_the_state_before_it(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(config, seed=5)
     tables = uninterrupted(config)
-    done = run_by_script(config, FULL)
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert "StateError: the state of step 3 could not be written to" in last
-    assert "Free space there and run again: training goes on from step 2" in last
+    save, written = checkpoint.save_file, list[int]()
+
+    def full(*given: Any) -> None:
+        written.append(1)
+        if len(written) > 7:  # the third state, after its first file
+            raise OSError(28, "No space left on device")
+        save(*given)
+
+    with monkeypatch.context() as patched, pytest.raises(StateError) as error:
+        patched.setattr(checkpoint, "save_file", full)
+        tma.run(config, state_steps=1)
+    assert "the state of step 3 could not be written to" in str(error.value)
+    assert "Free space there and run again: training goes on from step 2" in str(error.value)
     assert (entry(config).status, entry(config).step) == ("interrupted", 2)
     finish_equals(config, tables)
 
 
 KILLED_WHILE_SAVING = """
-import os, signal
+import json, os, signal, sys, tma
 import tma.train.checkpoint as checkpoint
 write, calls = checkpoint.save_file, []
 def stop(*given):
@@ -261,6 +247,7 @@ def stop(*given):
     if len(calls) == 8:  # the third state, after its second file
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.save_file = stop
+tma.run(tma.RunConfig.from_json(json.loads(sys.argv[1])), state_steps=1)
 """
 
 
@@ -269,7 +256,8 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
 ) -> None:
     config = replace(config, seed=6)
     tables = uninterrupted(config)
-    assert run_by_script(config, KILLED_WHILE_SAVING).returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, json.dumps(config.to_json())]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     steps.clear()
     finish_equals(config, tables)
     assert steps[0] == 3
@@ -278,7 +266,7 @@ def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
 # One process imports everything; its children train, and are killed at random moments.
 DRIVER = """
 import json, os, random, signal, sys, time
-import torch, tma, tma.runs.execute
+import torch, tma, tma.train.loop
 from tma.runs.config import RunConfig
 torch.set_num_threads(1)
 config, kills = RunConfig.from_json(json.loads(sys.argv[1])), int(sys.argv[2])

@@ -127,11 +127,6 @@ def test_a_run_loads_its_reward_model_once_and_is_named_by_it(
         tma.run(config)
 
 
-def test_a_run_without_answers_says_so(config: RunConfig) -> None:
-    with pytest.raises(ParameterError, match=r"generate_at=\(\) of run .* asks for no answers"):
-        _ = tma.run(replace(config, generate_at=())).answers
-
-
 def test_a_step_past_the_last_stands_for_the_last(config: RunConfig) -> None:
     answered = tma.run(replace(config, generate_at=(1, 3, 4))).answers["step"]
     assert answered.tolist() == [1] * 8 + [2] * 8

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tma
 from tma.data import assets
 from tma.errors import ParameterError
 from tma.runs.config import RunConfig
@@ -81,16 +80,6 @@ def test_the_gemma_preset_joins_its_parts_and_reads_english() -> None:
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<bos>", "<eos>")
     assert reading_loss("gemma-3-270m") < 3
-
-
-@pytest.mark.slow
-def test_the_gemma_preset_trains(cache: Path, dataset_file: Path) -> None:
-    assert cache.is_dir()
-    config = RunConfig.at(
-        "pocket", order="tma_nft", model="gemma", dataset=str(dataset_file), steps=3, batch_size=8
-    )
-    means = tma.run(config).losses.groupby("step")["loss"].mean()
-    assert means.iloc[-1] < means.iloc[0]
 
 
 LAYER = "model.layers.0.mlp.up_proj.weight"
