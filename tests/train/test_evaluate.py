@@ -15,6 +15,7 @@ from tma.train import evaluate, models
 from tma.train.encode import Encoded, encode
 from tma.train.evaluate import (
     arithmetic,
+    evened,
     head_in_parts,
     resolve_precision,
     response_losses,
@@ -64,6 +65,11 @@ def test_losses_equal_those_of_all_logits_of_the_real_model(
         with torch.inference_mode():
             expected = model(input_ids=tokens, labels=labels).loss * row.response_tokens
         assert loss == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_process_with_fewer_batches_repeats_its_last() -> None:
+    with patch.object(evaluate, "gather_object", lambda own: [*own, 3, 2]):
+        assert evened(["a", "b"]) == ["a", "b", "b"]
 
 
 def test_bf16_stays_near_fp32() -> None:

@@ -1,8 +1,7 @@
 """The state of an unfinished run: enough to resume it, bit for bit, after any interruption.
 
 A state is a folder of safetensors and JSON files with their SHA-256, written under another name and
-then renamed. The one before it is kept, so that a state that the disk has damaged costs some steps
-and not the run. Nothing is pickled.
+then renamed. The one before it is kept, in case the disk damages the last. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -200,7 +199,7 @@ def _distinct(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _damaged(folder: Path, names: Sequence[str] = FILES) -> str | None:
-    """Return the first of a state's files that is not as it was written; None if all are."""
+    """Return the first file of a state that is not as it was written; None if all are."""
     try:
         sums = json.loads((folder / "sums.json").read_text("utf-8"))
         return next((n for n in names if file_digest(folder / n) != sums[n]), None)

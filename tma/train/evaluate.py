@@ -57,7 +57,7 @@ def response_losses(
 def evened(batches: list[Batch]) -> list[Batch]:
     """Return batches, the last one repeated until every process has equally many.
 
-    FSDP gathers the weights in each forward pass, and waits for the processes that make fewer.
+    FSDP gathers the weights in each forward pass, and would wait for a process that makes fewer.
     """
     most: int = max(gather_object([len(batches)]))
     return batches + batches[-1:] * (most - len(batches))

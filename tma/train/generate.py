@@ -38,7 +38,7 @@ def answers(
     settings = _greedy(tokenizer, max_new_tokens)
     prompts = [torch.tensor(row.tokens[: row.response_start]) for row in encoded]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    # Each new token is a pass of its own, so that a batch more costs as much as many tokens.
+    # Each new token is a forward pass of its own, so a batch costs far more than in training.
     batches = grouped(lengths, micro_tokens, batch_cost=BATCH_COST * max_new_tokens)
     left_padded = partial(pad_sequence, batch_first=True, padding_side="left")
     generate: Any = model.generate
@@ -53,7 +53,7 @@ def answers(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=settings,
-                # Processes that share out the weights go on until the last has its answers.
+                # A process whose answers have ended takes part until those of the others have.
                 synced_gpus=PartialState().num_processes > 1,
             )
             texts = tokenizer.batch_decode(found[:, tokens.shape[1] :], skip_special_tokens=True)
