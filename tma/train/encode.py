@@ -72,15 +72,15 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int
     ends = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     begin, end = ([] if token is None else [token] for token in ends)
     out = []
-    for row, (name, task) in enumerate(zip(ids, dataset["task"], strict=True)):
-        stops = (stop for _, stop in batch["offset_mapping"][row])
-        start = next((k for k, stop in enumerate(stops) if stop > len(prompts[row])), None)
+    for place, (name, task) in enumerate(zip(ids, dataset["task"], strict=True)):
+        stops = (stop for _, stop in batch["offset_mapping"][place])
+        start = next((k for k, stop in enumerate(stops) if stop > len(prompts[place])), None)
         if start is None:
             raise DataError(
-                f"instance {name}: the tokenizer drops its whole response {responses[row]!r}; "
+                f"instance {name}: the tokenizer drops its whole response {responses[place]!r}; "
                 "expected at least one token. Leave it out."
             )
-        tokens = batch["input_ids"][row]
+        tokens = batch["input_ids"][place]
         out.append(_cut(name, task, begin + tokens[:start], tokens[start:] + end, max_tokens))
     return out
 

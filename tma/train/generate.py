@@ -36,7 +36,7 @@ def answers(
     """
     out = [""] * len(encoded)
     settings = _greedy(tokenizer, max_new_tokens)
-    prompts = [torch.tensor(row.tokens[: row.response_start]) for row in encoded]
+    prompts = [torch.tensor(i.tokens[: i.response_start]) for i in encoded]
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
     # Each new token is a forward pass of its own, so a batch costs far more than in training.
     batches = grouped(lengths, micro_tokens, batch_cost=BATCH_COST * max_new_tokens)
@@ -46,9 +46,9 @@ def answers(
     # Not in inference_mode: there autocast casts the weights anew for every token.
     with torch.no_grad(), arithmetic(model, precision), _only(model, settings):
         for members in evened(batches):
-            rows = [prompts[i] for i in members]
-            tokens = left_padded(rows, padding_value=settings.pad_token_id)
-            mask = left_padded([torch.ones_like(row) for row in rows])
+            batch = [prompts[i] for i in members]
+            tokens = left_padded(batch, padding_value=settings.pad_token_id)
+            mask = left_padded([torch.ones_like(prompt) for prompt in batch])
             found = generate(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -67,10 +67,10 @@ def scored(
 ) -> list[dict[str, Any]]:
     """Return one entry an answer: id, task, answer, rouge1, rougeL, exact_match."""
     return [
-        {"id": row.id, "task": row.task, "answer": answer}
+        {"id": instance.id, "task": instance.task, "answer": answer}
         | rouge(answer, known)
         | {"exact_match": exact_match(answer, known)}
-        for row, answer, known in zip(encoded, answered, references, strict=True)
+        for instance, answer, known in zip(encoded, answered, references, strict=True)
     ]
 
 

@@ -85,7 +85,9 @@ def train(
     steps = [ordered[start : start + config.batch_size] for start in starts] * config.epochs
     loop = _Loop(model, config, states, answer)
     done = steps[: len(loop.history.steps)]
-    check_order(loop.history.consumed, [row.id for rows in done for row in rows])
+    check_order(
+        loop.history.consumed, [instance.id for instances in done for instance in instances]
+    )
     loop.run(steps, test)
     loop.accelerator.free_memory()
     model.zero_grad()
@@ -151,25 +153,25 @@ class _Loop:
         given: dict[str, Any] = {} if self.accelerator.is_main_process else {"disable": True}
         given["mininterval"] = 0.1 if sys.stderr.isatty() else 30
         bar = tqdm(steps[done:], desc="training", unit="step", initial=done, total=last, **given)
-        for step, rows in enumerate(bar, done + 1):
-            loss = self.step(step, rows, learning_rate(config, step - 1, last))
+        for step, instances in enumerate(bar, done + 1):
+            loss = self.step(step, instances, learning_rate(config, step - 1, last))
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if step in evaluated:
                 self.evaluate(step, test)
             self.save(last=step == last)
 
-    def step(self, step: int, rows: Sequence[Encoded], rate: float) -> float:
+    def step(self, step: int, instances: Sequence[Encoded], rate: float) -> float:
         """Take one optimizer step; return the mean loss of its response tokens, in nats."""
         self.model.train()
-        tokens = sum(row.response_tokens for row in rows)
-        share, consumed = self._backward(rows, tokens)
-        check_order(consumed, [row.id for row in rows])
+        tokens = sum(instance.response_tokens for instance in instances)
+        share, consumed = self._backward(instances, tokens)
+        check_order(consumed, [instance.id for instance in instances])
         loss = float(self.accelerator.reduce(share, "sum"))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP splits it
         for name, value in (("loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
-                ids = [row.id for row in rows]
+                ids = [instance.id for instance in instances]
                 raise TrainingError(f"step {step}: {name} is {value}; instances {ids}")
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -178,13 +180,15 @@ class _Loop:
         self.optimizer.zero_grad(set_to_none=not self.in_parts)
         self.history.consumed += consumed
         entry = {"step": step, "loss": loss, "learning_rate": rate, "tokens": tokens}
-        self.history.steps.append(entry | variety(rows))
+        self.history.steps.append(entry | variety(instances))
         return loss
 
-    def _backward(self, rows: Sequence[Encoded], tokens: int) -> tuple[torch.Tensor, list[str]]:
+    def _backward(
+        self, instances: Sequence[Encoded], tokens: int
+    ) -> tuple[torch.Tensor, list[str]]:
         """Add up this process's gradients; return its share of the loss, and all ids consumed."""
-        own = self._own(rows)
-        batches = micro_batches(own or rows[:1], self.config.micro_tokens, packed=self.packed)
+        own = self._own(instances)
+        batches = micro_batches(own or instances[:1], self.config.micro_tokens, packed=self.packed)
         counted = len(batches) if own else 0  # the others only keep step with other processes
         batches = evened(batches)
         share, seen = torch.zeros((), device=self.accelerator.device), list[str]()
@@ -196,15 +200,15 @@ class _Loop:
                     loss = summed_losses(self.model, batch).sum() * scale
                     self.accelerator.backward(loss)
                 share += loss.detach() / self.processes
-                seen += [row.id for row in batch.instances] if place <= counted else []
+                seen += [instance.id for instance in batch.instances] if place <= counted else []
         # Micro-batches go by length; within the step the order is the one given.
-        places = {row.id: place for place, row in enumerate(own)}
+        places = {instance.id: place for place, instance in enumerate(own)}
         seen.sort(key=lambda name: places.get(name, len(own)))
         return share, _gathered(seen)
 
-    def _own(self, rows: Sequence[Encoded]) -> Sequence[Encoded]:
+    def _own(self, instances: Sequence[Encoded]) -> Sequence[Encoded]:
         """Return the share of this process: with n processes, every n-th instance."""
-        return rows[self.accelerator.process_index :: self.processes]
+        return instances[self.accelerator.process_index :: self.processes]
 
     def _head(self) -> AbstractContextManager[None]:
         return head_in_parts(self.model) if self.in_parts else nullcontext()
@@ -222,14 +226,16 @@ class _Loop:
             _check_finite(step, "reward", "reward", answers)
             self.history.answers += answers
 
-    def _losses(self, step: int, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def _losses(self, step: int, instances: Sequence[Encoded]) -> list[dict[str, Any]]:
         budget = self.config.micro_tokens
         with self._head():
-            losses = response_losses(self.model, rows, budget, self.precision, packed=self.packed)
+            losses = response_losses(
+                self.model, instances, budget, self.precision, packed=self.packed
+            )
         return [
-            {"step": step, "id": row.id, "task": row.task, "loss_sum": float(loss)}
-            | {"tokens": row.response_tokens}
-            for row, loss in zip(rows, losses, strict=True)
+            {"step": step, "id": instance.id, "task": instance.task, "loss_sum": float(loss)}
+            | {"tokens": instance.response_tokens}
+            for instance, loss in zip(instances, losses, strict=True)
         ]
 
     def save(self, *, last: bool) -> None:
@@ -242,16 +248,18 @@ class _Loop:
             self.states.save(self.accelerator, self.model, self.optimizer, self.history)
 
 
-def variety(rows: Sequence[Encoded]) -> dict[str, float]:
+def variety(instances: Sequence[Encoded]) -> dict[str, float]:
     """Return how many tasks and answers a step holds.
 
     `effective_tasks` is exp(-Σ p ln p) over the shares p of the tasks, where an instance without
     one is its own; `distinct_answers` is the number of different responses.
     """
-    counts = Counter(row.id if row.task is None else row.task for row in rows)
-    shares = [count / len(rows) for count in counts.values()]
+    counts = Counter(
+        instance.id if instance.task is None else instance.task for instance in instances
+    )
+    shares = [count / len(instances) for count in counts.values()]
     entropy = -sum(share * math.log(share) for share in shares)
-    answers = {row.tokens[row.response_start :] for row in rows}
+    answers = {instance.tokens[instance.response_start :] for instance in instances}
     return {"effective_tasks": math.exp(entropy), "distinct_answers": len(answers)}
 
 

@@ -120,13 +120,13 @@ def check_positions(
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is None or most < 1:  # -1: any number
         return
-    longest = max(len(row.tokens) for row in (*train, *test))
+    longest = max(len(instance.tokens) for instance in (*train, *test))
     if longest > most:
         raise ParameterError(
             f"max_tokens={config.max_tokens} lets an instance of {longest} tokens through, but "
             f"model={config.model!r} has {most} positions. Lower max_tokens to {most}."
         )
-    prompt = max(row.response_start for row in test)
+    prompt = max(instance.response_start for instance in test)
     if config.generate_at and prompt + config.max_new_tokens > most:
         raise ParameterError(
             f"max_new_tokens={config.max_new_tokens} after a prompt of {prompt} tokens needs "

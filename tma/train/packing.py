@@ -59,7 +59,7 @@ def micro_batches(
 
     A micro-batch has at most `micro_tokens`, padding included, or one instance.
     """
-    groups = grouped([len(row.tokens) for row in encoded], micro_tokens, packed=packed)
+    groups = grouped([len(instance.tokens) for instance in encoded], micro_tokens, packed=packed)
     return [_micro_batch(encoded, group, packed) for group in groups]
 
 
@@ -96,22 +96,21 @@ def grouped(
 
 
 def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: bool) -> MicroBatch:
-    rows = tuple(encoded[i] for i in members)
-    counts = torch.tensor([row.response_tokens for row in rows])
-    owners = torch.arange(len(rows)).repeat_interleave(counts)
-    responses = [torch.arange(row.response_start, len(row.tokens)) for row in rows]
+    instances = tuple(encoded[i] for i in members)
+    tokens = [torch.tensor(i.tokens) for i in instances]
+    counts = torch.tensor([i.response_tokens for i in instances])
+    owners = torch.arange(len(instances)).repeat_interleave(counts)
+    responses = [torch.arange(i.response_start, len(i.tokens)) for i in instances]
     position = torch.cat(responses) - 1  # the logits at p predict the token at p + 1
-    every = [torch.tensor(row.tokens) for row in rows]
-    targets = torch.cat([t[row.response_start :] for t, row in zip(every, rows, strict=True)])
+    targets = torch.cat([t[at] for t, at in zip(tokens, responses, strict=True)])
     if packed:
-        begins = torch.tensor([0, *(len(row.tokens) for row in rows)]).cumsum(0)
-        places, tokens = (
-            (torch.zeros_like(owners), begins[owners] + position),
-            torch.cat(every)[None],
+        begins = torch.tensor([0, *map(len, tokens)]).cumsum(0)
+        places = (torch.zeros_like(owners), begins[owners] + position)
+        return MicroBatch(
+            members, instances, torch.cat(tokens)[None], places, owners, targets, True
         )
-    else:
-        places, tokens = (owners, position), pad_sequence(every, batch_first=True)
-    return MicroBatch(members, rows, tokens, places, owners, targets, packed)
+    padded, places = pad_sequence(tokens, batch_first=True), (owners, position)
+    return MicroBatch(members, instances, padded, places, owners, targets, False)
 
 
 def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
