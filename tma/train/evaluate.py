@@ -1,8 +1,8 @@
 """Micro-batches → response losses: only the logits that predict response tokens are computed.
 
-What stands between a large vocabulary and a loss would be the largest blocks of memory of a step,
-so they never exist whole: losses take a few rows of logits at a time, and on the CPU a head that
-shares its weights with the embedding is computed in parts. The loss is the same sum.
+With a large vocabulary, the largest blocks of memory of a step stand between head and loss. They
+are computed in parts: losses from a few rows of logits at a time, and, on the CPU, a head that
+shares its weights with the embedding from a few rows of weights. The loss is the same sum.
 """
 
 from __future__ import annotations
