@@ -101,9 +101,17 @@ class Work:
 
 def ours_trains(work: Work) -> None:
     config = RunConfig(
-        MODEL, "pocket", "random", None, batch_size=STEP, max_tokens=WIDTH,
-        micro_tokens=ROWS * WIDTH, eval_every=10**6, learning_rate=1e-5, precision=work.precision,
-    )  # fmt: skip
+        model=MODEL,
+        dataset="pocket",
+        order="random",
+        limit=None,
+        batch_size=STEP,
+        max_tokens=WIDTH,
+        micro_tokens=ROWS * WIDTH,
+        eval_every=10**6,
+        learning_rate=1e-5,
+        precision=work.precision,
+    )
     work.loss = train(work.model, work.rows, work.rows[:1], config).steps[0]["loss"]
 
 
@@ -189,10 +197,8 @@ def trainer(work: Work, folder: str) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
-    return SFTTrainer(
-        model=work.model, args=settings, train_dataset=table, eval_dataset=table,
-        processing_class=work.tokenizer,
-    )  # fmt: skip
+    data = {"train_dataset": table, "eval_dataset": table}
+    return SFTTrainer(work.model, settings, processing_class=work.tokenizer, **data)
 
 
 @contextmanager
@@ -249,10 +255,8 @@ def timings(work: Work, case: str) -> list[Timing]:
         seconds = whole if math.isnan(work.seconds) else work.seconds
         ours = lines[0].seconds if lines else seconds
         rate = work.tokens / seconds
-        lines.append(
-            Timing(case, name, round(seconds, 2), round(rate, 2), round(seconds / ours, 2),
-                   round(work.loss, 4), round(peak))
-        )  # fmt: skip
+        speed = (round(seconds, 2), round(rate, 2), round(seconds / ours, 2))
+        lines.append(Timing(case, name, *speed, round(work.loss, 4), round(peak)))
         print_line(lines[-1])
     return lines
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -16,10 +16,11 @@ import torch
 import tma
 from tma.errors import OrderError, ParameterError, TrainingError
 from tma.runs.config import RunConfig
-from tma.train import models
-from tma.train.encode import Encoded, encode, micro_batches
-from tma.train.evaluate import resolve_precision, response_losses
+from tma.train import loop, models
+from tma.train.checkpoint import History
+from tma.train.encode import Encoded, encode
 from tma.train.loop import check_order, learning_rate, train
+from tma.train.packing import micro_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +47,11 @@ def encoded(dataset_file: Path, tokenizer: PreTrainedTokenizerBase) -> list[Enco
     return encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)
 
 
+@pytest.fixture
+def model(tiny_model: Path) -> Any:
+    return models.load(str(tiny_model))[0]
+
+
 def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, steps: int) -> None:
     """The same training without any of its economies: all padding, all logits, one batch a step."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0)
@@ -53,8 +59,7 @@ def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, s
     for step in range(steps):
         batch = rows[step * config.batch_size : (step + 1) * config.batch_size]
         tokens = torch.zeros(len(batch), 64, dtype=torch.long)
-        mask = torch.zeros_like(tokens)
-        labels = torch.full_like(tokens, -100)
+        mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
         for r, row in enumerate(batch):
             ids = torch.tensor(row.tokens)
             tokens[r, : len(ids)], mask[r, : len(ids)] = ids, 1
@@ -70,65 +75,50 @@ def plain_loop(model: PreTrainedModel, rows: list[Encoded], config: RunConfig, s
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(
-    ("attention", "batches"),
-    [(("auto", 128), 2), (("sdpa", 64), 3)],
-    ids=["packed", "padded"],
-)
+@pytest.mark.parametrize("tied", [False, True], ids=["", "tied"])
+@pytest.mark.parametrize("kernel", ["auto", "sdpa"], ids=["packed", "padded"])
 def test_three_steps_equal_those_of_a_plain_padded_loop(
-    tiny_model: Path,
-    encoded: list[Encoded],
-    config: RunConfig,
-    attention: tuple[str, int],
-    batches: int,
+    tiny_model: Path, encoded: list[Encoded], config: RunConfig, kernel: str, tied: bool
 ) -> None:
-    # AdamW magnifies rounding where a gradient is nearly zero, and the more the higher the rate.
+    budget, batches = {"auto": (128, 2), "sdpa": (64, 3)}[kernel]
     mixed = zip(encoded[:12], encoded[20:32], strict=True)  # of 14 to 23 tokens
     rows = [row for pair in mixed for row in pair]
-    config = replace(config, learning_rate=1e-4)
-    kernel, budget = attention
-    config = replace(config, attention=kernel, micro_tokens=budget)
+    # AdamW magnifies rounding where a gradient is nearly zero, and the more the higher the rate.
+    config = replace(config, learning_rate=1e-4, attention=kernel, micro_tokens=budget)
     assert len(micro_batches(rows[:8], budget, packed=kernel == "auto")) == batches
-    ours, plain = (models.load(str(tiny_model))[0] for _ in range(2))
+    ours, plain, start = (models.load(str(tiny_model))[0] for _ in range(3))
+    for made in (ours, plain, start) if tied else ():
+        made.get_output_embeddings().weight = made.get_input_embeddings().weight
     train(ours, rows, encoded[24:26], config)
     plain_loop(plain, rows, config, steps=3)
-    start = models.load(str(tiny_model))[0]
     for (name, a), b, c in zip(
         ours.named_parameters(), plain.parameters(), start.parameters(), strict=True
     ):
+        assert a.grad is None
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b - c), name
         assert torch.linalg.norm(a - b) <= 1e-6 * torch.linalg.norm(b), name
 
 
 def test_the_order_consumed_is_the_order_given(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+    model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
     rows = encoded[::-1][:19]
-    history = train(models.load(str(tiny_model))[0], rows, encoded[:3], config)
+    history = train(model, rows, encoded[:3], config)
     assert history.consumed == [row.id for row in rows]
     assert [entry["step"] for entry in history.steps] == [1, 2, 3]
-    assert [entry["tokens"] for entry in history.steps][2] == sum(
-        row.response_tokens for row in rows[16:]
-    )
+    assert history.steps[2]["tokens"] == sum(row.response_tokens for row in rows[16:])
     assert [entry["step"] for entry in history.losses] == [0] * 3 + [2] * 3 + [3] * 3
 
 
 def test_the_loop_stops_when_a_micro_batch_loses_an_instance(
-    tiny_model: Path,
-    encoded: list[Encoded],
-    config: RunConfig,
-    monkeypatch: pytest.MonkeyPatch,
+    model: Any, encoded: list[Encoded], config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tma.train import loop
-
-    whole = loop.micro_batches
     monkeypatch.setattr(
-        loop, "micro_batches", lambda rows, *given, **how: whole(rows[1:], *given, **how)
+        loop, "micro_batches", lambda rows, *a, **k: micro_batches(rows[1:], *a, **k)
     )
-    with pytest.raises(
-        OrderError, match=f"place 0: consumed {encoded[1].id}, the order says {encoded[0].id}"
-    ):
-        train(models.load(str(tiny_model))[0], encoded[:16], encoded[:2], config)
+    first, second = encoded[0].id, encoded[1].id
+    with pytest.raises(OrderError, match=f"place 0: consumed {second}, the order says {first}"):
+        train(model, encoded[:16], encoded[:2], config)
 
 
 def test_the_first_difference_from_the_order_is_named() -> None:
@@ -141,10 +131,9 @@ def test_the_first_difference_from_the_order_is_named() -> None:
         check_order(["a"], "ab")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+def test_a_test_loss_that_is_not_finite_stops_the_run(
+    model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    model = models.load(str(tiny_model))[0]
     with torch.no_grad():
         next(iter(model.parameters())).fill_(float("nan"))
     ids = rf"\['{encoded[0].id}', '{encoded[1].id}'\]"
@@ -153,9 +142,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_in_its_own_step(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+    model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    model = models.load(str(tiny_model))[0]
     weight = next(iter(model.parameters()))
     before = weight.detach().clone()
     weight.register_hook(lambda gradient: gradient * float("nan"))
@@ -164,12 +152,19 @@ def test_a_gradient_that_is_not_finite_stops_the_run_in_its_own_step(
     assert torch.equal(weight, before)
 
 
-def test_what_cannot_be_trained_is_refused(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+def test_nothing_to_test_with_is_refused(
+    model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    model = models.load(str(tiny_model))[0]
-    with pytest.raises(ParameterError, match="8 training and 0 test instances; expected one"):
+    with pytest.raises(ParameterError, match="8 training and 0 test instances; expected at least"):
         train(model, encoded[:8], [], config)
+
+
+def test_a_model_that_would_not_be_split_is_refused(
+    model: Any, encoded: list[Encoded], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ParameterError, match="use_fsdp=True, but accelerate runs as NO"):
+        train(model, encoded[:8], encoded[:2], config)
 
 
 ENVIRONMENT = """
@@ -185,128 +180,95 @@ print(json.dumps(train(model, rows[:16], rows[:2], config).steps))
 
 
 def test_settings_of_accelerate_change_no_numbers(
-    tiny_model: Path, dataset_file: Path, encoded: list[Encoded], config: RunConfig
+    tiny_model: Path, dataset_file: Path, model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    plain = train(models.load(str(tiny_model))[0], encoded[:16], encoded[:2], config).steps
+    plain = train(model, encoded[:16], encoded[:2], config).steps
     done = subprocess.run(
         [sys.executable, "-c", ENVIRONMENT, tiny_model, dataset_file, json.dumps(config.to_json())],
         capture_output=True,
         text=True,
         check=False,
         env=os.environ
-        | {
-            "ACCELERATE_MIXED_PRECISION": "bf16",
-            "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8",
-            "ACCELERATE_DYNAMO_BACKEND": "EAGER",
-        },
+        | {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "EAGER"}
+        | {"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "8"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert [e["loss"] for e in found] == [e["loss"] for e in plain]
 
 
-def test_a_model_that_would_not_be_split_is_refused(
-    tiny_model: Path,
-    encoded: list[Encoded],
-    config: RunConfig,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def trained(tiny_model: Path, encoded: list[Encoded], config: RunConfig) -> Any:
+    """Train on 16 instances with some settings; return the history and the model."""
+
+    def made(**changes: Any) -> tuple[History, Any]:
+        model = models.load(str(tiny_model), changes.get("attention", "auto"))[0]
+        return train(model, encoded[:16], encoded[:2], replace(config, **changes)), model
+
+    return made
+
+
+def losses(history: History) -> list[float]:
+    return [entry["loss"] for entry in history.steps]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [({"attention": "eager"}, 1e-4), ({"gradient_checkpointing": True}, 1e-5)],
+    ids=str,
+)
+def test_other_arithmetic_gives_the_same_losses(
+    trained: Any, change: dict[str, Any], error: float
 ) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ParameterError, match="use_fsdp=True, but accelerate runs as NO"):
-        train(models.load(str(tiny_model))[0], encoded[:8], encoded[:2], config)
+    history, model = trained(**change)
+    assert model.is_activation_checkpointing == ("gradient_checkpointing" in change)
+    assert (model.config._attn_implementation == "eager") == ("attention" in change)
+    assert losses(history) == pytest.approx(losses(trained()[0]), abs=error)
 
 
-def test_gradient_checkpointing_is_turned_on(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
-) -> None:
-    model = models.load(str(tiny_model))[0]
-    train(model, encoded[:8], encoded[:2], replace(config, gradient_checkpointing=True))
-    assert model.is_activation_checkpointing
+def test_adafactor_learns_otherwise_than_adamw(trained: Any) -> None:
+    own = losses(trained(optimizer="adafactor", learning_rate=0.2, epochs=4)[0])
+    assert own[-1] < own[0]
+    other = losses(trained(learning_rate=0.2, epochs=4)[0])
+    assert abs(own[-1] - other[-1]) > 1e-4
 
 
-def test_weight_decay_shrinks_the_weights(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
-) -> None:
-    norms = []
-    for decay in (0.0, 10.0):
-        model = models.load(str(tiny_model))[0]
-        train(model, encoded[:16], encoded[:2], replace(config, weight_decay=decay))
-        norms.append(float(model.get_input_embeddings().weight.detach().norm()))
+def test_weight_decay_shrinks_the_weights(trained: Any) -> None:
+    plain, shrunk = (
+        float(trained(weight_decay=decay)[1].get_input_embeddings().weight.detach().norm())
+        for decay in (0.0, 10.0)
+    )
     # Two steps at rates 1e-3 and 1e-4: 1 - 10 * rate is left of each weight.
-    assert norms[1] / norms[0] == pytest.approx(0.99 * 0.999, abs=1e-3)
+    assert shrunk / plain == pytest.approx(0.99 * 0.999, abs=1e-3)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
-def test_a_compiled_model_gives_the_same_losses(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
-) -> None:
-    losses = []
-    for change in ({"compile": True}, {"attention": "sdpa"}):
-        model = models.load(str(tiny_model))[0]
-        history = train(model, encoded[:16], encoded[:2], replace(config, **change))
-        losses.append([entry["loss"] for entry in history.steps])
-        compiled = getattr(model.get_decoder(), "_compiled_call_impl", None)
-        assert (compiled is not None) == ("compile" in change)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+def test_a_compiled_model_gives_the_same_losses(trained: Any) -> None:
+    history, model = trained(compile=True)
+    assert model.get_decoder()._compiled_call_impl is not None
+    assert losses(history) == pytest.approx(losses(trained(attention="sdpa")[0]), abs=1e-4)
 
 
 def test_training_learns_what_it_sees(
-    tiny_model: Path, encoded: list[Encoded], config: RunConfig
+    model: Any, encoded: list[Encoded], config: RunConfig
 ) -> None:
-    fast = replace(config, learning_rate=0.02)
-    history = train(models.load(str(tiny_model))[0], encoded, encoded[:8], fast)
+    history = train(model, encoded, encoded[:8], replace(config, learning_rate=0.02))
     means = [sum(e["loss_sum"] for e in history.losses if e["step"] == s) for s in (0, 4, 5)]
     assert means[2] < means[1] < 0.9 * means[0]
 
 
-def test_the_rate_falls_from_its_peak_to_a_tenth(config: RunConfig) -> None:
-    rates = [learning_rate(config, step, 5) for step in range(5)]
-    assert rates == pytest.approx([1e-3, 8.68198e-4, 5.5e-4, 2.31802e-4, 1e-4], rel=1e-5)
-    assert learning_rate(config, 0, 1) == 1e-3
-
-
-def test_losses_equal_those_of_the_whole_logits_of_the_real_model(
-    weights: Path, dataset_file: Path, tokenizer: PreTrainedTokenizerBase
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("cosine", [1e-3, 8.68198e-4, 5.5e-4, 2.31802e-4, 1e-4]),
+        ("linear", [1e-3, 7.75e-4, 5.5e-4, 3.25e-4, 1e-4]),
+        ("constant", [1e-3] * 5),
+    ],
+)
+def test_the_rate_falls_from_its_peak_to_a_tenth(
+    config: RunConfig, schedule: str, rates: list[float]
 ) -> None:
-    rows = encode(tma.load(str(dataset_file), split="train"), tokenizer, 64)[::7]
-    model = models.load(str(weights))[0]
-    found = response_losses(model, rows, 128, "fp32")
-    for row, loss in zip(rows, found, strict=True):
-        tokens = torch.tensor([row.tokens])
-        labels = tokens.clone()
-        labels[0, : row.response_start] = -100
-        with torch.inference_mode():
-            expected = model(input_ids=tokens, labels=labels).loss * row.response_tokens
-        assert loss == pytest.approx(float(expected), rel=1e-4)
-
-
-def test_bf16_stays_near_fp32(tiny_model: Path, encoded: list[Encoded]) -> None:
-    model = models.load(str(tiny_model))[0]
-    exact, fast = (response_losses(model, encoded, 256, p) for p in ("fp32", "bf16"))
-    assert abs(exact - fast).max() < 0.05 * exact.min()
-
-
-def test_auto_precision_is_settled_before_training() -> None:
-    assert resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
-    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
-
-
-USED = """
-import sys
-from accelerate import Accelerator
-import tma
-from tma.runs.config import RunConfig
-from tma.errors import ParameterError
-Accelerator(mixed_precision="bf16", cpu=True)
-try:
-    tma.run(RunConfig.from_json(__import__("json").loads(sys.argv[1])))
-except ParameterError as error:
-    print(error)
-"""
-
-
-def test_accelerate_that_was_set_up_otherwise_is_one_message(twelve_steps: RunConfig) -> None:
-    given = json.dumps(replace(twelve_steps, seed=77).to_json())
-    shown = subprocess.check_output([sys.executable, "-c", USED, given], text=True)
-    assert "another program of this process has set up accelerate otherwise" in shown
+    config = replace(config, schedule=schedule)
+    assert [learning_rate(config, step, 5) for step in range(5)] == pytest.approx(rates, rel=1e-5)
+    assert learning_rate(config, 0, 1) == 1e-3

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tma
 from tma.data import assets
 from tma.errors import ParameterError
 from tma.runs.config import RunConfig
 from tma.train import models
+from tma.train.encode import Encoded
 
 
 def test_converted_weights_load_at_once(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,24 +82,20 @@ def test_the_gemma_preset_joins_its_parts_and_reads_english() -> None:
     assert reading_loss("gemma-3-270m") < 3
 
 
-@pytest.mark.slow
-def test_the_gemma_preset_trains(cache: Path, dataset_file: Path) -> None:
-    assert cache.is_dir()
-    config = RunConfig.at(
-        "pocket", order="tma_nft", model="gemma", dataset=str(dataset_file), steps=3, batch_size=8
-    )
-    means = tma.run(config).losses.groupby("step")["loss"].mean()
-    assert means.iloc[-1] < means.iloc[0]
+LAYER = "model.layers.0.mlp.up_proj.weight"
 
 
-def rewritten(folder: Path, **changes: torch.Tensor | None) -> None:
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """The tiny model, to be damaged."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def change(folder: Path, **changes: torch.Tensor | None) -> None:
     """Write other weights into a folder; None: without them."""
     file = folder / "model.safetensors"
     weights = {k: v for k, v in (load_file(file) | changes).items() if v is not None}
     save_file(weights, file, metadata={"format": "pt"})
-
-
-LAYER = "model.layers.0.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
@@ -111,36 +107,42 @@ LAYER = "model.layers.0.mlp.up_proj.weight"
     ids=["missing", "of another shape"],
 )
 def test_weights_are_never_random_numbers(
-    tiny_model: Path, tmp_path: Path, given: torch.Tensor | None, words: str
+    folder: Path, given: torch.Tensor | None, words: str
 ) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
-    rewritten(folder, **{LAYER: given})
+    change(folder, **{LAYER: given})
     with pytest.raises(ParameterError, match=rf"model='.*' .*{words}"):
         models.load(str(folder))
 
 
-def test_many_missing_weights_are_counted(tiny_model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
+def test_many_missing_weights_are_counted(folder: Path) -> None:
     names = [name for name in load_file(folder / "model.safetensors") if "layers.1" in name]
-    rewritten(folder, **dict.fromkeys(names))
+    change(folder, **dict.fromkeys(names))
     with pytest.raises(ParameterError, match=r"lacks 9 of its weights: (\S+, ){2}\S+ and 6 more"):
         models.load(str(folder))
 
 
-def test_a_head_that_shares_the_weights_of_the_embeddings_is_not_missing(
-    tiny_model: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
+def test_a_head_that_shares_the_weights_of_the_embeddings_is_not_missing(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
-    rewritten(folder, **{"lm_head.weight": None})
+    change(folder, **{"lm_head.weight": None})
     model, _ = models.load(str(folder))
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_weights_that_are_cut_off_are_one_message(tiny_model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
+def test_weights_that_are_cut_off_are_one_message(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ParameterError, match=r"model=.* could not be loaded: .*deserializing"):
         models.load(str(folder))
+
+
+def test_an_instance_longer_than_the_model_is_refused(tiny_model: Path) -> None:
+    model, _ = models.load(str(tiny_model))
+    model.config.max_position_embeddings = 8
+    shape = {"dataset": "pocket", "order": "random", "limit": None, "max_new_tokens": 6}
+    config = RunConfig(model="org/tiny", **shape, generate_at=(0,))
+    rows = [Encoded("a", None, tuple(range(length)), 3) for length in (8, 9)]
+    with pytest.raises(ParameterError, match=r"instance of 9 tokens .* Lower max_tokens to 8\."):
+        models.check_positions(model, config, rows, rows[:1])
+    with pytest.raises(ParameterError, match="after a prompt of 3 tokens needs 9 positions"):
+        models.check_positions(model, config, rows[:1], rows[:1])

@@ -160,7 +160,6 @@ class Making:
                 work.test,
                 self.config,
                 states=self.states,
-                untrained=untrained.read(shared),
                 answer=lambda model, rows: self._answers(model, work.tokenizer, judge, rows),
             )
         check_order(history.consumed, arranged.ids * self.config.epochs)

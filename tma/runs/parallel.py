@@ -71,14 +71,15 @@ def _embed(configs: Sequence[RunConfig]) -> None:
 
 def _make(configs: Sequence[RunConfig], processes: int) -> None:
     import torch
-
-    from tma.progress import progress  # not sooner: `_begin` of a worker comes before tqdm
+    from tqdm import tqdm  # not sooner: `_begin` of a worker comes before tqdm
 
     threads = _threads(len(configs), processes, torch.get_num_threads())
     with _workers(processes) as pool:
         with _no_script():  # each submission starts a process, while there are fewer
             futures: list[Future[None]] = list(map(pool.submit, repeat(_made), configs, threads))
-        bar = progress(as_completed(futures), desc="runs", total=len(futures), unit="run")
+        every = 0.1 if sys.stderr.isatty() else 30
+        ended = as_completed(futures)
+        bar = tqdm(ended, desc="runs", total=len(futures), unit="run", mininterval=every)
         try:
             for done in bar:
                 done.result()

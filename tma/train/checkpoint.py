@@ -1,8 +1,7 @@
-"""The state of a run that is not finished: enough to go on, bit for bit, after any interruption.
+"""The state of an unfinished run: enough to resume it, bit for bit, after any interruption.
 
 A state is a folder of safetensors and JSON files with their SHA-256, written under another name and
-renamed. The one before is kept, so that a state that a disk has spoiled costs some steps and not
-the run. Nothing is pickled.
+then renamed. The one before it is kept, in case the disk damages the last. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -35,7 +36,6 @@ KEPT = 2
 """States that are kept: the last one, and the one before it."""
 FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "history.json")
 """Files of a state, beside `sums.json` with the SHA-256 of each."""
-_OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 @dataclass
@@ -67,29 +67,39 @@ class States:
         self.folder, self.minutes, self.steps = folder, minutes, steps
         self.history = History()
         """What was measured so far, saved or not."""
-        self._started = time.monotonic()
+        self._started = self._saved = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Time that the run has taken, sessions before an interruption included."""
         return time.monotonic() - self._started
 
+    def due(self, step: int, *, last: bool) -> bool:
+        """Return whether it is time to save the state after a step."""
+        if last:  # a run long enough to have states must survive a failure to store its results
+            return bool(self.found())
+        if self.steps is not None:
+            return step % self.steps == 0
+        return self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes
+
     def save(self, accelerator: Accelerator, model: Any, optimizer: Any, history: History) -> None:
         """Save what the next step needs; every process takes part, the main one writes.
 
         Raises:
-            StateError: it could not be written, the disk being full for example; the state before
-                it is whole.
+            StateError: it could not be written, because the disk is full for example; the state
+                before it is intact.
         """
-        weights, moments = get_state_dict(model, optimizer.optimizer, options=_OPTIONS)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
         random = _gathered_random(accelerator)
-        if not accelerator.is_main_process:
+        self._saved = time.monotonic()
+        if not accelerator.is_main_process:  # the others have parts of tensors, or none
             return
         step, history.seconds = len(history.steps), self.seconds
         try:
-            self._write(step, weights, moments, random, history)
+            self._write(step, (weights, _flat(moments), random), history)
         except OSError as error:
-            # Of an error that the store has put into words, what lies below it.
+            # Where the store has put an error into words, its cause says what happened.
             raise StateError(
                 f"the state of step {step} could not be written to {self.folder}: "
                 f"{error.__cause__ or error}. Free space there and run again: training goes on "
@@ -99,46 +109,40 @@ class States:
             shutil.rmtree(old)
 
     def restore(self, accelerator: Accelerator, model: Any, optimizer: Any) -> History:
-        """Put the last whole state into a model and its optimizer; return what was measured.
+        """Load the last intact state into a model and its optimizer; return what was measured.
 
-        Without a state, nothing happens and the history is empty. A state that is not what was
-        written is removed with a warning, since the step that it is for will be saved again. The
-        main process decides which one is whole.
+        Without a state, nothing happens and the history is empty. A damaged state is removed with a
+        warning, since its step will be saved again. The main process decides which one is intact.
         """
-        from accelerate.utils import broadcast_object_list
-        from safetensors.torch import load_file
-
-        found = [self._whole() if accelerator.is_main_process else None]
-        broadcast_object_list(found)
-        folder = found[0]
-        if folder is None:
-            return self.history
-        set_state_dict(
-            model,
-            optimizer.optimizer,
-            model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
-            optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
-            options=StateDictOptions(full_state_dict=True),
-        )
-        _set_random(load_file(folder / "random.safetensors"), accelerator.process_index)
-        self.history = _read_history(folder)
-        self._started -= self.history.seconds
+        chosen = [self._intact() if accelerator.is_main_process else None]
+        broadcast_object_list(chosen)
+        if (folder := chosen[0]) is not None:
+            set_state_dict(
+                model,
+                optimizer.optimizer,
+                model_state_dict=dict[str, Any](load_file(folder / "model.safetensors")),
+                optim_state_dict=_unflat(load_file(folder / "optimizer.safetensors"), optimizer),
+                # Of tied weights the state has one name.
+                options=StateDictOptions(full_state_dict=True, strict=False),
+            )
+            _set_random(load_file(folder / "random.safetensors"), accelerator.process_index)
+            self.history = _read_history(folder)
+            self._started -= self.history.seconds
+        self._saved = time.monotonic()
         return self.history
 
     def last(self) -> History | None:
-        """Return what was measured until the last whole state; None without one."""
-        for folder in self.found():
-            if not _spoilt(folder, ("history.json",)):
-                return _read_history(folder)
-        return None
+        """Return what was measured until the last intact state; None without one."""
+        intact = (folder for folder in self.found() if not _damaged(folder, ("history.json",)))
+        return next(map(_read_history, intact), None)
 
     def found(self) -> list[Path]:
-        """Return the folders of all states, whole or not, the last one first."""
+        """Return the folders of all states, intact or not, the last one first."""
         known = self.folder.glob("state-" + 8 * "[0-9]")
         return sorted((folder for folder in known if folder.is_dir()), reverse=True)
 
     def newest(self) -> str:
-        """Return in words from where training goes on."""
+        """Return in words where training goes on from."""
         found = self.found()
         return f"step {int(found[0].name[6:])}" if found else "the beginning"
 
@@ -147,49 +151,31 @@ class States:
         for folder in self.found():
             shutil.rmtree(folder)
 
-    def _whole(self) -> Path | None:
-        """Return the last state that is what was written; remove those after it."""
+    def _intact(self) -> Path | None:
+        """Return the last intact state; remove those after it."""
         for folder in self.found():
-            spoilt = _spoilt(folder)
-            if not spoilt:
+            damaged = _damaged(folder)
+            if not damaged:
                 return folder
-            log.warning("%s of %s is damaged; the state before it is used", spoilt, folder)
+            log.warning("%s of %s is damaged; the state before it is used", damaged, folder)
             shutil.rmtree(folder)
         return None
 
-    def _write(self, step: int, weights: Any, moments: Any, random: Any, history: History) -> None:
-        from safetensors.torch import save_file
-
+    def _write(self, step: int, tensors: Sequence[dict[str, Any]], history: History) -> None:
         with new_folder(self.folder / f"state-{step:08}") as draft:
-            # Tied weights stand under one name; a copy makes sure that none shares its memory.
-            save_file({k: v.clone() for k, v in weights.items()}, draft / "model.safetensors")
-            save_file(_flat(moments), draft / "optimizer.safetensors")
-            save_file(random, draft / "random.safetensors")
-            text = json.dumps(asdict(history), allow_nan=False)
-            (draft / "history.json").write_text(text, "utf-8")
+            for name, part in zip(FILES, tensors, strict=False):
+                save_file(_distinct(part), draft / name)
+            (draft / FILES[-1]).write_text(json.dumps(asdict(history), allow_nan=False), "utf-8")
             sums = {name: file_digest(draft / name) for name in FILES}
             (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
-
-
-def _spoilt(folder: Path, names: Sequence[str] = FILES) -> str | None:
-    """Return the name of a file (among some) that is not what was written; None where all are."""
-    try:
-        sums = json.loads((folder / "sums.json").read_text("utf-8"))
-        return next((n for n in names if file_digest(folder / n) != sums[n]), None)
-    except (OSError, ValueError, LookupError, TypeError):
-        return "sums.json"
-
-
-def _read_history(folder: Path) -> History:
-    return History(**json.loads((folder / "history.json").read_text("utf-8")))
 
 
 def _flat(moments: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Return the optimizer's tensors by `parameter|name`."""
     return {
-        f"{parameter}|{name}": tensor.clone()
-        for parameter, its in moments["state"].items()
-        for name, tensor in its.items()
+        f"{parameter}|{name}": tensor
+        for parameter, tensors in moments["state"].items()
+        for name, tensor in tensors.items()
         if isinstance(tensor, torch.Tensor)
     }
 
@@ -205,15 +191,33 @@ def _unflat(tensors: dict[str, torch.Tensor], optimizer: Any) -> dict[str, Any]:
     return {"state": state, "param_groups": [settings | {"params": list(state)}]}
 
 
+def _distinct(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return tensors that can be saved; tied weights have the first of their names."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    names = {tensors[name].data_ptr(): name for name in reversed(tensors)}
+    return {name: tensors[name] for name in names.values()}
+
+
+def _damaged(folder: Path, names: Sequence[str] = FILES) -> str | None:
+    """Return the first file of a state that is not as it was written; None if all are."""
+    try:
+        sums = json.loads((folder / "sums.json").read_text("utf-8"))
+        return next((n for n in names if file_digest(folder / n) != sums[n]), None)
+    except (OSError, ValueError, LookupError, TypeError):
+        return "sums.json"
+
+
+def _read_history(folder: Path) -> History:
+    return History(**json.loads((folder / "history.json").read_text("utf-8")))
+
+
 def _gathered_random(accelerator: Accelerator) -> dict[str, torch.Tensor]:
     """Return the states of every process's random number generators."""
-    from accelerate.utils import gather_object
-
     own = {"cpu": torch.get_rng_state()}
     if accelerator.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(accelerator.device)
     gathered = gather_object([own])
-    return {f"{rank}/{k}": v for rank, one in enumerate(gathered) for k, v in one.items()}
+    return {f"{rank}/{k}": v for rank, states in enumerate(gathered) for k, v in states.items()}
 
 
 def _set_random(states: dict[str, torch.Tensor], rank: int) -> None:

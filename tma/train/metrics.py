@@ -6,15 +6,14 @@ import re
 import string
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tma.errors import ParameterError, wrong
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from tma.train.encode import PROMPT
+from tma.train.models import load_complete
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -36,8 +35,8 @@ def exact_match(answer: str, references: Sequence[str]) -> float:
 def rouge(answer: str, references: Sequence[str]) -> dict[str, float]:
     """Return the F-measures `rouge1` and `rougeL` of an answer, with stemming, from 0 to 1.
 
-    Over several references the best counts, for each of the two by itself. The package rouge-score
-    sees Latin letters and digits only: an answer in another script scores 0.
+    Of several references the best counts, for each measure by itself. The package rouge-score sees
+    only Latin letters and digits: an answer in another script scores 0.
 
     Raises:
         ParameterError: `references` is one text, or empty.
@@ -55,36 +54,49 @@ def _scorer() -> Any:
 
 
 class RewardModel:
-    """A reward model that is loaded once and scores answers any number of times.
+    """A sequence-classification model that scores answers, loaded once.
 
     Args:
-        name: hub id or folder of a sequence-classification model with one output (the paper's is
-            `openbmb/UltraRM-13b`, which needs converting to that form first).
+        name: its hub id or folder (the paper's is `openbmb/UltraRM-13b`, which must first be
+            converted to this form).
 
     Raises:
         ParameterError: the model cannot be loaded, lacks weights, or has more than one output.
     """
 
     def __init__(self, name: str) -> None:
-        self._model, self._tokenizer = _reward_model(name)
+        import torch
+        from transformers import AutoModelForSequenceClassification as Kind
+
+        side = {"truncation_side": "left"}  # the answer is at the end of the text
+        model, tokenizer = load_complete(
+            "reward_model", name, name, Kind, {"dtype": "auto"}, **side
+        )
+        if model.config.num_labels != 1:
+            raise ParameterError(
+                f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the "
+                "score."
+            )
+        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+            tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token is not None:
+            model.config.pad_token_id = tokenizer.pad_token_id
+        self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self._tokenizer = tokenizer
 
     def scores(
         self, prompts: Sequence[str], answers: Sequence[str], *, batch_size: int = 8
     ) -> NDArray[np.float64]:
         """Return the score of each answer, (n,); higher is better, without a unit.
 
-        Args:
-            prompts: n prompts.
-            answers: their n answers; the model reads prompt and answer in the training format. Of a
-                text that is too long for it, the beginning is cut.
-            batch_size: texts at once; one where the tokenizer has nothing to pad with.
-
-        Returns:
-            Scores; NaN where the model gives that.
+        The model reads prompt and answer in the training format; a text that is too long for it
+        loses its beginning. A score is NaN where the model gives that. Texts are scored one by one
+        where the tokenizer has no pad token.
         """
         import torch
 
-        texts = [f"User: {p}\nAssistant: {a}" for p, a in zip(prompts, answers, strict=True)]
+        pairs = zip(prompts, answers, strict=True)
+        texts = [f"{PROMPT.format(prompt)} {answer}" for prompt, answer in pairs]
         by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         out = np.empty(len(texts))
         padding = self._tokenizer.pad_token is not None
@@ -99,37 +111,11 @@ class RewardModel:
         return out
 
 
-def _reward_model(name: str) -> tuple[Any, PreTrainedTokenizerBase]:
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    from tma.train.models import whole
-
-    # The answer stands at the end of the text, where nothing must be cut.
-    model, tokenizer = whole(
-        "reward_model",
-        name,
-        name,
-        AutoModelForSequenceClassification,
-        reading={"truncation_side": "left"},
-        computing={"dtype": "auto"},
-    )
-    if model.config.num_labels != 1:
-        raise ParameterError(
-            f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the score."
-        )
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer
-
-
 def _check_references(references: Sequence[str]) -> None:
     if isinstance(references, str) or not references:
         raise wrong("references", references, "a list of one text or more")
 
 
 def _normalised(text: str) -> str:
-    found = re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
-    return found or text.strip()
+    folded = re.sub(r"\s+", " ", text.lower().translate(_PUNCTUATION)).strip()
+    return folded or text.strip()

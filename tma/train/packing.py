@@ -1,65 +1,138 @@
-"""Padding-free attention: the instances of a micro-batch stand one after another in one row.
+"""Token ids → micro-batches, without padding where the attention kernel allows it.
 
-Everything but attention treats each token by itself, so that a row of instances needs no padding;
-attention alone must not see across their borders. On the CPU, where no such kernel exists, the one
-below takes the instances one by one; a flash-attention kernel does it by itself. Which of the two
-a model's code goes through is found out by trying (`packs`), not from a list of architectures.
+Only attention looks beyond a single token, so the instances of a micro-batch can share one row if
+attention stops at their borders. A flash-attention kernel does so by itself; on the CPU the kernel
+below takes the instances one by one, for models that turn out to work with it (`packs`). Elsewhere
+rows are padded on the right: under causal attention no real token sees a pad token, so no mask is
+needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
+from tma.train.encode import Encoded
+
+BATCH_COST = 128
+"""Fixed cost of a micro-batch, in tokens: casting the weights and adding up the gradients."""
 KERNEL = "tma_packed"
 """Name under which transformers finds the kernel."""
 MATMUL_LENGTH = 1024
-"""Tokens of an instance up to which its bfloat16 scores are kept as one matrix: that is faster than
-the fused kernel of the CPU, and takes 2 bytes a score and head. Float32 always takes the fused
-kernel, whose sums are those of the padded model."""
-
-CHANGES = ("softcap", "s_aux", "position_bias")
+"""Longest instance, in tokens, whose bfloat16 scores are kept as one matrix, which is faster on the
+CPU. Float32 always takes the fused kernel, whose sums are those of the padded model."""
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Arguments by which a layer asks for more than scaled and masked scores."""
 
 
-def borders(lengths: tuple[int, ...], device: torch.device) -> dict[str, Any]:
-    """Return what a model is given beside the tokens of one packed row.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Instances that go through the model together: padded, a row each, or packed into one row."""
 
-    Args:
-        lengths: tokens of each instance, in their sequence.
-        device: where the model computes.
+    members: tuple[int, ...]
+    """Positions of the instances in the sequence that was batched."""
+    instances: tuple[Encoded, ...]
+    """The instances themselves."""
+    tokens: torch.Tensor
+    """(rows, width) int64 token ids."""
+    places: tuple[torch.Tensor, torch.Tensor]
+    """Row and position, each (k,) int64, of the token before each response token."""
+    owners: torch.Tensor
+    """(k,) int64: position in `members` of the instance of each response token."""
+    targets: torch.Tensor
+    """(k,) int64: the response tokens."""
+    packed: bool
+    """Whether all instances are in one row."""
 
-    Returns:
-        Positions that begin anew with each instance, and the names under which the kernels of
-        transformers take the borders.
+
+def micro_batches(
+    encoded: Sequence[Encoded], micro_tokens: int, *, packed: bool = False
+) -> list[MicroBatch]:
+    """Return the instances as micro-batches of similar length, the longest first.
+
+    A micro-batch has at most `micro_tokens`, padding included, or one instance.
+    """
+    groups = grouped([len(instance.tokens) for instance in encoded], micro_tokens, packed=packed)
+    return [_micro_batch(encoded, group, packed) for group in groups]
+
+
+def grouped(
+    lengths: Sequence[int],
+    micro_tokens: int,
+    *,
+    packed: bool = False,
+    batch_cost: int = BATCH_COST,
+) -> list[tuple[int, ...]]:
+    """Return the positions of some lengths in groups of similar length, the longest first.
+
+    Of all groupings of the sorted lengths, this is the cheapest: a group costs its tokens, padding
+    included unless packed, and `batch_cost` more. Only a single length may exceed `micro_tokens`.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    falling = [lengths[i] for i in by_length]
+    cost, start_of = [0], [0]
+    for end in range(1, len(falling) + 1):
+        tokens = falling[end - 1]
+        best, start = cost[end - 1] + tokens, end - 1
+        for i in range(end - 2, -1, -1):
+            tokens = tokens + falling[i] if packed else falling[i] * (end - i)
+            if tokens > micro_tokens:
+                break
+            if cost[i] + tokens < best:
+                best, start = cost[i] + tokens, i
+        cost.append(best + batch_cost)
+        start_of.append(start)
+    cuts = [len(falling)]
+    while cuts[-1]:
+        cuts.append(start_of[cuts[-1]])
+    return [tuple(by_length[start:end]) for start, end in itertools.pairwise(cuts[::-1])]
+
+
+def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: bool) -> MicroBatch:
+    instances = tuple(encoded[i] for i in members)
+    tokens = [torch.tensor(i.tokens) for i in instances]
+    counts = torch.tensor([i.response_tokens for i in instances])
+    owners = torch.arange(len(instances)).repeat_interleave(counts)
+    responses = [torch.arange(i.response_start, len(i.tokens)) for i in instances]
+    position = torch.cat(responses) - 1  # the logits at p predict the token at p + 1
+    targets = torch.cat([t[at] for t, at in zip(tokens, responses, strict=True)])
+    if packed:
+        begins = torch.tensor([0, *map(len, tokens)]).cumsum(0)
+        places = (torch.zeros_like(owners), begins[owners] + position)
+        return MicroBatch(
+            members, instances, torch.cat(tokens)[None], places, owners, targets, True
+        )
+    padded, places = pad_sequence(tokens, batch_first=True), (owners, position)
+    return MicroBatch(members, instances, padded, places, owners, targets, False)
+
+
+def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """Return what a model is given besides the tokens of instances of some lengths in one row.
+
+    These are positions that restart with each instance, and the borders under the names by which
+    the kernels of transformers take them.
     """
     ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
-    positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    longest = max(lengths)
-    return {
-        "position_ids": positions.to(device),
-        "cu_seq_lens_q": ends,
-        "cu_seq_lens_k": ends,
-        "max_length_q": longest,
-        "max_length_k": longest,
-    }
+    positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
+    longest = {"max_length_q": max(lengths), "max_length_k": max(lengths)}
+    return {"position_ids": positions, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, **longest}
 
 
 def packs(model: Any, device: torch.device | None = None) -> bool:
     """Return whether a model computes packed instances as it computes each alone.
 
-    It is tried on two short instances in float32: architectures whose attention keeps a state, or
-    does more to its scores than scaling and masking them, give other numbers or refuse.
-
-    Args:
-        model: a causal language model.
-        device: where it will compute; None: where it is. The kernel below is for the CPU.
+    Two short instances in float32 show it: architectures whose attention keeps a state, or does
+    more to its scores than scaling and masking them, give other numbers or refuse. `device` is
+    where the model will compute; None: where it is.
     """
-    if _own_kernel(model):
+    if _flash(model):
         return True
     here = next(model.parameters()).device
     device = device or here
@@ -81,14 +154,14 @@ def packs(model: Any, device: torch.device | None = None) -> bool:
         model.train(training)
 
 
-def _own_kernel(model: Any) -> bool:
+def _flash(model: Any) -> bool:
     return str(model.config._attn_implementation).startswith("flash_attention")
 
 
 @contextmanager
 def packed_attention(model: Any) -> Iterator[None]:
     """Let a model on the CPU compute attention within each instance of a packed row."""
-    if _own_kernel(model):
+    if _flash(model):
         yield
         return
     from transformers import AttentionInterface
@@ -103,7 +176,7 @@ def packed_attention(model: Any) -> Iterator[None]:
 
 
 def attend(
-    module: Any,
+    _layer: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -115,65 +188,37 @@ def attend(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention within each instance of one packed row.
+    """Return causal attention within each instance of one packed row, (1, tokens, heads, width).
 
-    Args:
-        module: the layer; not used, part of the interface of transformers.
-        query: (1, heads, tokens, width).
-        key: (1, key heads, tokens, width); a key head serves heads / key heads queries.
-        value: as `key`.
-        attention_mask: must be None.
-        cu_seq_lens_q: (instances + 1,) places where instances begin and the last ends.
-        scaling: factor of the scores; None: 1 / √width.
-        sliding_window: tokens that a token sees, itself included; None: all before it.
-        dropout: share of the weights set to zero in training.
-        others: what else the layer hands to kernels; nothing that changes the scores.
-
-    Returns:
-        (1, tokens, heads, width), and None for the weights.
+    The arguments are those of the attention interface of transformers: query (1, heads, tokens,
+    width), key and value (1, key heads, tokens, width), `cu_seq_lens_q` (instances + 1,) where each
+    instance begins and the last ends, `sliding_window` the tokens that a token sees, itself
+    included. Its second result, the weights, is None.
 
     Raises:
-        NotImplementedError: the layer asks for more than this kernel does.
+        NotImplementedError: the layer asks for more than scaled and masked scores.
     """
-    asked = [name for name in CHANGES if others.get(name) is not None]
+    asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or asked:
         raise NotImplementedError(f"packed attention needs borders, and does not do {asked}")
-    # Turning positions into angles leaves queries and keys in float32 where values are bfloat16.
+    # Rotary position embeddings leave queries and keys in float32 where values are bfloat16.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths, window = cu_seq_lens_q.diff().tolist(), sliding_window
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    causal = _hidden(min(max(lengths), MATMUL_LENGTH), sliding_window, query)
+    causal = _mask(min(max(lengths), MATMUL_LENGTH), window, query)
     parts = []
     for q, k, v in zip(*(torch.split(x, lengths, 2) for x in (query, key, value)), strict=True):
         tokens = q.shape[2]
         if q.dtype == torch.bfloat16 and tokens <= MATMUL_LENGTH and not dropout:
-            own = causal[:tokens, :tokens]
-            parts.append(_by_matmul(q.squeeze(0), k.squeeze(0), v.squeeze(0), own, scale)[None])
+            parts.append(_by_matmul(q, k, v, causal[:tokens, :tokens], scale))
         else:
-            parts.append(_fused(q, k, v, window=sliding_window, dropout=dropout, scale=scale))
+            mask = None if window is None or window >= tokens else _mask(tokens, window, q)
+            how = {"is_causal": mask is None, "enable_gqa": q.shape[1] != k.shape[1]}
+            parts.append(scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale, **how))
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
-def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    window: int | None,
-    dropout: float,
-    scale: float,
-) -> torch.Tensor:
-    """Return (1, heads, tokens, width) of one instance by the fused kernel of torch."""
-    tokens = query.shape[2]
-    windowed = window is not None and window < tokens
-    mask = _hidden(tokens, window, query) if windowed else None
-    shared = query.shape[1] != key.shape[1]
-    return scaled_dot_product_attention(
-        query, key, value, mask, dropout, is_causal=not windowed, scale=scale, enable_gqa=shared
-    )
-
-
-def _hidden(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
+def _mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
     """Return (length, length): 0 where row i may see column j, minus infinity elsewhere."""
     mask = torch.full((length, length), -torch.inf, dtype=like.dtype, device=like.device)
     later = mask.triu(1)
@@ -181,16 +226,11 @@ def _hidden(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor
 
 
 def _by_matmul(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    causal: torch.Tensor,
-    scale: float,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Return (heads, tokens, width) of one instance by two products of matrices."""
-    heads, tokens, width = query.shape
-    shared = heads // len(key)
-    mask = causal.repeat(shared, 1)
-    rows = query.reshape(len(key), shared * tokens, width)
-    scores = torch.baddbmm(mask, rows, key.transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1) @ value).view(heads, tokens, -1)
+    """Return (1, heads, tokens, width) of one instance by two products of matrices."""
+    _, heads, tokens, width = query.shape
+    shared = heads // key.shape[1]
+    rows = query.reshape(-1, shared * tokens, width)
+    scores = torch.baddbmm(mask.repeat(shared, 1), rows, key[0].transpose(1, 2), alpha=scale)
+    return (scores.softmax(-1) @ value[0]).view(1, heads, tokens, -1)
