@@ -100,10 +100,10 @@ class Work:
 
 
 def ours_trains(work: Work) -> None:
-    config = RunConfig(
-        MODEL, "pocket", "random", None, batch_size=STEP, max_tokens=WIDTH,
-        micro_tokens=ROWS * WIDTH, eval_every=10**6, learning_rate=1e-5, precision=work.precision,
-    )  # fmt: skip
+    sizes = {"batch_size": STEP, "max_tokens": WIDTH, "micro_tokens": ROWS * WIDTH}
+    given = {"model": MODEL, "dataset": "pocket", "order": "random", "limit": None}
+    rest = {"eval_every": 10**6, "learning_rate": 1e-5, "precision": work.precision}
+    config = RunConfig(**given, **sizes, **rest)
     work.loss = train(work.model, work.rows, work.rows[:1], config).steps[0]["loss"]
 
 

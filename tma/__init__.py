@@ -1,43 +1,81 @@
 """Order fine-tuning data for a test set, train in exactly that order, measure what it changes."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tma.arrange.audit import Audit, audit
-from tma.arrange.orders import arrange
-from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
-from tma.arrange.rounds import test_centric_rounds
-from tma.arrange.spec import Method
-from tma.data.describe import data_figure, describe
-from tma.data.load import load, load_both
-from tma.data.save import save
-from tma.embed import embed
-from tma.errors import DataError, TmaError
-from tma.runs.config import RunConfig
-from tma.runs.parallel import run_all
-from tma.runs.store import Run, run
-from tma.study.settings import StudyConfig, study_settings
-
 if TYPE_CHECKING:
+    from tma.arrange.audit import Audit, audit
     from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
     from tma.arrange.duplicates import near_duplicates
+    from tma.arrange.orders import arrange
+    from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
+    from tma.arrange.rounds import test_centric_rounds
+    from tma.arrange.spec import Method
+    from tma.data.describe import data_figure, describe
+    from tma.data.load import load, load_both
+    from tma.data.save import save
+    from tma.embed import embed
+    from tma.errors import DataError, TmaError
+    from tma.runs.config import RunConfig
+    from tma.runs.execute import run
+    from tma.runs.parallel import run_all
+    from tma.runs.store import Run
+    from tma.study.settings import StudyConfig, study_settings
 
 __version__ = "0.1.0"
 
-_NEED_TORCH = {
-    "near_duplicates": "tma.arrange.duplicates",
-    "prefix_distances": "tma.arrange.distances",
-    "row_distances": "tma.arrange.distances",
-    "weighted_similarity_distance": "tma.arrange.distances",
+_MODULES = {
+    "tma.data.load": ("load", "load_both"),
+    "tma.data.describe": ("data_figure", "describe"),
+    "tma.data.save": ("save",),
+    "tma.embed": ("embed",),
+    "tma.arrange.spec": ("Method",),
+    "tma.arrange.orders": ("arrange",),
+    "tma.arrange.rounds": ("test_centric_rounds",),
+    "tma.arrange.distances": (
+        "prefix_distances",
+        "row_distances",
+        "weighted_similarity_distance",
+    ),
+    "tma.arrange.duplicates": ("near_duplicates",),
+    "tma.arrange.audit": ("Audit", "audit"),
+    "tma.arrange.receipt": ("Arranged", "Receipt", "arrange_dataset", "read_receipt"),
+    "tma.runs.config": ("RunConfig",),
+    "tma.runs.execute": ("run",),
+    "tma.runs.parallel": ("run_all",),
+    "tma.runs.store": ("Run",),
+    "tma.study.settings": ("StudyConfig", "study_settings"),
+    "tma.errors": ("DataError", "TmaError"),
 }
+"""Where the public names are, in the sequence of the data."""
+_PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs torch when it is first asked for."""
-    if name in _NEED_TORCH:
-        return getattr(import_module(_NEED_TORCH[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class _Package(ModuleType):
+    """Imports a public name when it is first used, so that `import tma` loads nothing heavy.
 
+    `arrange` and `embed` are functions that share their names with a room and a module: importing
+    those does not put them in the functions' place.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'tma' has no attribute {name!r}")
+        value = getattr(import_module(_PUBLIC[name]), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_PUBLIC})
+
+
+sys.modules[__name__].__class__ = _Package
 
 __all__ = [
     "Arranged",

@@ -25,9 +25,8 @@ from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
 from tma.embed import MiniLM, _key, embed
-from tma.runs import published
 from tma.runs.config import RunConfig
-from tma.runs.store import _named
+from tma.runs.store import portable, resolve
 from tma.shards import Shards
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
@@ -57,7 +56,7 @@ def pack(configs: Sequence[RunConfig], folder: Path, packages: Sequence[str] = P
         old.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as made:
         kit = Path(made) / "kit"
-        runs = [(_named(c).key, published.portable(c.to_json())) for c in configs]
+        runs = [(resolve(c).key, portable(c.to_json())) for c in configs]
         write_json(kit / "runs.json", [{"key": key, "config": config} for key, config in runs])
         put_project(kit, packages)
         put_files(configs, kit)
@@ -140,7 +139,7 @@ def main() -> None:
     configs = missing(options.arms, options.p3)
     if options.rehearse:
         two = {"model": options.rehearse, "limit": 32}
-        configs = [dataclasses.replace(c, **two).with_whole_paths() for c in configs]
+        configs = [dataclasses.replace(c, **two).with_absolute_paths() for c in configs]
     pack(configs, options.folder)
     for part in sorted(options.folder.iterdir()):
         print(f"{part.stat().st_size / 2**20:8.2f} MiB  {part.name}")

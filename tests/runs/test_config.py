@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tma.arrange.spec import Method
+from tma.config import SCALES
 from tma.errors import ParameterError
 from tma.runs.config import RunConfig
-from tma.scales import SCALES
 
 
 def test_steps_stand_for_instances() -> None:
@@ -137,20 +137,20 @@ def test_test_data_from_elsewhere_has_a_whole_path_too(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.jsonl").touch()
     config = RunConfig.at("pocket", order="random", test_dataset="mine.jsonl")
-    assert config.with_whole_paths().test_dataset == str((tmp_path / "mine.jsonl").resolve())
-    assert config.with_whole_paths().dataset == "pocket"
+    assert config.with_absolute_paths().test_dataset == str((tmp_path / "mine.jsonl").resolve())
+    assert config.with_absolute_paths().dataset == "pocket"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"order": "nearset"}, "order='nearset'"),
-        ({"pool": 0}, "pool=0 .* at least 1"),
+        ({"pool": 0}, "pool=0 .* greater than or equal to 1"),
         ({"collision": "each"}, "collision='each' .* order='random'"),
         ({"by": "tasks"}, "by='tasks' .*did you mean task"),
         ({"per_task": (1, 2, 3)}, "per_task=.* one number, or two"),
-        ({"test_limit": 0}, "test_limit=0 .* at least 1"),
-        ({"max_instance_tokens": 0}, "max_instance_tokens=0 .* at least 1"),
+        ({"test_limit": 0}, "test_limit=0 .* equal to 1"),
+        ({"max_instance_tokens": 0}, "max_instance_tokens=0 .* equal to 1"),
         ({"held_out": "imdb"}, "held_out='imdb' .* names of tasks or source datasets"),
         ({"held_out": []}, r"held_out=\[\] .* names of tasks or source datasets"),
         ({"held_out": [1]}, r"held_out=\[1\] "),
@@ -165,19 +165,19 @@ def test_test_data_from_elsewhere_has_a_whole_path_too(
         ({"test_dataset": "p3", "held_out": ["a"]}, r"which held_out=\('a',\) asks for"),
         ({"columns": "prompt"}, "columns='prompt' .* names"),
         ({"eval_at": 3}, "eval_at=3 .* a list of steps"),
-        ({"batch_size": 0}, "batch_size=0 .* at least 1"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan .* a positive number"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0 .* at least 0"),
+        ({"batch_size": 0}, "batch_size=0 .* equal to 1"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan .* a finite number"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 .* equal to 0"),
         ({"pool": True}, "pool=True"),
         ({"seed": True}, "seed=True"),
         ({"precision": "fp16"}, "precision='fp16' .* auto, bf16, fp32"),
         ({"micro_tokens": 100}, "micro_tokens=100 is less than max_tokens=256"),
-        ({"limit": 0}, "limit=0 .* at least 1"),
+        ({"limit": 0}, "limit=0 .* equal to 1"),
         ({"micro_tokens": "x"}, "micro_tokens='x' "),
         ({"clip_norm": "x"}, "clip_norm='x' "),
-        ({"learning_rate": True}, "learning_rate=True .* a positive number"),
-        ({"compile": "False"}, "compile='False' .* true or false"),
-        ({"gradient_checkpointing": 1}, "gradient_checkpointing=1 .* true or false"),
+        ({"learning_rate": True}, "learning_rate=True .* a valid number"),
+        ({"compile": "False"}, "compile='False' .* a valid boolean"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing=1 .* a valid boolean"),
         ({"generate_at": 3}, r"generate_at=3 .* a list of steps, such as \[0, 10\]"),
         ({"reward_model": 3}, "reward_model=3 .* None, a hub id .* folder"),
         ({"reward_model": "no/such/folder"}, "reward_model='no/such/folder' "),
@@ -202,4 +202,4 @@ def test_checking_parameters_waits_for_no_heavy_library() -> None:
 
 def test_the_method_has_every_setting_of_the_arrangement() -> None:
     config = RunConfig.at("pocket", order="nearest", seed=2, pool=9, weight=0.5)
-    assert config.method == Method("nearest", 32, 2, weight=0.5, pool=9)
+    assert config.method == Method("nearest", limit=32, seed=2, weight=0.5, pool=9)

@@ -245,7 +245,7 @@ from dataclasses import replace
 import tma, tma.runs.execute
 from tma.runs.config import RunConfig
 from tma.errors import StateError
-from tma.runs.execute import Making
+from tma.runs.execute import RunExecutor
 
 def sized(most):
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
@@ -275,11 +275,11 @@ config = RunConfig.from_json(json.loads(sys.argv[1]))
 sized(50)
 said(lambda: tma.load(config.dataset, split="train"))
 said(lambda: tma.embed(["a", "b"], Encoder()))
-begin = Making._begin
-Making._begin = full(begin)
+begin = RunExecutor._begin
+RunExecutor._begin = full(begin)
 said(lambda: tma.run(config))
-Making._begin = begin
-Making._fail = full(Making._fail)
+RunExecutor._begin = begin
+RunExecutor._fail = full(RunExecutor._fail)
 said(lambda: tma.run(replace(config, learning_rate=1e30), state_steps=1))
 """
 

@@ -12,10 +12,10 @@ from transformers import AutoModelForSequenceClassification
 import tma
 from tests.conftest import tiny_run
 from tma.errors import ParameterError, TrainingError
-from tma.runs import execute as making
 from tma.runs.config import RunConfig
-from tma.runs.execute import Making
-from tma.train import metrics, models
+from tma.runs.execute import RunExecutor, _Loaded
+from tma.runs.store import ResolvedRun
+from tma.train import loop, metrics, models
 from tma.train.checkpoint import States
 from tma.train.encode import encode
 from tma.train.generate import answers, scored
@@ -121,7 +121,7 @@ def test_a_run_loads_its_reward_model_once_and_is_named_by_it(
     with pytest.raises(TrainingError, match="step 0: reward is nan; instances"):
         tma.run(config)
     (reward_folder / "config.json").unlink()
-    monkeypatch.setattr("tma.runs.execute.fine_tune", None)  # not reached
+    monkeypatch.setattr("tma.train.loop.train", None)  # not reached
     with pytest.raises(ParameterError, match=r"reward_model=.* could not be loaded"):
         tma.run(config)
 
@@ -162,10 +162,8 @@ def test_settings_of_training_do_what_they_say(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained: list[Any] = []
-    fine_tune = making.fine_tune
-    monkeypatch.setattr(
-        making, "fine_tune", lambda m, *a, **k: (trained.append(m), fine_tune(m, *a, **k))[1]
-    )
+    train = loop.train
+    monkeypatch.setattr(loop, "train", lambda m, *a, **k: (trained.append(m), train(m, *a, **k))[1])
     config = tiny_run(
         tiny_model,
         dataset_file,
@@ -206,9 +204,10 @@ def test_an_answer_is_compared_with_every_reference(
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         train, test = (tma.load(str(path), split=split) for split in ("train", "test"))
         config = tiny_run(tiny_model, path, order="random", max_new_tokens=4)
-        made = Making(tmp_path, config, {}, train, test, States(tmp_path, None, None))
+        executor = RunExecutor(ResolvedRun(config, {}, train, test), States(tmp_path, None, None))
         model, tokenizer = models.load(str(tiny_model))
-        return made._answers(model, tokenizer, None, encode(test, tokenizer, 64))
+        encoded = encode(test, tokenizer, 64)
+        return executor._answer(model, _Loaded(model, tokenizer, None, [], encoded), encoded)
 
     (alone,) = scores([["never said"]] * 3)
     (several,) = scores([["never said", alone["answer"]]] * 3)

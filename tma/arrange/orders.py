@@ -108,9 +108,18 @@ def arrange(
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
     method = Method(
-        name, limit, seed, measure, weight, collision, within, exact_limit,
-        exclude_near_duplicates, pool, pool_by,
-    )  # fmt: skip
+        name,
+        limit=limit,
+        seed=seed,
+        measure=measure,
+        weight=weight,
+        collision=collision,
+        within=within,
+        exact_limit=exact_limit,
+        exclude_near_duplicates=exclude_near_duplicates,
+        pool=pool,
+        pool_by=pool_by,
+    )
     return arrange_by(method, X, Y, tasks=tasks, texts=texts, device=device)[0]
 
 

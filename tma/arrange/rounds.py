@@ -106,7 +106,9 @@ def test_centric_rounds(
     from tma.arrange.rows import unit_pair
 
     name = "tma_max" if farthest else "tma_min"
-    method = Method(name, limit, seed, collision=collision, within=within, exact_limit=exact_limit)
+    method = Method(
+        name, limit=limit, seed=seed, collision=collision, within=within, exact_limit=exact_limit
+    )
     train, test = unit_pair(X, Y)
     every = np.arange(len(train))
     rows = Rows(train, test.float32, every, every, None, None, method, device)

@@ -16,13 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma.config import EMPTY, UNITS, check_fold, check_one_split, checked_names
+from tma.config import (
+    EMPTY,
+    UNITS,
+    check_fold,
+    check_one_split,
+    checked_caps,
+    checked_columns,
+    checked_names,
+)
 from tma.data.formats import SOURCE
 from tma.data.instances import MANIFEST, build
 from tma.data.registry import Wanted, find
 from tma.data.split import ALL, SPLITS
 from tma.errors import AssetError, DataError, check_choice, check_count, printable, wrong
-from tma.runs.config import checked_caps, checked_columns
 from tma.store import cache_dir, digest, digest_of, locked, new_folder
 
 if TYPE_CHECKING:

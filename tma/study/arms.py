@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tma.config import SCALES
 from tma.errors import AssetError, DataError, check_choice
 from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
-from tma.scales import SCALES
 from tma.store import canonical_json
+from tma.study import exposure
 from tma.study.effects import (
     READINGS,
     Effect,
@@ -433,26 +435,44 @@ def make(
         export: folder into which finished runs are written as they come; None: none.
 
     Raises:
-        TmaError: as `jobs.make`; runs that are finished stay, and the same call goes on.
+        TmaError: as `make_runs`; runs that are finished stay, and the same call goes on.
     """
     from tqdm import tqdm
 
-    from tma.runs.jobs import make as make_all
+    from tma.runs.parallel import make_runs
 
     rows, unavailable = _found(scale, arms, p3)
     runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
     done = [run for _, run in runs if run is not None]
     _export([run.key for run in done if not run.published], export)
     missing = [config for config, run in runs if run is None]
-    bar = tqdm(total=len(runs), initial=len(done), unit="run", desc="study", mininterval=1)
-    with bar:
-        for config in make_all(missing, jobs):
+    left = list(missing)
+    bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+    with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
+        for config in make_runs(missing, jobs):
             run = stored(config)
             assert run is not None
             _export([run.key], export)
-            bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
+            done.append(run)
+            left.remove(config)
+            hours = _hours(left, done) / jobs
+            remaining = "" if math.isnan(hours) else f", about {hours:.1f} h left"
+            last = f"last: {config.order}, seed {config.seed}"
+            bar.set_postfix_str(last + remaining, refresh=False)
             bar.update()
     return len(missing)
+
+
+def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
+    """Return how long runs take one after the other, in hours.
+
+    By the median of the finished ones of the same model; NaN where there is none.
+    """
+    seconds: dict[str, list[float]] = {}
+    for run in done:
+        seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
+    median = {model: statistics.median(taken) for model, taken in seconds.items()}
+    return sum(median.get(config.model, math.nan) for config in left) / 3600
 
 
 def _found(
@@ -477,7 +497,7 @@ def _found(
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
     if folder is not None and keys:
-        published.export(keys, folder)
+        published.export(keys, folder, exposure.tables)
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
@@ -489,17 +509,13 @@ def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     import pandas as pd
 
     rows, _ = _found(scale, arms, p3)
-    seconds = pd.Series(dtype=float)
-    if any(run for *_, run in rows):
-        made = [(c.model, run.manifest["seconds"]) for _, c, run in rows if run is not None]
-        seconds = pd.DataFrame(made, columns=["model", "seconds"]).groupby("model").median().seconds
+    done = [run for *_, run in rows if run is not None]
     table = []
     for arm in arms:
         own = [(config, run) for each, config, run in rows if each is arm]
         left = [config for config, run in own if run is None]
-        hours = sum(seconds.get(config.model, math.nan) for config in left) / 3600
         seeds = len(arm.seeds_of(arm.of(scale, p3)))
         row = (arm.name, arm.question, arm.model, seeds, len(own), len(own) - len(left))
-        table.append((*row, round(hours, 1)))
+        table.append((*row, round(_hours(left, done), 1)))
     columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
     return pd.DataFrame(table, columns=columns)

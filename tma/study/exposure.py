@@ -26,13 +26,13 @@ from tma.arrange.distances import several_prefix_distances
 from tma.arrange.spec import MEASURES
 from tma.data.load import load_both, texts
 from tma.errors import ParameterError, check_choice
-from tma.runs.store import SEEN, Run
+from tma.runs.store import Run
 from tma.study.effects import about, clusters_of, jackknife
 from tma.study.intervals import TAILS, Floats, Interval
 
 PERMUTATIONS = 1000
 """Permutations of the baseline."""
-SIMILARITY, DISTANCES = SEEN
+SIMILARITY, DISTANCES = "similarity.parquet", "distances.parquet"
 _BLOCK = 4096
 """Training rows whose similarities are held at once."""
 Embeddings = NDArray[np.floating]
@@ -121,21 +121,16 @@ def _seen(run: Run) -> Seen:
     return _seen_by(run.folder)
 
 
-def write(run: Run, folder: Path) -> list[str]:
-    """Write what a run has seen into a folder, as `similarity` and `distances` read it.
+def tables(run: Run) -> dict[str, pd.DataFrame]:
+    """Return what a run has seen, by the names of the files that `similarity` and `distances` read.
 
-    Returns:
-        The names of the files.
+    Raises:
+        AssetError, DataError, ParameterError: as `similarity`.
     """
     seen = Seen.by(run)
-    for name, rows in (
-        (SIMILARITY, similarity_rows(run, seen)),
-        (DISTANCES, distance_rows(run, seen)),
-    ):
-        # Six digits are those of the embeddings.
-        numbers = rows.columns[-1:]
-        rows.astype(dict.fromkeys(numbers, "float32")).to_parquet(folder / name, index=False)
-    return [SIMILARITY, DISTANCES]
+    rows = {SIMILARITY: similarity_rows(run, seen), DISTANCES: distance_rows(run, seen)}
+    # float32 has the digits of the embeddings.
+    return {name: found.astype({found.columns[-1]: "float32"}) for name, found in rows.items()}
 
 
 def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:

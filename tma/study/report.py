@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tma.config import SCALES
 from tma.data.load import texts
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
-from tma.scales import SCALES
 from tma.store import new_file
 from tma.study import effects
 from tma.study.claims import Verdict, made_from, table, write

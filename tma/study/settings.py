@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.arrange.spec import SHUFFLED
-from tma.config import BUILT_IN_DATA, FOLDS, check_dataset, check_model, expanded
+from tma.config import BUILT_IN_DATA, FOLDS, SCALES, Scale, check_dataset, check_model, expanded
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.runs.config import RunConfig
-from tma.scales import SCALES, Scale
 
 if TYPE_CHECKING:
     from datasets import Dataset
