@@ -34,8 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import tma
-from tma.arrange.exact_knn import Nearest
-from tma.arrange.rows import UnitRows
+from tma.arrange.exact_knn import Nearest, UnitRows
 
 TESTS, WIDTH, RUNS = 1_000, 384, 5
 LITERAL_AT_MOST = 4 * 10**9
@@ -127,11 +126,11 @@ def faiss_search(X: Floats, Y: Floats, wanted: int) -> System:
 
 def needed(X: Floats, Y: Floats, wanted: int) -> int:
     """Return how far down its list of nearest rows the test row goes that goes farthest."""
-    nearest = Nearest(UnitRows(X, "X"), Y, np.ones(len(X), dtype=bool), wanted, device="cpu")
+    nearest = Nearest(UnitRows(X, "X"), Y, np.arange(len(X)), wanted, device="cpu")
     deepest = taken = 0
     last = np.empty(0, dtype=np.int64)
     while taken < wanted:
-        last = nearest.first_left(np.arange(len(Y)))
+        last = nearest.first_left()
         found = np.unique(last)
         nearest.take(found)
         taken += len(found)

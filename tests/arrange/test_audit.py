@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import tma
 from tests.conftest import circle
 from tma import Method
+from tma.arrange import rounds
 from tma.embed import MiniLM
 
 # Test rows at 0° and 90°; the rounds are [0, 4], [1, 3], [2], [5, 6].
@@ -28,8 +33,28 @@ def test_an_audit_of_rounds() -> None:
 
 def test_an_audit_of_both_sides_and_of_what_is_left_out() -> None:
     found = tma.audit(Method("tma_nft", limit=4, exclude_near_duplicates=0.999), X, Y)
-    assert found.left_out == 1
+    assert (found.left_out, found.near_sizes, found.far_sizes) == (1, (2,), (2,))
+    nothing = tma.audit(Method("tma_nft", exclude_near_duplicates=0.99), Y, Y)
+    assert (nothing.instances, nothing.left_out, nothing.hubs) == (0, 2, ())
+    # Of a pool of three, in which the seed draws row 0 or not.
+    for seed in range(9):
+        given = {"pool": 3, "seed": seed}
+        of_pool = tma.audit(Method("random", exclude_near_duplicates=0.999, **given), X, Y)
+        assert of_pool.left_out == (0 in tma.arrange("random", X, Y, **given))
+
+
+def test_rounds_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[bool] = []
+    search = rounds.rounds
+
+    def counted(*given: Any, farthest: bool = False) -> Iterator[NDArray[np.int64]]:
+        searched.append(farthest)
+        return search(*given, farthest=farthest)
+
+    monkeypatch.setattr(rounds, "rounds", counted)
+    found = tma.audit(Method("tma_nft", limit=4), X, Y)
     assert (found.near_sizes, found.far_sizes) == ((2,), (2,))
+    assert searched == [False, True]
 
 
 def test_hubs_are_rows_that_several_test_rows_want_most() -> None:
@@ -63,11 +88,6 @@ def test_texts_that_the_encoder_cuts_are_counted(cache: object) -> None:
     assert "33.3%" in str(found)
 
 
-def test_nothing_left_to_order() -> None:
-    found = tma.audit(Method("tma_nft", exclude_near_duplicates=0.99), Y, Y)
-    assert (found.instances, found.left_out, found.hubs) == (0, 2, ())
-
-
 def test_another_encoder_needs_the_same_rows() -> None:
-    with pytest.raises(ValueError, match="other has 6 rows for X; expected 7"):
+    with pytest.raises(ValueError, match="other has 6 rows; expected 7, one a row of X"):
         tma.audit(Method("random"), X, Y, other=(X[:6], Y))

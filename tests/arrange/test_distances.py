@@ -31,7 +31,12 @@ def test_wsd_equals_the_golden_files(path: Path) -> None:
     wsd = tma.weighted_similarity_distance(golden["train"], golden["test"])
     # The files' distances are rounded to 10 decimals before they are averaged; w is about 14.
     np.testing.assert_allclose(wsd, golden["wsd"], rtol=0, atol=2e-9)
-    assert wsd.weight == pytest.approx(float(golden["wsd_weight"]), abs=1e-9)
+    # With w = 0 WSD is MD, with w = 1 it is MD + AD.
+    MD, both = (
+        tma.weighted_similarity_distance(golden["train"], golden["test"], w) for w in (0, 1)
+    )
+    weight = MD.mean() / (both - MD).mean()
+    assert weight == pytest.approx(float(golden["wsd_weight"]), abs=1e-9)
     groups = [np.flatnonzero(golden["task"] == task) for task in range(golden["task"].max() + 1)]
     of_tasks = task_distances(golden["train"], golden["test"], groups)
     np.testing.assert_allclose(of_tasks, golden["task_wsd"], rtol=0, atol=2e-9)
@@ -51,10 +56,9 @@ def test_wsd_by_hand() -> None:
     cosines = [0.5, math.sqrt(3) / 2]
     assert wsd[0] == pytest.approx(-max(cosines) - 2 * sum(cosines) / 2, abs=1e-7)
     assert wsd[1] == pytest.approx(0 + 2 * 0.5, abs=1e-7)
-    assert wsd.weight == 2.0
-    # MD is -0.866 and 0, AD is -0.683 and 0.5.
+    # MD is -0.866 and 0, AD is -0.683 and 0.5: w = mean(MD)/mean(AD) = 4.732.
     own = tma.weighted_similarity_distance(circle([60, 180]), circle([0, 90]))
-    assert own.weight == pytest.approx(-0.8660254 / (-0.6830127 + 0.5), abs=1e-5)
+    assert own[1] == pytest.approx(0.5 * -0.8660254 / (-0.6830127 + 0.5), abs=1e-5)
 
 
 def test_a_weight_without_a_value_is_refused() -> None:
@@ -102,10 +106,7 @@ def test_bigram_divergence_equals_the_reference() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(TEXT, min_size=1, max_size=6),
-    st.lists(TEXT, min_size=1, max_size=3),
-)
+@given(st.lists(TEXT, min_size=1, max_size=6), st.lists(TEXT, min_size=1, max_size=3))
 def test_bigram_divergence_of_any_texts_equals_the_reference(
     train: list[str], test: list[str]
 ) -> None:

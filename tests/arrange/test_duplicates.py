@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tma
 from tests import reference
 from tests.conftest import circle, unit
-from tma.arrange.ngrams import ngram_overlap
+from tma.arrange.duplicates import ngram_overlap
 
 TEXTS = (
     ["one two three four five six", "one two three four", "ten", "seven eight nine ten eleven"],

@@ -14,9 +14,7 @@ import tma
 from tests import reference
 from tests.conftest import embeddings, small_lists, unit
 from tma.arrange import exact_knn
-from tma.arrange.exact_knn import nearest_blocks, nearest_lists
-from tma.arrange.products import UNIT, Product, exact_keys
-from tma.arrange.rows import UnitRows
+from tma.arrange.exact_knn import UNIT, Product, UnitRows, exact_keys, nearest_blocks, nearest_lists
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
@@ -285,15 +283,3 @@ def test_the_nearest_test_row_equals_the_reference(pair: Pair, farthest: bool) -
     np.testing.assert_array_equal(best, expected)
     at = np.arange(len(best))
     np.testing.assert_allclose(-key / UNIT, distances[at, expected], rtol=0, atol=1.01e-10)
-
-
-def test_exact_keys_do_not_depend_on_the_order_of_the_sum() -> None:
-    x, y = random_pair(500, 500, 384)
-    shuffled = np.random.default_rng(0).permutation(384)
-    one = exact_keys(torch.from_numpy(x), torch.from_numpy(y).double())
-    other = exact_keys(torch.from_numpy(x[:, shuffled]), torch.from_numpy(y[:, shuffled]).double())
-    np.testing.assert_array_equal(one, other)
-    expected = [
-        round(float(a @ b) * 1e10) for a, b in zip(x.astype(float), y.astype(float), strict=True)
-    ]
-    assert np.abs(one - expected).max() <= 1

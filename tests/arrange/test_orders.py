@@ -65,26 +65,39 @@ def test_nearest_first_and_whole_tasks_equal_the_golden_files(path: Path) -> Non
     assert farthest.tolist() == np.concatenate(by_task[::-1]).tolist()
 
 
-def test_nft_ends_with_the_farthest_round_and_fft_with_the_nearest() -> None:
-    # Half of 4 wanted: one round a side, [0, 4] and [5, 6].
-    assert arranged("tma_nft", limit=4) == [0, 4, 5, 6]
-    assert arranged("tma_fft", limit=4) == [5, 6, 0, 4]
-
-
-def test_a_row_in_both_halves_stays_at_its_first_place() -> None:
-    # Half of 6 wanted: near [0, 4], [1, 3]; far [5, 6], and then 85° and 0°: rows 4 and 0 again.
-    assert arranged("tma_nft", limit=6) == [0, 4, 1, 3, 5, 6]
-    assert arranged("tma_fft", limit=6) == [5, 6, 0, 4, 1, 3]
-
-
-def test_min_and_max_take_one_side_only() -> None:
-    assert arranged("tma_min", limit=3) == [0, 4, 1, 3]
-    assert arranged("tma_max", limit=2) == [5, 6]
-
-
-def test_an_exact_limit_cuts_each_side() -> None:
-    assert arranged("tma_min", limit=3, exact_limit=True) == [0, 4, 1]
-    assert arranged("tma_nft", limit=3, exact_limit=True) == [0, 4, 5]
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        # The nearest rounds are [0, 4], [1, 3], [2], [5, 6]; the farthest [5, 6], [0, 4], ….
+        ("tma_min", {"limit": 3}, [0, 4, 1, 3]),
+        ("tma_max", {"limit": 2}, [5, 6]),
+        # NFT ends with the farthest round, FFT with the nearest.
+        ("tma_nft", {"limit": 4}, [0, 4, 5, 6]),
+        ("tma_fft", {"limit": 4}, [5, 6, 0, 4]),
+        # Rows 0 and 4 are in both halves and stay at their first place.
+        ("tma_nft", {"limit": 6}, [0, 4, 1, 3, 5, 6]),
+        ("tma_fft", {"limit": 6}, [5, 6, 0, 4, 1, 3]),
+        # An exact limit cuts each side.
+        ("tma_min", {"limit": 3, "exact_limit": True}, [0, 4, 1]),
+        ("tma_nft", {"limit": 3, "exact_limit": True}, [0, 4, 5]),
+        ("tma_rounds[1:3]", {}, [1, 3, 2]),
+        ("tma_rounds[:1]", {}, [0, 4]),
+        ("tma_rounds[3:]", {}, [5, 6]),
+        ("tma_rounds[1:4]", {"limit": 1}, [1, 3]),
+        ("tma_rounds[1:4]", {"limit": 1, "exact_limit": True}, [1]),
+        ("tma_rounds[8:9]", {}, []),
+        # With w = 0 only the nearest test row counts: 10° and 80° tie, the lower row first; 180°
+        # is 90° from 90°.
+        ("nearest", {"weight": 0.0}, [0, 4, 1, 3, 2, 5, 6]),
+        ("farthest", {"weight": 0.0, "limit": 3}, [6, 5, 2]),
+        ("nearest", {"measure": "cosine_min"}, [0, 4, 1, 3, 2, 5, 6]),
+        ("nearest", {"measure": "euclidean_min"}, [0, 4, 1, 3, 2, 5, 6]),
+        # 0° is a test row, and 85° is within 5° (cosine 0.9962) of 90°.
+        ("tma_min", {"exclude_near_duplicates": 0.99}, [1, 3, 2, 5, 6]),
+    ],
+)
+def test_orders_by_hand(name: str, given: dict[str, Any], expected: list[int]) -> None:
+    assert arranged(name, **given) == expected
 
 
 def test_a_half_that_is_turned_round_is_turned_round_inside_its_rounds_by_similarity() -> None:
@@ -100,16 +113,6 @@ def test_a_half_that_is_turned_round_is_turned_round_inside_its_rounds_by_simila
     assert turned.tolist() == [0, 2, 1]
 
 
-def test_rounds_can_be_chosen() -> None:
-    # The rounds are [0, 4], [1, 3], [2], [5, 6].
-    assert arranged("tma_rounds[1:3]") == [1, 3, 2]
-    assert arranged("tma_rounds[:1]") == [0, 4]
-    assert arranged("tma_rounds[3:]") == [5, 6]
-    assert arranged("tma_rounds[1:4]", limit=1) == [1, 3]
-    assert arranged("tma_rounds[1:4]", limit=1, exact_limit=True) == [1]
-    assert arranged("tma_rounds[8:9]") == []
-
-
 def test_what_a_side_selects_can_be_shuffled() -> None:
     # The nearest round holds rows 0 and 4 (0° and 85°), the next one 1 and 3; the farthest 5 and 6.
     assert sorted(arranged("tma_min_rt", limit=4)) == [0, 1, 3, 4]
@@ -118,21 +121,13 @@ def test_what_a_side_selects_can_be_shuffled() -> None:
     assert len(shuffled) > 3
 
 
-def test_a_round_of_a_pool_stands_in_the_sequence_of_storage() -> None:
-    # One round takes rows 0 and 4, another 1 and 3; whichever the seed draws first.
+def test_a_round_of_a_pool_stands_in_the_sequence_of_storage_and_is_cut_in_that_drawn() -> None:
+    given: dict[str, Any] = {"limit": 1, "exact_limit": True}
+    cut = {tuple(arranged("tma_min", pool=7, seed=seed, **given)) for seed in range(9)}
+    assert cut == {(0,), (4,)}
+    assert arranged("tma_min", **given) == [0]
     for seed in range(9):
-        found = arranged("tma_min", pool=7, seed=seed, limit=4)
-        assert found == [0, 4, 1, 3]
-
-
-def test_what_is_cut_off_a_round_of_a_pool_does_not_follow_storage() -> None:
-    taken = {
-        tuple(arranged("tma_min", pool=7, seed=seed, limit=1, exact_limit=True))
-        for seed in range(9)
-    }
-    assert taken == {(0,), (4,)}
-    # Without a pool the lowest row stays.
-    assert arranged("tma_min", limit=1, exact_limit=True) == [0]
+        assert arranged("tma_min", pool=7, seed=seed, limit=4) == [0, 4, 1, 3]
 
 
 def test_of_rows_that_tie_in_a_pool_the_one_drawn_first_is_nearest() -> None:
@@ -174,12 +169,16 @@ def test_a_pool_can_be_of_whole_tasks() -> None:
         tma.arrange("random", X, Y, pool=2, pool_by="task")
 
 
-def test_near_duplicates_are_left_out_of_the_pool_that_the_seed_draws() -> None:
+def test_near_duplicates_are_searched_in_the_pool_alone(caplog: pytest.LogCaptureFixture) -> None:
     # Rows 0 (0°) and 4 (85°) are within 6° of a test row.
     for seed in range(9):
         drawn = set(arranged("random", pool=4, seed=seed))
-        strict = arranged("random", pool=4, seed=seed, exclude_near_duplicates=0.99)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            strict = arranged("random", pool=4, seed=seed, exclude_near_duplicates=0.99)
         assert set(strict) == drawn - {0, 4}
+        assert f"{len(drawn & {0, 4})} of 4 training rows are near-duplicates" in caplog.text
+    assert tma.arrange("tma_nft", Y, Y, exclude_near_duplicates=0.99).tolist() == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,13 +188,6 @@ def test_one_seed_draws_one_pool_whatever_arranges_it(name: str) -> None:
     assert set(arranged("random", seed=6, pool=4)) != drawn
 
 
-def test_nearest_sorts_by_wsd_and_farthest_turns_round() -> None:
-    # With w = 0 only the nearest test row counts: 0°, 85°, 80° and 10° (a tie at 10°, the lower
-    # row first), 20°, 180° (90° from 90°), 200°.
-    assert arranged("nearest", weight=0.0) == [0, 4, 1, 3, 2, 5, 6]
-    assert arranged("farthest", weight=0.0, limit=3) == [6, 5, 2]
-
-
 def test_nearest_sorts_by_any_measure() -> None:
     # Average similarity to 0° and 90° is cos of the angle to 45°, times 0.7071; 10° and 80° tie but
     # for the rounding of their rows.
@@ -203,11 +195,13 @@ def test_nearest_sorts_by_any_measure() -> None:
         found = arranged("nearest", measure=measure)
         assert sorted(found[1:3]) == [1, 3]
         assert found[:1] + found[3:] == [2, 4, 0, 5, 6]
-    for measure in ("cosine_min", "euclidean_min"):
-        assert arranged("nearest", measure=measure) == [0, 4, 1, 3, 2, 5, 6]
     texts = ["e f", "a b c", "a b", "g h", "i j", "k l", "m n"], ["a b c d", "b c d"]
-    order = tma.arrange("nearest", X, Y, measure="bigram_kl", texts=texts, limit=2)
-    assert order.tolist() == [1, 2]
+    given: dict[str, Any] = {"measure": "bigram_kl", "texts": texts}
+    assert arranged("nearest", limit=2, **given) == [1, 2]
+    # The texts of rows that are left out are left out too.
+    left = arranged("nearest", exclude_near_duplicates=0.99, **given)
+    assert sorted(left) == [1, 2, 3, 5, 6]
+    assert left[:2] == [1, 2]
 
 
 def test_round_robin_takes_one_row_of_each_task_in_turn() -> None:
@@ -235,15 +229,6 @@ def test_whole_tasks_follow_an_explicit_weight() -> None:
     assert (near, average) == ([0, 1], [1, 0])
 
 
-def test_texts_of_rows_that_are_left_out_are_left_out() -> None:
-    texts = ["a b", "c d", "a b c", "e f", "c d e", "b c", "g h"], ["a b c", "x y"]
-    found = tma.arrange(
-        "nearest", X, Y, measure="bigram_kl", texts=texts, exclude_near_duplicates=0.99
-    )
-    assert sorted(found.tolist()) == [1, 2, 3, 5, 6]
-    assert found[0] == 2
-
-
 def test_tasks_and_texts_of_a_table_go_by_position() -> None:
     shuffled = pd.Series(TASKS, index=[3, 1, 2, 0, 6, 5, 4])
     for name in ("coarse_nearest", "cluster"):
@@ -267,16 +252,6 @@ def test_a_shuffled_order_follows_from_its_seed(name: str) -> None:
     assert arranged(name, seed=1) == arranged(name, seed=1)
     assert len({tuple(arranged(name, seed=seed)) for seed in range(5)}) > 1
     assert sorted(arranged(name, seed=1)) == list(range(7))
-
-
-def test_near_duplicates_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    # 0° equals a test row; 85° is within 5° (cosine 0.9962) of 90°.
-    with caplog.at_level(logging.WARNING):
-        assert arranged("tma_min", exclude_near_duplicates=0.99) == [1, 3, 2, 5, 6]
-    assert "2 of 7 training rows are near-duplicates" in caplog.text
-    assert 0 not in arranged("random", exclude_near_duplicates=1.0)
-    assert sorted(arranged("cluster", exclude_near_duplicates=0.99)) == [1, 2, 3, 5, 6]
-    assert tma.arrange("tma_nft", Y, Y, exclude_near_duplicates=0.99).tolist() == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange.orders import arrange_by, ordered, prepared, sides
-from tma.arrange.rounds import Order, Rows, Texts
-from tma.arrange.spec import Method
+from tma.arrange.orders import ordered, prepared
+from tma.arrange.rounds import Inputs, Texts
+from tma.arrange.spec import Floats, Method, Numbers
 from tma.embed import Encoder
 from tma.errors import ParameterError
 
@@ -33,50 +33,57 @@ class Audit:
     left_out: int
     """Training rows left out as near-duplicates of test rows."""
     near_sizes: tuple[int, ...]
-    """Size of each nearest round; empty for orders without them."""
+    """Size of each nearest round; empty for orders without rounds."""
     far_sizes: tuple[int, ...]
     """Size of each farthest round."""
-    coverage: NDArray[np.float64]
+    coverage: Floats
     """(m,) cosine similarity of each test row's nearest training row in the order; -1 for an empty
     order."""
-    served: NDArray[np.int64]
+    served: Numbers
     """(m,) how many rows of the order have this test row as their nearest."""
     hubs: tuple[tuple[int, int], ...]
-    """(training row, number of test rows whose nearest training row it is), the most wanted first;
-    rows that a single test row wants are none."""
+    """(training row, number of test rows whose nearest training row it is), the most frequent
+    first; only rows that are nearest to two or more."""
     truncated: tuple[float, float] | None
-    """Share of the training and of the test texts that the encoder cuts; None where unknown."""
+    """Share of the training and of the test texts that the encoder cuts; None: unknown."""
     agreement: float | None
-    """Spearman's rank correlation of the training rows' WSD under another encoder; None where
-    none was given."""
+    """Spearman's rank correlation of the training rows' WSD with that under another encoder."""
     shared: float | None
     """Share of the order's rows that the other encoder selects too."""
 
     def table(self) -> list[tuple[str, str]]:
         """Return the figures in words, one (name, value) a line."""
-        low, middle, high = np.quantile(self.coverage, (0, 0.5, 1)).tolist()
-        wanted = ", ".join(f"{row} (by {count})" for row, count in self.hubs) or "none"
+        covered = " / ".join(f"{q:.3f}" for q in np.quantile(self.coverage, (0, 0.5, 1)))
+        hubs = ", ".join(f"{row} (of {count})" for row, count in self.hubs) or "none"
+        train, test = self.truncated or (None, None)
         return [
             ("order", self.method.name),
             ("rows", f"{self.instances:,} of {self.rows:,}"),
             ("near-duplicates left out", f"{self.left_out:,}"),
             ("nearest rounds", _sizes(self.near_sizes)),
             ("farthest rounds", _sizes(self.far_sizes)),
-            (
-                "similarity of each test row's nearest (least/median/most)",
-                f"{low:.3f} / {middle:.3f} / {high:.3f}",
-            ),
+            ("similarity of each test row's nearest row (min/median/max)", covered),
             ("test rows that no row is nearest to", f"{(self.served == 0).sum():,}"),
-            ("hubs: row (wanted by test rows)", wanted),
-            ("training texts cut by the encoder", _share(self.truncated and self.truncated[0])),
-            ("test texts cut by the encoder", _share(self.truncated and self.truncated[1])),
-            ("rank correlation with the other encoder", _ratio(self.agreement)),
-            ("rows that it selects too", _share(self.shared)),
+            ("hubs: rows nearest to several test rows", hubs),
+            ("training texts cut by the encoder", _shown(train, ".1%")),
+            ("test texts cut by the encoder", _shown(test, ".1%")),
+            ("rank correlation with the other encoder", _shown(self.agreement, ".3f")),
+            ("rows that the other encoder selects too", _shown(self.shared, ".1%")),
         ]
 
     def __str__(self) -> str:
         width = max(len(name) for name, _ in self.table())
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.table())
+
+
+def _sizes(sizes: tuple[int, ...]) -> str:
+    if not sizes:
+        return "none"
+    return f"{len(sizes):,} of {min(sizes):,} to {max(sizes):,} rows"
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "unknown" if value is None else f"{value:{form}}"
 
 
 def audit(
@@ -90,7 +97,7 @@ def audit(
     other: Pair | None = None,
     device: str | None = None,
 ) -> Audit:
-    """Return the figures of an order.
+    """Return an order's rounds, coverage and hubs, what the encoder cuts, and what another says.
 
     Args:
         method: name and settings of the order.
@@ -103,34 +110,33 @@ def audit(
         other: embeddings of the same rows by another encoder, to compare the orders.
         device: where products are computed; None: a GPU if there is one.
 
-    Returns:
-        The order's rounds, coverage, hubs, and what the encoder cuts and another one agrees with.
-
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    rows = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
-    made = ordered(rows)
-    order, (near, far) = rows.stored[made], sides(rows)
-    coverage, served = _coverage(rows, made)
+    inputs = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
+    rows = ordered(inputs)
+    near, far = inputs.sides
+    coverage, served = _coverage(inputs, rows)
     agreement = shared = None
     if other is not None:
-        for name, one, two in (("X", X, other[0]), ("Y", Y, other[1])):
-            if len(one) != len(two):
-                raise ParameterError(f"other has {len(two)} rows for {name}; expected {len(one)}.")
+        for name, rows_here, rows_there in (("X", X, other[0]), ("Y", Y, other[1])):
+            if len(rows_here) != len(rows_there):
+                expected = f"{len(rows_here)}, one a row of {name}"
+                raise ParameterError(f"other has {len(rows_there)} rows; expected {expected}.")
         agreement = _agreement((X, Y), other, device)
-        second, _ = arrange_by(method, *other, tasks=tasks, texts=texts, device=device)
-        shared = len(np.intersect1d(order, second)) / max(1, len(order))
+        second = prepared(method, *other, tasks=tasks, texts=texts, device=device)
+        both = np.intersect1d(inputs.stored[rows], second.stored[ordered(second)])
+        shared = len(both) / max(1, len(rows))
     return Audit(
         method,
-        len(order),
+        len(rows),
         len(X),
-        rows.left_out,
+        inputs.left_out,
         tuple(map(len, near)),
         tuple(map(len, far)),
         coverage,
         served,
-        _hubs(rows),
+        _hubs(inputs),
         _truncated(texts, encoder),
         agreement,
         shared,
@@ -138,43 +144,38 @@ def audit(
 
 
 def _truncated(texts: Texts | None, encoder: Encoder | None) -> tuple[float, float] | None:
-    counts = getattr(encoder, "truncated", None)  # not every encoder cuts, or says so
-    if texts is None or counts is None:
+    cut = getattr(encoder, "truncated", None)  # not every encoder cuts, or says so
+    if texts is None or cut is None:
         return None
-    train, test = (float(np.mean(counts(side))) for side in texts)
-    return train, test
+    return float(np.mean(cut(texts[0]))), float(np.mean(cut(texts[1])))
 
 
-def _nearest(rows: Rows, choice: Order) -> Order:
+def _nearest(inputs: Inputs, choice: Numbers) -> Numbers:
     """Return the nearest of some training rows for each test row, (m,)."""
     from tma.arrange.exact_knn import Nearest
 
-    left = np.zeros(len(rows.X), dtype=bool)
-    left[choice] = True
-    nearest = Nearest(rows.X, rows.Y, left, 1, device=rows.device)
-    return nearest.first_left(np.arange(len(rows.Y)))
+    return Nearest(inputs.X, inputs.Y, choice, 1, device=inputs.device).first_left()
 
 
-def _coverage(rows: Rows, order: Order) -> tuple[NDArray[np.float64], Order]:
+def _coverage(inputs: Inputs, rows: Numbers) -> tuple[Floats, Numbers]:
     import torch
 
-    from tma.arrange.exact_knn import nearest_blocks
-    from tma.arrange.products import UNIT, exact_keys
+    from tma.arrange.exact_knn import UNIT, nearest_blocks, pair_keys
 
-    tests = len(rows.Y)
-    if not len(order):
+    tests = len(inputs.Y)
+    if not len(rows):
         return np.full(tests, -1.0), np.zeros(tests, dtype=np.int64)
-    keys = exact_keys(rows.X.take(_nearest(rows, order)), torch.from_numpy(rows.Y).double())
-    blocks = nearest_blocks(rows.X, rows.Y, np.sort(order), device=rows.device)
-    served = sum(np.bincount(best, minlength=tests) for _, best, _ in blocks)
+    Y = torch.from_numpy(inputs.Y).double()
+    keys = pair_keys(inputs.X, _nearest(inputs, rows), Y, np.arange(tests))
+    blocks = nearest_blocks(inputs.X, inputs.Y, np.sort(rows), device=inputs.device)
+    served = sum(np.bincount(test, minlength=tests) for _, test, _ in blocks)
     return keys / UNIT, np.asarray(served)
 
 
-def _hubs(rows: Rows) -> tuple[tuple[int, int], ...]:
-    if not len(rows.numbers):
+def _hubs(inputs: Inputs) -> tuple[tuple[int, int], ...]:
+    if not len(inputs.numbers):
         return ()
-    nearest = rows.stored[_nearest(rows, rows.numbers)]
-    row, count = np.unique(nearest, return_counts=True)
+    row, count = np.unique(inputs.stored[_nearest(inputs, inputs.numbers)], return_counts=True)
     most = np.argsort(-count, kind="stable")[:HUBS]
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
 
@@ -186,17 +187,3 @@ def _agreement(one: Pair, other: Pair, device: str | None) -> float:
 
     distances = [weighted_similarity_distance(*pair, device=device) for pair in (one, other)]
     return float(spearmanr(*distances).statistic)
-
-
-def _sizes(sizes: tuple[int, ...]) -> str:
-    if not sizes:
-        return "none"
-    return f"{len(sizes):,} of {min(sizes):,} to {max(sizes):,} rows"
-
-
-def _ratio(value: float | None) -> str:
-    return "not known" if value is None else f"{value:.3f}"
-
-
-def _share(share: float | None) -> str:
-    return "not known" if share is None else f"{share:.1%}"

@@ -6,19 +6,16 @@ of a test text word for word.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange.exact_knn import nearest_blocks
-from tma.arrange.ngrams import ngram_overlap
-from tma.arrange.products import UNIT
-from tma.arrange.rows import Numbers, UnitRows, unit_pair
+from tma.arrange.exact_knn import BLOCK, UNIT, Embeddings, nearest_blocks, slices, unit_pair
+from tma.arrange.spec import Floats, Numbers
 from tma.errors import check_count, check_texts, wrong
-
-Floats = NDArray[np.float64]
 
 TOLERANCE = 1e-6
 """By how much a similarity may miss a threshold and still reach it: what rounding takes off."""
@@ -40,8 +37,8 @@ class NearDuplicates:
 
 
 def near_duplicates(
-    X: NDArray[np.floating] | UnitRows,
-    Y: NDArray[np.floating] | UnitRows,
+    X: Embeddings,
+    Y: Embeddings,
     threshold: float = 0.95,
     *,
     texts: tuple[Sequence[str], Sequence[str]] | None = None,
@@ -54,15 +51,12 @@ def near_duplicates(
     Args:
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
-        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1], with 1e-6 of
-            tolerance: 1 finds equal rows, and such as only rounding tells apart.
+        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1], with a
+            tolerance of 1e-6: 1 finds rows that are equal, or that only rounding tells apart.
         texts: training and test texts, to compare word n-grams as well.
         ngram: words of an n-gram; a shorter text is one n-gram.
         overlap: share of a test text's n-grams from which a training row is a near-duplicate.
         device: where products are computed; None: a GPU if there is one.
-
-    Returns:
-        The nearest test row, its similarity, the overlap and the verdict of each training row.
 
     Raises:
         ValueError: embeddings, texts or thresholds that cannot be used.
@@ -75,17 +69,41 @@ def near_duplicates(
     check_count("ngram", ngram, 1)
     train, test = unit_pair(X, Y)
     check_texts(texts, len(train), len(test))
-    found = [
+    parts = [
         (best, key, np.linalg.norm(block.numpy().astype(np.float64), axis=1))
         for block, best, key in nearest_blocks(train, test.float32, device=device)
     ]
-    nearest, key, length = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    nearest, key, length = (np.concatenate(values) for values in zip(*parts, strict=True))
     of_test = np.linalg.norm(test.float32.astype(np.float64), axis=1)
     # Rows are of length 1 up to their own precision; a cosine is not.
     cosine = key / UNIT / (length * of_test[nearest])
     duplicate = cosine >= threshold - TOLERANCE
     shared = None
     if texts is not None:
-        shared = ngram_overlap(texts[0], texts[1], ngram)
+        shared = ngram_overlap(*texts, ngram)
         duplicate = duplicate | (shared >= overlap)
     return NearDuplicates(nearest, cosine, shared, duplicate)
+
+
+def ngram_overlap(train: Sequence[str], test: Sequence[str], n: int = 8) -> Floats:
+    """Return out[i] = max over j of |G_i ∩ G_j| / |G_j|, with G a text's set of word n-grams.
+
+    Words are in lower case, without punctuation; a text of fewer than n words is one n-gram.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    def grams(text: str) -> list[str]:
+        words = re.findall(r"\w+", text.lower())
+        starts = range(max(1, len(words) - n + 1)) if words else ()
+        return [" ".join(words[start : start + n]) for start in starts]
+
+    out = np.zeros(len(train))
+    if not any(grams(text) for text in test):
+        return out
+    vectorizer = CountVectorizer(analyzer=grams, binary=True, dtype=np.float64)
+    of_test = vectorizer.fit_transform(test)
+    share = of_test.multiply(1 / np.maximum(of_test.sum(axis=1), 1)).T.tocsc()
+    for part in slices(len(train), max(1, BLOCK // len(test))):
+        held = vectorizer.transform(train[part]) @ share
+        out[part] = held.max(axis=1).toarray()[:, 0]
+    return out

@@ -1,7 +1,6 @@
-"""An order of a dataset with its receipt: what made it, from what, and which ids in which sequence.
+"""An order of a dataset with its receipt: what it was made of, and a digest of its ids in sequence.
 
-The receipt says what the order was made of, and proves of a sequence of ids that it is the one that
-was made. It is stored beside the order as JSON.
+The receipt, stored beside the order as JSON, tells later whether the order was kept.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tma.arrange.orders import arrange_by, pool_rows
-from tma.arrange.spec import Method
+from tma.arrange.orders import ordered, pool_rows, prepared
+from tma.arrange.spec import Method, Numbers
 from tma.data import load as data
 from tma.embed import Encoder, MiniLM, embed
 from tma.errors import DataError, OrderError
@@ -48,15 +46,11 @@ class Receipt:
     """SHA-256 of the ids in their order, as `ids_digest` computes it."""
 
     def check(self, ids: Sequence[str]) -> None:
-        """Refuse ids that are not those of the order, in its sequence.
-
-        Raises:
-            OrderError: other ids, or another sequence.
-        """
-        found = ids_digest(ids)
-        if found != self.sha256:
+        """Raise an `OrderError` unless the ids are those of the order, in its sequence."""
+        actual = ids_digest(ids)
+        if actual != self.sha256:
             raise OrderError(
-                f"the {len(ids)} ids have the SHA-256 {found}; the receipt of {self.method.name} "
+                f"the {len(ids)} ids have the SHA-256 {actual}; the receipt of {self.method.name} "
                 f"is for {self.instances} ids with {self.sha256}. The order was not kept, or the "
                 "receipt belongs to another one."
             )
@@ -75,7 +69,7 @@ class Receipt:
 class Arranged:
     """The order of a dataset."""
 
-    rows: NDArray[np.int64]
+    rows: Numbers
     """Row numbers of the training set, (k,)."""
     ids: tuple[str, ...]
     """Ids of those instances, (k,)."""
@@ -84,9 +78,8 @@ class Arranged:
 
     def save(self, path: Path | str) -> None:
         """Write the ids to `path` as JSON, and the receipt beside it as `<name>.receipt.json`."""
-        receipt = self.receipt.to_json()
         write_json(Path(path), {"ids": list(self.ids)})
-        write_json(receipt_path(path), receipt)
+        write_json(receipt_path(path), self.receipt.to_json())
 
 
 def receipt_path(path: Path | str) -> Path:
@@ -105,19 +98,14 @@ def read_receipt(path: Path | str) -> Receipt:
 
 
 def read_ids(path: Path | str) -> list[str]:
-    """Return the ids of the order stored at `path`, after checking them against its receipt.
-
-    Raises:
-        DataError, OrderError: as `read_receipt`.
-    """
+    """Return the ids of the order stored at `path`, checked as by `read_receipt`."""
     return _read(path)[0]
 
 
 def _read(path: Path | str) -> tuple[list[str], Receipt]:
     try:
-        stored = Path(path).read_text("utf-8"), receipt_path(path).read_text("utf-8")
-        ids = json.loads(stored[0])["ids"]
-        receipt = Receipt.from_json(json.loads(stored[1]))
+        ids = json.loads(Path(path).read_text("utf-8"))["ids"]
+        receipt = Receipt.from_json(json.loads(receipt_path(path).read_text("utf-8")))
         if not isinstance(ids, list):
             raise TypeError(f"ids is a {type(ids).__name__}; expected a list")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -149,9 +137,6 @@ def arrange_dataset(
         encoder: default all-MiniLM-L6-v2.
         device: where products are computed; None: a GPU if there is one. No influence on the order.
 
-    Returns:
-        The row numbers, the ids and the receipt.
-
     Raises:
         ParameterError: the order needs tasks that the training set does not have.
         AssetError: the built-in encoder cannot be fetched.
@@ -161,34 +146,29 @@ def arrange_dataset(
     source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
     X, Y = (
-        embed(data, encoder) if method.embeds else np.ones((len(data), 1), np.float32)
-        for data in (source, test)
+        embed(instances, encoder) if method.embeds else np.ones((len(instances), 1), np.float32)
+        for instances in (source, test)
     )
-    rows, made_from = arrange_by(
+    tasks: list[str | None] = list(source["task"])
+    inputs = prepared(
         method,
         X,
         Y,
-        tasks=_tasks(source),
+        tasks=tasks if any(task is not None for task in tasks) else None,
         # Only one measure reads words; the others need no second copy of all texts.
         texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
         device=device,
         pool=pool,
     )
-    known = train["id"]
+    rows, known = inputs.stored[ordered(inputs)], train["id"]
     ids = tuple(known[row] for row in rows.tolist())
     receipt = Receipt(
         method,
         data.fingerprint(train),
         data.fingerprint(test),
         encoder.name,
-        made_from.left_out,
+        inputs.left_out,
         len(ids),
         ids_digest(ids),
     )
     return Arranged(rows, ids, receipt)
-
-
-def _tasks(dataset: Dataset) -> list[str | None] | None:
-    """Return the task of each instance; None where no instance has one."""
-    tasks: list[str | None] = list(dataset["task"])
-    return tasks if any(task is not None for task in tasks) else None

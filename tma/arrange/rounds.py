@@ -9,59 +9,74 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.arrange.spec import Method
+from tma.arrange.spec import Method, Numbers
 
 if TYPE_CHECKING:
-    from tma.arrange.exact_knn import Nearest
-    from tma.arrange.rows import UnitRows
+    from tma.arrange.exact_knn import UnitRows
 
-Order = NDArray[np.int64]
 Texts = tuple[Sequence[str], Sequence[str]]
+"""Training and test texts."""
 
 
 @dataclass(frozen=True)
-class Rows:
+class Inputs:
     """What an order may look at."""
 
+    method: Method
     X: UnitRows
-    """Training embeddings, (n, d) unit rows: all of the caller's, or the pool in the sequence in
-    which it was drawn, so that ties do not follow how data is stored."""
+    """Training embeddings, (n, d) unit rows: the caller's, or the pool in the sequence drawn, so
+    that ties do not follow how data is stored."""
     Y: NDArray[np.float32]
     """Test embeddings, (m, d) unit rows."""
-    stored: Order
+    stored: Numbers
     """The caller's number of each row of X, (n,)."""
-    numbers: Order
-    """Ascending numbers of the rows of X that may be used."""
-    tasks: Sequence[str | None] | None
-    """Task of each training row, or None."""
-    texts: Texts | None
-    """Training and test texts, or None."""
-    method: Method
-    """Name and settings."""
-    device: str | None
+    numbers: Numbers
+    """Ascending numbers of the rows of X that may be used: all but near-duplicates."""
+    tasks: Sequence[str | None] | None = None
+    """Task of each row of X."""
+    texts: Texts | None = None
+    device: str | None = None
     """Where products are computed; None: a GPU if there is one."""
-    left_out: int = 0
-    """Rows that may not be used because they are near-duplicates of test rows."""
 
     @property
     def limit(self) -> int:
-        """N, rows wanted."""
+        """N, rows in the order."""
         limit = self.method.limit
         return len(self.numbers) if limit is None else min(limit, len(self.numbers))
+
+    @property
+    def left_out(self) -> int:
+        """Near-duplicates of test rows, which may not be used."""
+        return len(self.stored) - len(self.numbers)
 
     @property
     def random(self) -> np.random.Generator:
         """A generator that starts from the seed."""
         return np.random.default_rng(self.method.seed)
 
-    def shuffles(self, *, farthest: bool) -> np.random.Generator:
-        """The generator that shuffles within the rounds of one side; another one than `random`."""
-        return np.random.default_rng([self.method.seed, 2 + farthest])
+    @cached_property
+    def sides(self) -> tuple[list[Numbers], list[Numbers]]:
+        """The nearest and the farthest rounds that an order of TMA takes."""
+        name, limit = self.method.name, self.limit
+        if name.startswith("tma_rounds"):
+            return _chosen_rounds(self), []
+        near, far = -(-limit // 2), limit // 2
+        if limit >= len(self.numbers):  # halves would share rows and so leave others out
+            near = far = limit
+        if name.startswith("tma_min"):
+            near, far = limit, 0
+        elif name.startswith("tma_max"):
+            near, far = 0, limit
+        elif not name.startswith("tma_"):
+            near = far = 0
+        return list(rounds(self, near)), list(rounds(self, far, farthest=True))
 
 
 def test_centric_rounds(
@@ -70,28 +85,18 @@ def test_centric_rounds(
     limit: int | None = None,
     farthest: bool = False,
     *,
-    collision: str = "set",
-    within: str = "row",
-    exact_limit: bool = False,
-    seed: int = 0,
     device: str | None = None,
-) -> list[Order]:
+    **settings: Any,
+) -> list[Numbers]:
     """Return the rounds of TMA.
 
     Args:
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
-        limit: rows wanted; rounds come whole, until at least as many are taken. None: all.
+        limit: rows to take; rounds come whole, until at least as many are taken. None: all.
         farthest: every test row takes the farthest training row that is left.
-        collision: "set": two test rows may take the same row (the paper's rule). "each": test
-            rows choose one after another, by ascending number, each its own row.
-        within: the sequence inside a round. "row": ascending row number (the paper's rule).
-            "similarity": the row that is nearest to the test row that took it comes first; for
-            `farthest` the farthest. "shuffled": by the seed. Data is usually stored task by task,
-            so that "row" puts the rows of a task next to each other; "shuffled" does not.
-        exact_limit: cut the last round, so that just `limit` rows come out.
-        seed: seed of the shuffling.
         device: where products are computed; None: a GPU if there is one. No influence on rounds.
+        settings: `collision`, `within`, `exact_limit` and `seed` of `tma.Method`.
 
     Returns:
         One (k,) int64 array a round, 1 ≤ k ≤ m.
@@ -100,109 +105,86 @@ def test_centric_rounds(
         ParameterError: an unknown rule or limit; it is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
-    Source: the paper's section on TMA; `each`, `similarity` and `shuffled` are this package's
-    variants.
+    Source: the paper's section on TMA; its rules are `collision="set"` and `within="row"`.
     """
-    from tma.arrange.rows import unit_pair
+    from tma.arrange.exact_knn import unit_pair
 
-    name = "tma_max" if farthest else "tma_min"
-    method = Method(
-        name, limit=limit, seed=seed, collision=collision, within=within, exact_limit=exact_limit
-    )
+    method = Method("tma_max" if farthest else "tma_min", limit=limit, **settings)
     train, test = unit_pair(X, Y)
     every = np.arange(len(train))
-    rows = Rows(train, test.float32, every, every, None, None, method, device)
-    found = list(rounds(rows, rows.limit, farthest=farthest))
-    train.check()  # no round, and nothing has been read
-    return found
+    near, far = Inputs(method, train, test.float32, every, every, device=device).sides
+    train.check()  # without a round nothing has been read
+    return near + far
 
 
-def picks(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]:
-    """Yield, round by round, the training row that each test row takes: (m,), -1 for none.
-
-    Rounds go on until `limit` rows are taken or none is left.
-    """
+def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Numbers]:
+    """Yield rounds, each in its own sequence, until `limit` rows are taken or none is left."""
     from tma.arrange.exact_knn import Nearest
 
-    together = rows.method.collision == "set"
+    method, in_turn = inputs.method, inputs.method.collision == "each"
+    # Another stream than `Inputs.random`, and one a side.
+    random = np.random.default_rng([method.seed, 2 + farthest])
     # Equal test rows take the same row, and so count once.
-    Y, which = np.unique(rows.Y, axis=0, return_inverse=True) if together else (rows.Y, None)
-    left = np.zeros(len(rows.X), dtype=bool)
-    left[rows.numbers] = True
-    nearest = Nearest(rows.X, Y, left, limit, farthest=farthest, device=rows.device)
-    everyone = np.arange(len(Y))
-    taken = 0
-    while taken < min(limit, len(rows.numbers)):
-        picked = nearest.first_left(everyone) if together else _own_rows(nearest, len(Y))
-        found = np.unique(picked[picked >= 0])
-        nearest.take(found)
-        taken += len(found)
-        yield picked if which is None else picked[which.ravel()]
-
-
-def _own_rows(nearest: Nearest, tests: int) -> Order:
-    """Return what each of the test rows takes when they choose one after another.
-
-    All ask at once; a row goes to the lowest test row that asks, and whoever held it or lost it
-    asks on (deferred acceptance: the result is that of choosing in turn).
-    """
-    nobody = tests
-    holder = np.full(len(nearest.left), nobody)
-    picked = np.full(tests, -1)
-    asking = np.arange(tests)
-    while asking.size:
-        asked = nearest.first_left(asking, holder)
-        asking, asked = asking[asked >= 0], asked[asked >= 0]
-        wanted = np.unique(asked)
-        displaced = holder[wanted]
-        np.minimum.at(holder, asked, asking)
-        won = holder[asked] == asking
-        picked[asking[won]] = asked[won]
-        lost = displaced[displaced < nobody]
-        picked[lost] = -1
-        asking = np.sort(np.concatenate([asking[~won], lost]))
-    return picked
-
-
-def rounds(rows: Rows, limit: int, *, farthest: bool = False) -> Iterator[Order]:
-    """Yield the rounds, each in its own sequence; an exact limit cuts the last one."""
-    taken, random = 0, rows.shuffles(farthest=farthest)
-    for picked in picks(rows, limit, farthest=farthest):
-        found = np.unique(picked[picked >= 0])
-        if rows.method.within == "similarity":
-            found = _by_similarity(rows, picked, farthest=farthest)
-        elif rows.method.within == "shuffled":
-            found = random.permutation(found)
+    Y = inputs.Y if in_turn else np.unique(inputs.Y, axis=0)
+    numbers, taken = inputs.numbers, 0
+    nearest = Nearest(inputs.X, Y, numbers, limit, farthest=farthest, device=inputs.device)
+    while taken < min(limit, len(numbers)):
+        picked = nearest.take_in_turn() if in_turn else nearest.first_left()
+        rows = np.unique(picked[picked >= 0])
+        nearest.take(rows)
+        if method.within == "similarity":
+            rows = _by_similarity(inputs.X, Y, picked, farthest=farthest)
+        elif method.within == "shuffled":
+            rows = random.permutation(rows)
         else:
-            found = found[np.argsort(rows.stored[found])]
-        yield cut(found, limit - taken) if rows.method.exact_limit else found
-        taken += len(found)
+            rows = rows[np.argsort(inputs.stored[rows])]
+        yield cut(rows, limit - taken) if method.exact_limit else rows
+        taken += len(rows)
 
 
-def cut(found: Order, count: int) -> Order:
-    """Return the `count` lowest rows of a round, in its own sequence; of a pool, those drawn first.
+def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
+    first, stop = inputs.method.rounds
+    # A round holds at most m rows, so that this many rows are not reached before round j.
+    enough = len(inputs.numbers) if stop is None else stop * len(inputs.Y)
+    chosen: list[Numbers] = []
+    left = inputs.limit
+    for rows in islice(rounds(inputs, enough), first, stop):
+        if left <= 0:
+            break
+        chosen.append(cut(rows, left) if inputs.method.exact_limit else rows)
+        left -= len(rows)
+    return chosen
 
-    What is taken does not depend on how a round is sorted: else orders that differ in that would
-    differ in their instances too.
+
+def cut(rows: Numbers, count: int) -> Numbers:
+    """Return the `count` lowest rows of a round (of a pool: those drawn first), in its sequence.
+
+    Orders that differ only in how a round is sorted thus take the same rows.
     """
-    return found[np.isin(found, np.sort(found)[:count])]
+    return rows[np.isin(rows, np.sort(rows)[:count])]
 
 
-def _by_similarity(rows: Rows, picked: Order, *, farthest: bool) -> Order:
+def _by_similarity(
+    X: UnitRows, Y: NDArray[np.float32], picked: Numbers, *, farthest: bool
+) -> Numbers:
     """Return a round's rows, the nearest to the test row that took it first."""
     import torch
 
-    from tma.arrange.products import exact_keys
+    from tma.arrange.exact_knn import pair_keys
 
     test = np.flatnonzero(picked >= 0)
     row = picked[test]
-    key = exact_keys(rows.X.take(row), torch.from_numpy(rows.Y[test].astype(np.float64)))
-    first = np.lexsort((row, key if farthest else -key))
-    return first_places([row[first]])
+    key = pair_keys(X, row, torch.from_numpy(Y).double(), test)
+    return first_places([row[np.lexsort((row, key if farthest else -key))]])
 
 
-def first_places(parts: Sequence[Order]) -> Order:
+def first_places(parts: Sequence[Numbers]) -> Numbers:
     """Return the rows of all parts in sequence, each at its first place only."""
-    sequence = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+    sequence = joined(parts)
     _, first = np.unique(sequence, return_index=True)
     return sequence[np.sort(first)]
+
+
+def joined(parts: Sequence[Numbers]) -> Numbers:
+    """Return row numbers one part after the other; there may be none."""
+    return np.concatenate([np.empty(0, dtype=np.int64), *parts])

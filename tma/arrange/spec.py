@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from functools import wraps
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -67,15 +68,16 @@ STRICT = ConfigDict(strict=True, extra="forbid")
 
 def refusing(cls: type[Class]) -> type[Class]:
     """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
-    build: Callable[..., None] = cls.__init__
+    fill: Callable[..., None] = cls.__init__
 
-    def __init__(self: Class, *args: Any, **settings: Any) -> None:
+    @wraps(fill)
+    def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
         try:
-            build(self, *args, **settings)
+            fill(self, *args, **settings)
         except ValidationError as error:
             raise parameter_error(error) from None
 
-    cls.__init__ = __init__  # type: ignore[assignment]  # takes what the dataclass takes
+    type.__setattr__(cls, "__init__", fill_or_refuse)
     return cls
 
 
@@ -89,7 +91,10 @@ def parameter_error(error: ValidationError) -> ParameterError:
     name, value = ".".join(map(str, first["loc"])), first["input"]
     if first["type"] == "literal_error":
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
-    return ParameterError(f"{name}={value!r} cannot be used: {first['msg']}.")
+    if first["type"].startswith("missing"):
+        return ParameterError(f"{name} is missing; give it a value.")
+    expected = first["msg"].replace("Input should", "it should")
+    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
 
 
 def _plain(value: Any) -> Any:
