@@ -44,7 +44,8 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
 
 
 @pytest.mark.parametrize(
-    "first", ["import tma.arrange.orders, tma.embed", "from tma.arrange import orders", "import tma"]
+    "first",
+    ["import tma.arrange.orders, tma.embed", "from tma.arrange import orders", "import tma"],
 )
 def test_a_function_is_not_hidden_by_the_room_of_its_name(first: str) -> None:
     script = f"{first}\nimport tma, tma.arrange.rounds\nfrom tma import embed\n"
@@ -56,7 +57,9 @@ def test_a_function_is_not_hidden_by_the_room_of_its_name(first: str) -> None:
 
 def test_every_public_name_is_there_and_none_is_heavy() -> None:
     heavy = {"torch", "transformers", "datasets", "sentence_transformers", "pandas", "numpy"}
-    script = f"import sys, tma\nprint({heavy} & {{*sys.modules}}, {{*tma.__all__}} - {{*dir(tma)}})\n"
+    script = (
+        f"import sys, tma\nprint({heavy} & {{*sys.modules}}, {{*tma.__all__}} - {{*dir(tma)}})\n"
+    )
     script += "print([name for name in tma.__all__ if not callable(getattr(tma, name))])"
     told = subprocess.check_output([sys.executable, "-c", script], text=True)
     assert told == "set() set()\n[]\n"

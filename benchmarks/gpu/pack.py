@@ -24,17 +24,9 @@ from tma.arrange.orders import pool_rows
 from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
-<<<<<<< HEAD
-from tma.embed import MiniLM, _key, embed
+from tma.embed import MiniLM, Shards, embed, text_key
 from tma.runs.config import RunConfig
 from tma.runs.store import portable, resolve
-from tma.shards import Shards
-=======
-from tma.embed import MiniLM, Shards, embed, text_key
-from tma.runs import published
-from tma.runs.config import RunConfig
-from tma.runs.store import _named
->>>>>>> h-arrange
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
 from tma.train.models import GGUF
