@@ -26,53 +26,49 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_MODULES = {
-    "tma.data.load": ("load", "load_both"),
-    "tma.data.describe": ("data_figure", "describe"),
-    "tma.data.save": ("save",),
-    "tma.embed": ("embed",),
-    "tma.arrange.spec": ("Method",),
-    "tma.arrange.orders": ("arrange",),
-    "tma.arrange.rounds": ("test_centric_rounds",),
-    "tma.arrange.distances": (
-        "prefix_distances",
-        "row_distances",
-        "weighted_similarity_distance",
-    ),
-    "tma.arrange.duplicates": ("near_duplicates",),
-    "tma.arrange.audit": ("Audit", "audit"),
-    "tma.arrange.receipt": ("Arranged", "Receipt", "arrange_dataset", "read_receipt"),
-    "tma.runs.config": ("RunConfig",),
-    "tma.runs.execute": ("run",),
-    "tma.runs.parallel": ("run_all",),
-    "tma.runs.store": ("Run",),
-    "tma.study.settings": ("StudyConfig", "study_settings"),
-    "tma.errors": ("DataError", "TmaError"),
+_PUBLIC = {
+    "tma.data.load": ["load", "load_both"],
+    "tma.data.describe": ["data_figure", "describe"],
+    "tma.data.save": ["save"],
+    "tma.embed": ["embed"],
+    "tma.arrange.spec": ["Method"],
+    "tma.arrange.orders": ["arrange"],
+    "tma.arrange.rounds": ["test_centric_rounds"],
+    "tma.arrange.distances": ["prefix_distances", "row_distances", "weighted_similarity_distance"],
+    "tma.arrange.duplicates": ["near_duplicates"],
+    "tma.arrange.audit": ["Audit", "audit"],
+    "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
+    "tma.runs.config": ["RunConfig"],
+    "tma.runs.execute": ["run"],
+    "tma.runs.parallel": ["run_all"],
+    "tma.runs.store": ["Run"],
+    "tma.study.settings": ["StudyConfig", "study_settings"],
+    "tma.errors": ["DataError", "TmaError"],
 }
-"""Where the public names are, in the sequence of the data."""
-_PUBLIC = {name: module for module, names in _MODULES.items() for name in names}
+"""Module → public names in it."""
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 
 
 class _Package(ModuleType):
     """Imports a public name when it is first used, so that `import tma` loads nothing heavy.
 
-    `arrange` and `embed` are functions that share their names with a room and a module: importing
-    those does not put them in the functions' place.
+    `arrange` and `embed` are functions that share their names with a room and a module; importing
+    those must not put them in the functions' place.
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name not in _PUBLIC:
+        if name not in _MODULE_OF:
             raise AttributeError(f"module 'tma' has no attribute {name!r}")
-        value = getattr(import_module(_PUBLIC[name]), name)
+        value = getattr(import_module(_MODULE_OF[name]), name)
         super().__setattr__(name, value)
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _PUBLIC and isinstance(value, ModuleType)):
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_PUBLIC})
+        return sorted({*super().__dir__(), *_MODULE_OF})
 
 
 sys.modules[__name__].__class__ = _Package

@@ -50,36 +50,37 @@ class Scale:
     """Preset of the published results."""
     dataset: str
     steps: int
-    """Training steps."""
     early_steps: int
-    """Training steps of chapter 1, which asks how early the loss falls."""
-    batch_size: int
-    """Instances per step."""
-    max_tokens: int
-    """Longest instance, in tokens; longer ones are cut."""
-    learning_rate: float
-    """Peak rate of AdamW."""
+    """Steps of chapter 1, which asks how early the loss falls."""
+    pool: int | None
+    """Instances that each seed draws and orders select from; None: all, for every seed."""
     eval_every: int
     """Steps between two evaluations."""
     sampled_every: int
-    """Steps between two evaluations in chapters 1 to 3, which ask at which step the loss falls."""
-    micro_tokens: int
+    """The same in chapters 1 to 3, which ask at which step the loss falls."""
+    test_limit: int
+    """Most test instances, drawn evenly over the tasks."""
+    batch_size: int = 16
+    """Instances per step."""
+    max_tokens: int = 256
+    """Most tokens of an instance."""
+    micro_tokens: int = 2048
     """Most tokens in a micro-batch, padding included."""
-    pool: int | None
-    """Instances that each seed draws and orders select from; None: all, for every seed."""
+    learning_rate: float = 1e-4
+    """Peak rate of AdamW."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     """Preset → its own peak rate, chosen on validation data (`benchmarks/learning_rate.py`)."""
+    precision: str = "auto"
     folds: int | None = None
     """Folds of the dataset; seed s tests fold s modulo `folds`. None: one split."""
     max_instance_tokens: int | None = None
-    """Longest instance kept, in tokens; None: as the dataset."""
+    """Longer instances are left out; None: as the dataset."""
     per_task: Caps | None = None
     """None: as the dataset."""
-    test_limit: int | None = None
-    """Most test instances, drawn evenly over the tasks."""
-    precision: str = "auto"
+    pooled_per_task: Caps | None = None
+    """Caps where an order selects from a pool; None: `per_task`."""
     max_new_tokens: int = 128
-    """Longest answer, in tokens."""
+    """Most tokens of an answer."""
     seeds: int = 3
     """Seeds of a notebook's main comparisons."""
     fewer_seeds: int = 3
@@ -87,8 +88,6 @@ class Scale:
     task_size: int | None = None
     """Instances per task in the samples of chapters 1 to 3, drawn by whole tasks; None: samples of
     single instances are large enough to hold many of each task."""
-    pooled_per_task: Caps | None = None
-    """Caps where an order selects from a pool; None: `per_task`."""
     blocks: int = 3
     """Most blocks of rounds that are compared."""
     block_rounds: int = 5
@@ -113,16 +112,13 @@ SCALES: dict[str, Scale] = {
         dataset="pocket",
         steps=8,
         early_steps=20,
-        batch_size=4,
-        max_tokens=256,
-        learning_rate=1e-4,
+        pool=920,
         eval_every=4,
         sampled_every=2,
-        micro_tokens=2048,
-        pool=920,
-        task_size=4,
         test_limit=19,
+        batch_size=4,
         max_new_tokens=20,
+        task_size=4,
         block_rounds=2,
     ),
     "study": Scale(
@@ -132,18 +128,14 @@ SCALES: dict[str, Scale] = {
         dataset="suite",
         steps=64,
         early_steps=64,
-        batch_size=16,
-        max_tokens=256,
-        learning_rate=1e-4,
+        pool=10_000,
         eval_every=16,
         sampled_every=16,
-        micro_tokens=2048,
-        pool=10_000,
-        learning_rates={"gemma": 1e-5, "llama": 1e-4},
+        test_limit=240,
+        learning_rates={"gemma": 1e-5},
         folds=5,
         max_instance_tokens=128,
         per_task=(1000, None),
-        test_limit=240,
         max_new_tokens=32,
         seeds=5,
         blocks=4,
@@ -158,18 +150,17 @@ SCALES: dict[str, Scale] = {
         dataset="flan-mini",
         steps=1800,
         early_steps=1800,
-        batch_size=16,
-        max_tokens=1024,
-        learning_rate=1e-6,
+        pool=None,
         eval_every=10,
         sampled_every=10,
-        micro_tokens=16384,
-        pool=None,
         test_limit=1200,
+        max_tokens=1024,
+        micro_tokens=16384,
+        learning_rate=1e-6,
+        precision="bf16",
         # Under Flan-mini's own cap an order would take all there is and select nothing.
         pooled_per_task=(None, 5),
         blocks=6,
-        precision="bf16",
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
@@ -76,17 +77,19 @@ def run(
     """
     if state_steps is not None:
         check_count("state_steps", state_steps, 1)
-    if state_minutes is not None and not (
-        isinstance(state_minutes, int | float) and 0 <= state_minutes < float("inf")
-    ):
-        raise wrong("state_minutes", state_minutes, "a finite number of at least 0, or None")
+    minutes = 0 if state_minutes is None else state_minutes
+    if not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
+        raise wrong("state_minutes", minutes, "a finite number of at least 0, or None")
     resolved = resolve_or_find(config)
     if isinstance(resolved, Run):
         return resolved
     if not _agreed(find(resolved.key, with_model=save_model) is not None):
         with _turn(resolved.folder):
             if not _agreed(find(resolved.key, with_model=save_model) is not None):
-                RunExecutor.of(resolved, state_minutes, state_steps).execute(save_model=save_model)
+                from tma.train.checkpoint import States
+
+                states = States(resolved.folder, state_minutes, state_steps)
+                RunExecutor(resolved, states).execute(save_model=save_model)
                 gc.collect()  # model and optimizer refer to each other: free their memory now
             _processes().wait_for_everyone()
     if _processes().is_main_process:
@@ -103,7 +106,7 @@ def _processes() -> PartialState:
 
 
 def _agreed(value: bool) -> bool:
-    """Return the main process's value in every process: they must do the same."""
+    """Return the main process's value in every process."""
     from accelerate.utils import broadcast_object_list
 
     _processes()  # begins the exchange, on the CPU where there is no GPU
@@ -138,14 +141,12 @@ def _remove_old_states(folder: Path) -> None:
 
     Younger ones belong to a run that is made again to keep its model, and goes on from them.
     """
-    if not any(folder.glob("state-*")):
-        return
-    from tma.train.checkpoint import States
-
-    with suppress(Timeout), locked(folder, 0):
-        states, ended = States(folder), (folder / "manifest.json").stat().st_mtime_ns
-        if all(state.stat().st_mtime_ns < ended for state in states.found()):
-            states.remove()
+    if states := [*folder.glob("state-*")]:
+        with suppress(Timeout), locked(folder, 0):
+            ended = (folder / "manifest.json").stat().st_mtime_ns
+            if all(state.stat().st_mtime_ns < ended for state in states):
+                for state in states:
+                    shutil.rmtree(state)
 
 
 @dataclass(frozen=True)
@@ -164,16 +165,7 @@ class RunExecutor:
     """Makes one run, under the lock of its folder, in every process that trains."""
 
     resolved: ResolvedRun
-    """The settings with their data."""
     states: States
-    """The saved states."""
-
-    @classmethod
-    def of(cls, resolved: ResolvedRun, minutes: float | None, steps: int | None) -> RunExecutor:
-        """Return the executor of a run that saves states at these intervals."""
-        from tma.train.checkpoint import States
-
-        return cls(resolved, States(resolved.folder, minutes, steps))
 
     @property
     def folder(self) -> Path:
@@ -182,17 +174,11 @@ class RunExecutor:
 
     @property
     def config(self) -> RunConfig:
-        """Its settings."""
+        """The settings of the run."""
         return self.resolved.config
 
     def execute(self, *, save_model: bool) -> None:
-        """Train and store the run.
-
-        Raises:
-            OrderError, TrainingError: training went wrong; the run is marked failed.
-            ParameterError: the model, or an instance's length, cannot be used.
-            StateError: a state or the results could not be written.
-        """
+        """Train and store the run; raises what `run` does."""
         from tma.arrange.receipt import arrange_dataset
 
         main = _processes().is_main_process

@@ -11,7 +11,8 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -32,8 +33,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 9
 """Raised when the same settings would give other numbers than before."""
-_UNAVAILABLE = (AssetError, DataError, ParameterError)
-"""What is raised where model or data cannot be had."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class Run:
         """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds of all
         sessions, and when it was finished.
         """
-        found: dict[str, Any] = json.loads((self.folder / "manifest.json").read_text("utf-8"))
-        return found
+        return _read(self.folder, "manifest")
 
     @property
     def key(self) -> str:
@@ -129,11 +127,9 @@ class ResolvedRun:
     inputs: dict[str, str]
     """Digests of the content of data, weights and encoder."""
     train: Dataset
-    """Training instances in stored order."""
     test: Dataset
-    """Test instances."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Name of the run."""
         return key(self.config, self.inputs)
@@ -164,7 +160,7 @@ def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
     """
     try:
         resolved = resolve(config)
-    except _UNAVAILABLE as error:
+    except (AssetError, DataError, ParameterError) as error:
         found = _by_settings(config)
         if found is None:
             raise
@@ -240,12 +236,10 @@ def _by_settings(config: RunConfig) -> Run | None:
     wanted = portable(config.to_json())
     folders = [cache_dir() / "runs", *filter(None, [published_folder()])]
     for file in (file for folder in folders for file in sorted(folder.glob("*/manifest.json"))):
-        try:
-            settings = RunConfig.from_json(json.loads(file.read_text("utf-8"))["config"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue
-        if portable(settings.to_json()) == wanted and is_complete(file.parent):
-            return Run(file.parent)
+        run = Run(file.parent)
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+            if portable(run.config.to_json()) == wanted and is_complete(run.folder):
+                return run
     return None
 
 
@@ -274,14 +268,14 @@ def table_names(answered: bool) -> list[str]:
 def is_complete(folder: Path) -> bool:
     """Return whether a run's manifest is that of its settings and tables."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        manifest = _read(folder, "manifest")
         config, sums = manifest["config"], manifest["sums"]
-        asked = folder / "config.json"  # a published run has none
+        asked = (folder / "config.json").is_file()  # a published run has none
         return (
             manifest.get("key", folder.name) == folder.name
             and {*table_names(bool(config["generate_at"]))} <= {*sums}
             and sums == checksums(folder, sums)
-            and (not asked.is_file() or config == json.loads(asked.read_text("utf-8")))
+            and (not asked or config == _read(folder, "config"))
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
@@ -314,22 +308,17 @@ class Entry:
 
 def runs() -> list[Entry]:
     """Return all runs of the cache, finished or not, by name."""
-    return [_entry(folder) for folder in sorted({*_folders()})]
-
-
-def _folders() -> Iterator[Path]:
-    for name in ("config.json", "manifest.json"):
-        yield from (file.parent for file in cache_dir().glob(f"runs/*/{name}"))
+    files = [*cache_dir().glob("runs/*/config.json"), *cache_dir().glob("runs/*/manifest.json")]
+    return [_entry(folder) for folder in sorted({file.parent for file in files})]
 
 
 def _entry(folder: Path) -> Entry:
     config = dict[str, Any]()
     try:
-        file = folder / "config.json"
-        if file.is_file():
-            config.update(json.loads(file.read_text("utf-8")))
+        if (folder / "config.json").is_file():
+            config.update(_read(folder, "config"))
         else:
-            config.update(json.loads((folder / "manifest.json").read_text("utf-8"))["config"])
+            config.update(_read(folder, "manifest")["config"])
         return Entry(folder.name, config, *_status(folder))
     except Exception:  # whatever a foreign folder holds, the other runs are listed
         return Entry(folder.name, config, "damaged")
@@ -346,13 +335,18 @@ def _status(folder: Path) -> tuple[str, int | None, float | None, str | None]:
         last = run.losses[run.losses["step"] == run.losses["step"].max()]
         return "finished", run.manifest["steps"], float(last["loss"].mean()), None
     if (folder / "failed.json").is_file():
-        failed = json.loads((folder / "failed.json").read_text("utf-8"))
+        failed = _read(folder, "failed")
         return "failed", failed.get("step"), failed.get("loss"), failed["error"]
     status = "running" if is_locked(folder) else "interrupted"
     history = States(folder).last()
     if history is None:
         return status, None, None, None
     return status, len(history.steps), last_loss(history.losses), None
+
+
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"{name}.json").read_text("utf-8"))
+    return found
 
 
 def hardware() -> str:
