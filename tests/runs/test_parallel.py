@@ -60,10 +60,10 @@ def test_runs_of_two_processes_are_those_of_one(
     assert "3/3" in shown and "step/s" not in shown
     monkeypatch.setenv("TMA_CACHE", str(cache))  # as yet without them
     for one in (*made["random"], *made["nearest"]):
-        alone = tma.run(one.config)
-        assert alone.folder != one.folder
-        assert alone.order == one.order
-        pd.testing.assert_frame_equal(alone.losses, one.losses, rtol=1e-5)
+        again = tma.run(one.config)
+        assert again.folder != one.folder
+        assert again.order == one.order
+        pd.testing.assert_frame_equal(again.losses, one.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +109,22 @@ def test_the_first_error_stops_all_and_names_its_run_and_step(config: RunConfig)
     message = r"the run of order='random', seed=21 failed: step \d: .* is (nan|inf)"
     with pytest.raises(TrainingError, match=message):
         tma.run_all({"wrong": [wrong], "other": [replace(config, seed=22)]}, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (lambda *_: os.kill(os.getpid(), signal.SIGKILL), "was killed, as for want of memory"),
+        (lambda *_: 1 / 0, "failed: ZeroDivisionError: division by zero"),
+    ],
+    ids=["killed", "bug"],
+)
+def test_a_process_that_ends_badly_names_its_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, end: Callable[..., object], message: str
+) -> None:
+    monkeypatch.setattr(parallel, "_make", end)
+    with pytest.raises(TrainingError, match=f"the run of order='random', seed=0 {message}"):
+        list(parallel.make_runs([config], 1))
 
 
 def test_a_number_of_processes_is_checked(config: RunConfig) -> None:
