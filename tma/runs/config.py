@@ -223,12 +223,11 @@ class RunConfig(OrderSettings):
                 f"steps={changes['steps']!r} and limit={changes['limit']!r} both say how many "
                 "instances are trained on; give one of the two."
             )
-        batch_size, steps = (
-            changes.get("batch_size", base.batch_size),
-            changes.pop("steps", base.steps),
-        )
-        check_count("batch_size", batch_size, 1)
+        steps = changes.pop("steps", base.steps)
+        batch_size = changes.get("batch_size", base.batch_size)
         check_count("steps", steps, 1)
+        check_count("batch_size", batch_size, 1)
+        check_count("seed", seed, 0)
         if changes.get("dataset") is None:
             changes["dataset"] = base.dataset
         settings = cls._of_scale(base, model) | {"limit": steps * batch_size}

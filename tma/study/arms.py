@@ -21,7 +21,6 @@ from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
-from tma.study import exposure
 from tma.study.effects import (
     READINGS,
     Effect,
@@ -497,6 +496,8 @@ def _found(
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
     if folder is not None and keys:
+        from tma.study import exposure
+
         published.export(keys, folder, exposure.tables)
 
 
