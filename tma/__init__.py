@@ -47,6 +47,8 @@ _PUBLIC = {
 }
 """Module → public names in it."""
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+_ROOMS = ("data", "train", "runs", "study")
+"""Packages that `import tma` makes reachable, such as `tma.study`."""
 
 
 class _Package(ModuleType):
@@ -57,6 +59,8 @@ class _Package(ModuleType):
     """
 
     def __getattr__(self, name: str) -> Any:
+        if name in _ROOMS:
+            return import_module(f"tma.{name}")
         if name not in _MODULE_OF:
             raise AttributeError(f"module 'tma' has no attribute {name!r}")
         value = getattr(import_module(_MODULE_OF[name]), name)
