@@ -236,7 +236,7 @@ def check_fold(dataset: str, fold: object) -> None:
 
 
 def check_one_split(every: str | None, **given: object) -> None:
-    """Refuse more than one setting of what is held out, or any where nothing is.
+    """Refuse two settings of what is held out, or one where nothing is held out.
 
     Args:
         every: the setting under which nothing is held out, as it was written; None: there is none.

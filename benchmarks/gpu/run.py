@@ -174,7 +174,7 @@ def make_runs(kit: Path, results: Results, jobs: int, end: float) -> None:
                 break
             except TmaError as error:
                 results.found["errors"].append(str(error))
-                jobs = max(1, jobs * 3 // 4)  # most likely for want of memory
+                jobs = max(1, jobs * 3 // 4)  # most likely for lack of memory
                 put_last(left, str(error))
     for one in exports:
         one.result()

@@ -114,7 +114,7 @@ def test_the_first_error_stops_all_and_names_its_run_and_step(config: RunConfig)
 @pytest.mark.parametrize(
     ("end", "message"),
     [
-        (lambda *_: os.kill(os.getpid(), signal.SIGKILL), "was killed, as for want of memory"),
+        (lambda *_: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for lack of memory"),
         (lambda *_: 1 / 0, "failed: ZeroDivisionError: division by zero"),
     ],
     ids=["killed", "bug"],

@@ -63,13 +63,13 @@ def run(
     Args:
         config: everything that decides the numbers.
         state_minutes: time between two saved states, from which an interrupted run goes on; None:
-            none is saved.
+            no state is saved.
         state_steps: steps between two states, instead of `state_minutes`.
         save_model: whether to keep the trained model, in the run's folder `model`.
 
     Raises:
-        ParameterError, DataError, AssetError: settings, model or data cannot be used, or cannot be
-            had and no finished run has these settings.
+        ParameterError, DataError, AssetError: settings, model or data cannot be used; or model or
+            data is gone, and no finished run has these settings.
         OrderError, TrainingError: training went wrong; the run is marked failed, and starts again
             when it is asked for again.
         StateError: a state, the results or the cache could not be written; the next call goes on

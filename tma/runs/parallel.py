@@ -1,9 +1,9 @@
 """Runs side by side: each in a process of its own, with its threads pinned to its cores.
 
-A step of a small model keeps two cores busy only part of the time: two runs with a thread each
-finish sooner than one after the other with two threads. Two threads that wait for each other beside
-other work make a step several times slower, so none share a core. Stopped at any moment, the same
-call goes on: a run is complete, or continues from its last state.
+A step of a small model keeps two cores busy only part of the time: two runs with one thread each
+finish sooner than one after the other with two threads. Threads that wait for each other beside
+other work make a step several times slower, so each has a core of its own. After an interruption
+the same call goes on: finished runs are read, others continue from their last state.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def run_all(
     """Return the finished runs of these settings: from the store, or made now.
 
     Args:
-        configs: settings by a name of one's own, such as that of the order; equal ones are one run.
-        processes: runs at a time, each with its share of the cores; None: two on a CPU with two
-            cores or more, else one. Each takes the memory of a run.
+        configs: settings by any name, such as that of the order; equal settings are run once.
+        processes: runs at a time, each with its share of the cores and the memory of a run; None:
+            two on a CPU with two cores or more, else one.
 
     Raises:
         ParameterError: `processes` is below 1.
@@ -72,7 +72,7 @@ def run_all(
 
 
 def make_runs(configs: Sequence[RunConfig], jobs: int, threads: int = 1) -> Iterator[RunConfig]:
-    """Make runs in their sequence, some at a time; yield the settings of each when it is finished.
+    """Make runs in the order given, `jobs` at a time; yield the settings of each as it finishes.
 
     Args:
         configs: settings of the runs.
@@ -81,7 +81,7 @@ def make_runs(configs: Sequence[RunConfig], jobs: int, threads: int = 1) -> Iter
 
     Raises:
         TmaError: what `tma.run` raises, with the name of the run.
-        TrainingError: a run failed otherwise, or its process was killed, as for want of memory.
+        TrainingError: a run failed otherwise, or its process was killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM. Whatever the error, the runs under way are stopped,
             and go on when they are asked for again.
     """
@@ -122,8 +122,8 @@ def _check(future: Any, config: RunConfig) -> None:
         raise type(error)(f"{name} failed: {error}") from error
     except TerminatedWorkerError as error:
         raise TrainingError(
-            f"{name} was killed, as for want of memory. Call again with fewer at a time; finished "
-            "runs are kept."
+            f"{name} was killed, perhaps for lack of memory. Call again with fewer runs at a time; "
+            "finished ones are kept."
         ) from error
     except Exception as error:
         raise TrainingError(
