@@ -14,7 +14,7 @@ import sys
 import pandas as pd
 
 from tma.runs.config import RunConfig
-from tma.runs.jobs import make
+from tma.runs.parallel import make_runs
 from tma.runs.store import stored
 
 RATES = (5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4)
@@ -45,7 +45,7 @@ def main() -> None:
     options = parser.parse_args()
     wanted = [(m, r, e) for m in options.models for e in options.epochs for r in options.rates]
     configs = [settings(*one) for one in wanted]
-    for config in make([c for c in configs if stored(c) is None], options.jobs):
+    for config in make_runs([c for c in configs if stored(c) is None], options.jobs):
         sys.stderr.write(f"finished: {config.model}, {config.learning_rate:g}\n")
     table = pd.DataFrame([row(*one) for one in wanted])
     print(table.to_string(index=False))

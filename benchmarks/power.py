@@ -23,7 +23,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from tma.runs.config import RunConfig
-from tma.runs.jobs import make
+from tma.runs.parallel import make_runs
 from tma.runs.store import Run, stored
 from tma.study.arms import MAIN
 from tma.study.effects import PairedDifferences
@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     options = parser.parse_args()
     configs = [settings(label, seed) for seed in range(SEEDS) for label in LABELS]
-    for _ in make([c for c in configs if stored(c) is None], options.jobs):
+    for _ in make_runs([c for c in configs if stored(c) is None], options.jobs):
         pass
     rows = []
     for first, second in CONTRASTS:

@@ -100,18 +100,10 @@ class Work:
 
 
 def ours_trains(work: Work) -> None:
-    config = RunConfig(
-        model=MODEL,
-        dataset="pocket",
-        order="random",
-        limit=None,
-        batch_size=STEP,
-        max_tokens=WIDTH,
-        micro_tokens=ROWS * WIDTH,
-        eval_every=10**6,
-        learning_rate=1e-5,
-        precision=work.precision,
-    )
+    sizes = {"batch_size": STEP, "max_tokens": WIDTH, "micro_tokens": ROWS * WIDTH}
+    given = {"model": MODEL, "dataset": "pocket", "order": "random", "limit": None}
+    rest = {"eval_every": 10**6, "learning_rate": 1e-5, "precision": work.precision}
+    config = RunConfig(**given, **sizes, **rest)
     work.loss = train(work.model, work.rows, work.rows[:1], config).steps[0]["loss"]
 
 
@@ -197,8 +189,10 @@ def trainer(work: Work, folder: str) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
-    data = {"train_dataset": table, "eval_dataset": table}
-    return SFTTrainer(work.model, settings, processing_class=work.tokenizer, **data)
+    return SFTTrainer(
+        model=work.model, args=settings, train_dataset=table, eval_dataset=table,
+        processing_class=work.tokenizer,
+    )  # fmt: skip
 
 
 @contextmanager
@@ -255,8 +249,10 @@ def timings(work: Work, case: str) -> list[Timing]:
         seconds = whole if math.isnan(work.seconds) else work.seconds
         ours = lines[0].seconds if lines else seconds
         rate = work.tokens / seconds
-        speed = (round(seconds, 2), round(rate, 2), round(seconds / ours, 2))
-        lines.append(Timing(case, name, *speed, round(work.loss, 4), round(peak)))
+        lines.append(
+            Timing(case, name, round(seconds, 2), round(rate, 2), round(seconds / ours, 2),
+                   round(work.loss, 4), round(peak))
+        )  # fmt: skip
         print_line(lines[-1])
     return lines
 

@@ -52,7 +52,6 @@ LONG = (
     "data/test_suite.py",
     "test_book.py",
     "study/test_exposure.py",
-    "runs/test_untrained.py",
     "arrange/test_exact_knn.py",
     "test_benchmarks.py",
     "test_gpu_kit.py",

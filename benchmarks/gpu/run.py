@@ -156,10 +156,10 @@ class Results:
 
 def make_runs(kit: Path, results: Results, jobs: int, end: float) -> None:
     """Make what is not finished; export what is as it comes."""
-    from tma.errors import TrainingError
+    from tma.errors import TmaError
     from tma.runs.config import RunConfig
-    from tma.runs.jobs import make
-    from tma.runs.store import complete
+    from tma.runs.parallel import make_runs
+    from tma.runs.store import is_complete
 
     listed = json.loads((kit / "runs.json").read_text("utf-8"))
     left = {one["key"]: RunConfig.from_json(one["config"]) for one in listed}
@@ -167,14 +167,14 @@ def make_runs(kit: Path, results: Results, jobs: int, end: float) -> None:
     with ThreadPoolExecutor(EXPORTS) as pool, until(end):
         for _ in range(TRIES):
             try:
-                for _ in chain([None], make([*left.values()], jobs)):
-                    for key in [k for k in left if complete(kit / "cache" / "runs" / k)]:
+                for _ in chain([None], make_runs([*left.values()], jobs)):
+                    for key in [k for k in left if is_complete(kit / "cache" / "runs" / k)]:
                         del left[key]
                         exports.append(pool.submit(results.export, key))
                 break
-            except TrainingError as error:
+            except TmaError as error:
                 results.found["errors"].append(str(error))
-                jobs = max(1, jobs * 3 // 4)  # most likely for want of memory
+                jobs = max(1, jobs * 3 // 4)  # most likely for lack of memory
                 put_last(left, str(error))
     for one in exports:
         one.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -59,26 +60,26 @@ def test_runs_of_two_processes_are_those_of_one(
     assert "3/3" in shown and "step/s" not in shown
     monkeypatch.setenv("TMA_CACHE", str(cache))  # as yet without them
     for one in (*made["random"], *made["nearest"]):
-        alone = tma.run(one.config)
-        assert alone.folder != one.folder
-        assert alone.order == one.order
-        pd.testing.assert_frame_equal(alone.losses, one.losses, rtol=1e-5)
+        again = tma.run(one.config)
+        assert again.folder != one.folder
+        assert again.order == one.order
+        pd.testing.assert_frame_equal(again.losses, one.losses, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("number", "processes", "threads", "expected"),
+    ("jobs", "threads", "expected"),
     [
-        (4, 2, 2, [1, 1, 1, 1]),
-        (3, 2, 2, [1, 1, 2]),
-        (5, 3, 12, [4, 4, 4, 6, 6]),
-        (3, 2, 1, [1, 1, 1]),
-        (5, 4, 2, [1, 1, 1, 1, 2]),
+        (2, 1, [[3], [5]]),
+        (2, 2, [[3, 5], [6, 7]]),
+        (1, 4, [[3, 5, 6, 7]]),
+        (5, 1, [[3], [5], [6], [7], [3]]),
     ],
 )
-def test_the_last_runs_have_all_threads(
-    number: int, processes: int, threads: int, expected: list[int]
+def test_each_run_has_cores_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, jobs: int, threads: int, expected: list[list[int]]
 ) -> None:
-    assert parallel._threads(number, processes, threads) == expected
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3, 5, 6})
+    assert parallel._shares(jobs, threads) == expected
 
 
 def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:
@@ -103,10 +104,27 @@ def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path:
     assert made["one"][0].folder == made["two"][0].folder != made["two"][1].folder
 
 
-def test_the_first_error_stops_all_and_names_its_step(config: RunConfig) -> None:
+def test_the_first_error_stops_all_and_names_its_run_and_step(config: RunConfig) -> None:
     wrong = replace(config, seed=21, learning_rate=1e30)
-    with pytest.raises(TrainingError, match=r"step \d: .* is (nan|inf)"):
+    message = r"the run of order='random', seed=21 failed: step \d: .* is (nan|inf)"
+    with pytest.raises(TrainingError, match=message):
         tma.run_all({"wrong": [wrong], "other": [replace(config, seed=22)]}, processes=2)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (lambda *_: os.kill(os.getpid(), signal.SIGKILL), "was killed, perhaps for lack of memory"),
+        (lambda *_: 1 / 0, "failed: ZeroDivisionError: division by zero"),
+    ],
+    ids=["killed", "bug"],
+)
+def test_a_process_that_ends_badly_names_its_run(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, end: Callable[..., object], message: str
+) -> None:
+    monkeypatch.setattr(parallel, "_make", end)
+    with pytest.raises(TrainingError, match=f"the run of order='random', seed=0 {message}"):
+        list(parallel.make_runs([config], 1))
 
 
 def test_a_number_of_processes_is_checked(config: RunConfig) -> None:

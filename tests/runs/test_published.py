@@ -15,7 +15,7 @@ from tma.errors import DataError, ParameterError
 from tma.runs import published
 from tma.runs import store as runs
 from tma.runs.config import RunConfig
-from tma.study import statistics
+from tma.runs.execute import RunExecutor
 
 
 @pytest.fixture
@@ -33,11 +33,11 @@ def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
     )
 
 
-def test_a_run_travels_to_another_cache_and_gives_the_same_figures(
+def test_a_run_travels_to_another_cache_and_gives_the_same_tables(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = tma.run(config)
-    curve, order, training = statistics.curves({"r": [first]}), first.order, first.training
+    losses, order, training = first.losses, first.order, first.training
     assert published.export([first.key[:8]], tmp_path / "runs") == [first.key]
     assert published.export([first.key], tmp_path / "runs") == []  # it is there
 
@@ -49,13 +49,15 @@ def test_a_run_travels_to_another_cache_and_gives_the_same_figures(
     model = shutil.copytree(config.model, tmp_path / "model")
     assert published.import_runs(tmp_path / "runs") == ([first.key], [])
     assert published.import_runs(tmp_path / "runs") == ([], [first.key])
-    monkeypatch.setattr(runs, "_make", None)  # nothing trains
+    monkeypatch.setattr(RunExecutor, "execute", None)  # nothing trains
     again = tma.run(replace(config, dataset=str(data), model=str(model)))
     assert again.folder.parents[1] == tmp_path / "other"
-    assert statistics.curves({"r": [again]}).equals(curve)
+    assert again.losses.equals(losses)
     assert again.order == order
     assert again.training.equals(training)
     assert [entry.status for entry in runs.runs()] == ["finished"]
+    assert published.export([first.key], tmp_path / "again") == [first.key]
+    assert published.import_runs(tmp_path / "again") == ([], [first.key])
 
 
 def test_what_is_published_is_looked_up_before_anything_is_trained(
@@ -65,9 +67,8 @@ def test_what_is_published_is_looked_up_before_anything_is_trained(
     assert not first.published
     published.export([first.key], tmp_path / "runs")
     monkeypatch.setenv("TMA_PUBLISHED", str(tmp_path / "runs"))
-    monkeypatch.setattr(published, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(runs, "cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(runs, "_make", None)  # nothing trains
+    monkeypatch.setattr(RunExecutor, "execute", None)  # nothing trains
     found = tma.run(config)
     assert found.published
     assert found.folder == tmp_path / "runs" / first.key
@@ -86,14 +87,25 @@ def test_neither_paths_nor_answers_are_published(config: RunConfig, tmp_path: Pa
     pd.testing.assert_frame_equal(answers, first.answers.drop(columns="answer"))
 
 
-def test_the_index_has_a_line_a_run(config: RunConfig, tmp_path: Path) -> None:
+def test_tables_of_the_caller_travel_with_a_run(config: RunConfig, tmp_path: Path) -> None:
+    first = tma.run(config)
+    table = pd.DataFrame({"step": [1], "similarity": [0.5]})
+    published.export([first.key], tmp_path / "runs", lambda _: {"similarity.parquet": table})
+    place = tmp_path / "runs" / first.key
+    assert pd.read_parquet(place / "similarity.parquet").equals(table)
+    assert runs.is_complete(place)
+    table.to_parquet(place / "similarity.parquet", compression=None)
+    assert not runs.is_complete(place)
+
+
+def test_the_index_has_a_row_per_run(config: RunConfig, tmp_path: Path) -> None:
     made = [tma.run(replace(config, seed=seed)) for seed in (41, 42)]
     published.export([run.key for run in made], tmp_path / "runs")
     index = pd.read_parquet(tmp_path / "runs" / published.INDEX)
     assert index["key"].tolist() == sorted(run.key for run in made)
-    line = index.set_index("key").loc[made[0].key]
-    assert (line["order"], line["seed"], line["steps"], line["instances"]) == ("random", 41, 2, 8)
-    assert json.loads(line["settings"])["batch_size"] == 4
+    row = index.set_index("key").loc[made[0].key]
+    assert (row["order"], row["seed"], row["steps"], row["instances"]) == ("random", 41, 2, 8)
+    assert json.loads(row["settings"])["batch_size"] == 4
 
 
 @pytest.mark.parametrize("name", ["losses.parquet", "order.json", "manifest.json"])
@@ -111,30 +123,30 @@ def test_a_folder_with_a_changed_file_is_refused_whole(
     assert not list((tmp_path / "other").glob("runs/*/manifest.json"))
 
 
-def test_what_cannot_be_exported_or_imported_is_one_message(
-    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert cache.is_dir()
+@pytest.mark.usefixtures("cache")
+def test_what_cannot_be_exported_or_imported_is_one_message(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="key='nosuch' is the beginning of 0 finished runs'"):
         published.export(["nosuch"], tmp_path / "runs")
     with pytest.raises(DataError, match="holds no run; expected a folder that `tma runs export`"):
         published.import_runs(tmp_path)
-    assert cli.main(["runs", "import", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("DataError: ")
 
 
 def test_runs_are_exported_and_imported_by_commands(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = tma.run(config).key
-    assert cli.main(["runs", "export", key, str(tmp_path / "runs")]) == 0
+    folder = str(tmp_path / "runs")
+    assert cli.main(["runs", "import", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith("DataError: ")
+    assert cli.main(["runs", "export", key, folder]) == 0
     assert capsys.readouterr().out.startswith("1 runs written")
-    assert cli.main(["runs", "import", str(tmp_path / "runs")]) == 0
+    assert (tmp_path / "runs" / key / "distances.parquet").is_file()
+    assert cli.main(["runs", "import", folder]) == 0
     assert capsys.readouterr().out == "0 runs taken, 1 were there\n"
 
 
 def test_a_hub_id_is_no_path() -> None:
     given = {"model": "owner/name", "dataset": "p3:/data/p3.parquet", "reward_model": None}
-    found = published.portable(given | {"test_dataset": "/home/someone/mine.jsonl"})
+    found = runs.portable(given | {"test_dataset": "/home/someone/mine.jsonl"})
     assert found["model"] == "owner/name"
     assert (found["dataset"], found["test_dataset"]) == ("p3:p3.parquet", "mine.jsonl")

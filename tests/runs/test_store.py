@@ -18,8 +18,10 @@ from tests.conftest import stopped, tiny_run
 from tma import Method
 from tma.data import load as data
 from tma.errors import DataError, OrderError, ParameterError
+from tma.runs import execute
 from tma.runs import store as runs
 from tma.runs.config import RunConfig
+from tma.runs.execute import RunExecutor
 from tma.store import file_digest
 from tma.train.checkpoint import States
 
@@ -63,6 +65,8 @@ def test_a_run_leaves_its_tables_its_order_and_its_manifest(config: RunConfig) -
     assert (run.config.precision, run.manifest["precision"] in ("bf16", "fp32")) == ("auto", True)
     assert run.manifest["key"] == run.key == run.folder.name
     assert run.manifest["receipt"] == run.receipt.to_json()
+    train = tma.load(config.dataset, split="train")
+    assert run.manifest["inputs"]["train"] == data.fingerprint(train)
     assert run.losses["source"].isna().all()  # the file names none
 
 
@@ -88,12 +92,19 @@ def test_the_order_of_training_is_the_arranged_one(config: RunConfig) -> None:
     assert run.manifest["instances"] == len(rows) >= 24
 
 
-def test_the_same_settings_are_read_not_trained_again(config: RunConfig) -> None:
+def test_the_same_content_is_read_from_wherever_it_lies(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = tma.run(config)
     stamp = (first.folder / "manifest.json").stat().st_mtime_ns
-    again = tma.run(replace(config))
-    assert again.folder == first.folder
-    assert (again.folder / "manifest.json").stat().st_mtime_ns == stamp
+    moved = shutil.copy(config.dataset, tmp_path / "moved.jsonl")
+    model = shutil.copytree(config.model, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for dataset in (str(moved), "moved.jsonl"):
+        again = tma.run(replace(config, dataset=dataset, model=str(model)))
+        assert again == first
+        assert again.config.dataset == config.dataset
+    assert (first.folder / "manifest.json").stat().st_mtime_ns == stamp
 
 
 def test_other_settings_or_data_are_another_run(config: RunConfig, tmp_path: Path) -> None:
@@ -104,37 +115,34 @@ def test_other_settings_or_data_are_another_run(config: RunConfig, tmp_path: Pat
     assert tma.run(replace(config, dataset=str(other))).folder != first.folder
 
 
-def test_the_same_content_elsewhere_is_the_same_run(config: RunConfig, tmp_path: Path) -> None:
-    first = tma.run(config)
-    moved = shutil.copy(config.dataset, tmp_path / "moved.jsonl")
-    model = shutil.copytree(config.model, tmp_path / "model")
-    again = tma.run(replace(config, dataset=str(moved), model=str(model)))
-    assert again.folder == first.folder
-
-
 def test_a_finished_run_is_found_and_read_without_model_and_data(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tma.study import statistics
-
     gone = tmp_path / "gone"
     shutil.copytree(config.model, gone / "model")
     shutil.copy(config.dataset, gone / "data.jsonl")
     config = replace(config, model=str(gone / "model"), dataset=str(gone / "data.jsonl"), seed=31)
     first = tma.run(config)
-    curve = statistics.curves({"tma_nft": [first]})
+    losses = first.losses
     shutil.rmtree(gone)
     with caplog.at_level(logging.WARNING):
         again = tma.run(config)
     assert "The stored run of the same settings is read instead" in caplog.text
     assert again.folder == first.folder
     assert runs.stored(config) == again
-    assert statistics.curves({"tma_nft": [again]}).equals(curve)
-    steps = statistics.summary({"tma_nft": [again]}).loc["tma_nft", "steps"]
-    assert steps == first.manifest["steps"]
+    assert again.losses.equals(losses)
     assert again.config == config
     with pytest.raises(ParameterError, match=r"model=.* an existing folder"):  # no run has these
         tma.run(replace_unchecked(config, seed=32))
+
+
+def gpt2(folder: Path, tokenizer: Any, positions: int) -> None:
+    """Write a tiny model with dropout, and with positions of its own."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 49152}
+    GPT2LMHeadModel(GPT2Config(n_positions=positions, **shape)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def replace_unchecked(config: RunConfig, **changes: Any) -> RunConfig:
@@ -149,7 +157,7 @@ def test_settings_of_another_version_are_read_and_told(
     with caplog.at_level(logging.INFO, logger="tma.runs.config"):
         read = RunConfig.from_json(stored)
     assert (read.model, read.pool, read.order) == ("no such model", None, "tma_nft")
-    assert "not known ['colour']; not there ['pool']" in caplog.text
+    assert "unknown ['colour']; missing ['pool']" in caplog.text
 
 
 def test_the_key_of_a_configuration_is_pinned() -> None:
@@ -191,39 +199,28 @@ def test_the_commit_of_a_hub_model_is_pinned(config: RunConfig, tmp_path: Path) 
         assert done.stdout.split() == [f"owner/tiny@{commit}"] * 2
 
 
-def test_training_again_gives_the_same_numbers(config: RunConfig) -> None:
-    first = tma.run(config).losses
-    (tma.run(config).folder / "manifest.json").unlink()
-    assert tma.run(config).losses.equals(first)
-
-
-def test_a_run_with_a_cut_manifest_or_without_a_table_is_made_again(config: RunConfig) -> None:
-    first = tma.run(config)
-    losses = first.losses
-    manifest = first.folder / "manifest.json"
-    for damage in ("manifest.json", "losses.parquet"):
-        if damage == "manifest.json":
-            manifest.write_text(manifest.read_text()[:40])
-        else:
-            (first.folder / damage).unlink()
-        assert [e.status for e in runs.runs() if e.key == first.folder.name] == ["damaged"]
-        assert tma.run(config).losses.equals(losses)
-
-
-@pytest.mark.parametrize("name", ["losses.parquet", "order.json", "config.json", "no sums"])
-def test_a_run_with_an_altered_file_is_made_again(config: RunConfig, name: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    ["losses.parquet", "order.json", "config.json", "no sums", "cut manifest", "no table"],
+)
+def test_a_damaged_run_is_made_again_with_the_same_numbers(config: RunConfig, damage: str) -> None:
     first = tma.run(config)
     losses, order, manifest = first.losses, first.order, first.manifest
     assert set(manifest["sums"]) == FINISHED - {"config.json", "manifest.json"}
     assert manifest["sums"]["order.json"] == file_digest(first.folder / "order.json")
-    if name == "losses.parquet":
-        losses.assign(loss_sum=0.0).drop(columns="loss").to_parquet(first.folder / name)
-    elif name == "no sums":
-        kept = {key: value for key, value in manifest.items() if key != "sums"}
-        (first.folder / "manifest.json").write_text(json.dumps(kept))
-    else:
-        text = (first.folder / name).read_text()
-        (first.folder / name).write_text(text.replace('"tma_nft"', '"tma_rt"').replace("[", "[ "))
+    match damage:
+        case "losses.parquet":
+            losses.assign(loss_sum=0.0).drop(columns="loss").to_parquet(first.folder / damage)
+        case "no sums":
+            kept = {key: value for key, value in manifest.items() if key != "sums"}
+            (first.folder / "manifest.json").write_text(json.dumps(kept))
+        case "cut manifest":
+            (first.folder / "manifest.json").write_text(json.dumps(manifest)[:40])
+        case "no table":
+            (first.folder / "losses.parquet").unlink()
+        case _:
+            text = (first.folder / damage).read_text().replace("[", "[ ")
+            (first.folder / damage).write_text(text.replace('"tma_nft"', '"tma_rt"'))
     assert [e.status for e in runs.runs() if e.key == first.folder.name] == ["damaged"]
     assert runs.stored(config) is None
     again = tma.run(config)
@@ -275,11 +272,7 @@ def test_too_few_instances_are_told(config: RunConfig, caplog: pytest.LogCapture
 def test_an_instance_too_long_for_the_model_is_refused_before_training(
     config: RunConfig, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 32, "vocab_size": 49152}
-    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    gpt2(tmp_path, tokenizer, positions=32)
     config = replace(config, model=str(tmp_path), order="random", max_tokens=1024)
     config = replace(config, micro_tokens=1024)
     assert tma.run(config).manifest["steps"] == 3  # all texts are short
@@ -288,7 +281,7 @@ def test_an_instance_too_long_for_the_model_is_refused_before_training(
     long.write_text(
         "".join(json.dumps(row | {"prompt": row["prompt"] or "Say"}) + "\n" for row in rows)
     )
-    monkeypatch.setattr("tma.runs.execute.fine_tune", None)  # not reached
+    monkeypatch.setattr("tma.train.loop.train", None)  # not reached
     with pytest.raises(
         ParameterError, match=r"max_tokens=1024 .* of \d\d tokens .* has 32 positions\. Lower"
     ):
@@ -332,16 +325,6 @@ def test_states_of_an_interrupted_remake_are_kept(config: RunConfig) -> None:
     assert [p.name for p in folder.glob("state-*")] == ["state-00000001"]
     tma.run(config, save_model=True)
     assert list(folder.glob("state-*")) == []
-
-
-def test_the_same_files_are_the_same_run_from_everywhere(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = tma.run(config)
-    monkeypatch.chdir(Path(config.dataset).parent)
-    again = tma.run(replace(config, dataset=Path(config.dataset).name))
-    assert again.folder == first.folder
-    assert again.config.dataset == config.dataset
 
 
 def test_wrong_intervals_and_data_without_a_test_are_refused(
@@ -409,23 +392,14 @@ def test_a_killed_run_is_not_taken_for_a_finished_one(config: RunConfig, place: 
     assert {p.name for p in run.folder.iterdir()} == FINISHED
 
 
-def test_dropout_follows_the_seed(config: RunConfig, tokenizer: object, tmp_path: Path) -> None:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    shape = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 256, "vocab_size": 49152}
-    GPT2LMHeadModel(GPT2Config(**shape)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+def test_dropout_follows_the_seed(config: RunConfig, tokenizer: Any, tmp_path: Path) -> None:
+    gpt2(tmp_path, tokenizer, positions=256)
     config = replace(config, model=str(tmp_path), learning_rate=1e-2)
     first = tma.run(config)
     before = first.losses
     (first.folder / "manifest.json").unlink()
     assert tma.run(config).losses.equals(before)
     assert not tma.run(replace(config, seed=1)).losses.equals(before)
-
-
-def test_the_fingerprint_of_the_data_stands_in_the_manifest(config: RunConfig) -> None:
-    train = tma.load(config.dataset, split="train")
-    assert tma.run(config).manifest["inputs"]["train"] == data.fingerprint(train)
 
 
 @pytest.mark.parametrize("dataset", [None, pytest.param("pocket", marks=pytest.mark.slow)])
@@ -448,6 +422,7 @@ def test_states_left_beside_a_manifest_are_removed(
     config = replace(config, seed=19)
     with monkeypatch.context() as patched:
         patched.setattr(States, "remove", lambda self: None)  # killed before it
+        patched.setattr(execute, "_remove_old_states", lambda folder: None)
         folder = tma.run(config, state_steps=1).folder
     assert len(list(folder.glob("state-*"))) == 2
     assert tma.run(config).folder == folder
@@ -457,8 +432,6 @@ def test_states_left_beside_a_manifest_are_removed(
 def test_the_trained_model_can_be_kept(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tma.runs.execute import Making
-
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -467,7 +440,7 @@ def test_the_trained_model_can_be_kept(config: RunConfig, monkeypatch: pytest.Mo
     assert not (without.folder / "model").exists()
     written = (without.folder / "manifest.json").stat().st_mtime_ns
     with monkeypatch.context() as patched:
-        patched.setattr(Making, "_trained", stop)
+        patched.setattr(RunExecutor, "_train", stop)
         with pytest.raises(KeyboardInterrupt):
             tma.run(config, save_model=True)
     again = tma.run(config)  # what is there stays until the new model is

@@ -18,9 +18,9 @@ from tests.conftest import tiny_run
 from tests.stored_runs import stored as stored_run
 from tests.study.test_settings import parameters, planned
 from tma import cli
-from tma.errors import DataError, ParameterError, TrainingError
-from tma.runs import jobs
+from tma.errors import DataError, ParameterError, TmaError
 from tma.runs.config import RunConfig
+from tma.runs.parallel import make_runs
 from tma.runs.store import Run, stored
 from tma.study import arms
 from tma.study.effects import Spread
@@ -268,18 +268,18 @@ def test_a_run_that_fails_stops_the_others_with_one_message(
     tiny_arm: list[RunConfig], tmp_path: Path
 ) -> None:
     wrong = replace(tiny_arm[0], seed=54, max_tokens=8, micro_tokens=8, model=str(tmp_path))
-    with pytest.raises(TrainingError, match=r"order='random', seed=54 failed; what went wrong"):
-        list(jobs.make([wrong, replace(tiny_arm[0], seed=55)], 1))
+    with pytest.raises(TmaError, match=r"order='random', seed=54 failed: "):
+        list(make_runs([wrong, replace(tiny_arm[0], seed=55)], 1))
     assert stored(replace(tiny_arm[0], seed=55)) is None
 
 
 SCRIPT = """
 import sys, json
 from tma.runs.config import RunConfig
-from tma.runs import jobs
+from tma.runs.parallel import make_runs
 configs = [RunConfig.from_json(one) for one in json.loads(sys.argv[1])]
 from tma.runs.store import Run, stored
-for config in jobs.make([c for c in configs if stored(c) is None], 2):
+for config in make_runs([c for c in configs if stored(c) is None], 2):
     print(config.seed, flush=True)
 """
 

@@ -17,9 +17,7 @@ import tma
 from tma import store
 from tma.arrange.spec import MEASURES
 from tma.data import load as data
-from tma.runs import published
 from tma.runs import store as runs
-from tma.runs.store import sums
 from tma.study import arms, claims
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 def publish(config: tma.RunConfig, folder: Path) -> None:
     """Write a run of random numbers, of the real test instances, as `export` writes one."""
-    named = runs._named(config)
+    named = runs.resolve(config)
     place = folder / named.key
     if place.is_dir():
         return
@@ -60,10 +58,10 @@ def publish(config: tma.RunConfig, folder: Path) -> None:
         }
         answered.assign(**scores).to_parquet(place / "answers.parquet")
     manifest: dict[str, Any] = {
-        "key": named.key, "config": published.portable(named.config.to_json()),
+        "key": named.key, "config": runs.portable(named.config.to_json()),
         "inputs": named.inputs, "versions": {}, "hardware": "none", "precision": "none",
         "instances": config.limit, "steps": 64, "seconds": 1, "finished": "2026-11-26T00:00:00",
-        "sums": sums(place, bool(config.generate_at)),
+        "sums": store.checksums(place, sorted(file.name for file in place.iterdir())),
     }  # fmt: skip
     store.write_json(place / "manifest.json", manifest)
 
@@ -85,7 +83,7 @@ def executed(name: str, folder: Path, tmp_path: Path) -> Path:
         "import importlib.abc, sys\n"
         "class Refuse(importlib.abc.MetaPathFinder):\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name in ('tma.runs.execute', 'tma.train.loop', 'sentence_transformers'):\n"
+        "        if name in ('tma.train.loop', 'sentence_transformers'):\n"
         "            raise RuntimeError(f'{name} is wanted: something trains or embeds')\n"
         "sys.meta_path.insert(0, Refuse())\n"
     )
@@ -129,7 +127,7 @@ def test_what_has_not_been_made_is_said(folder: Path, tmp_path: Path) -> None:
     part.mkdir()
     [arm] = arms.chosen("1")
     for config in (one for made in arm.configs(arm.of("study")).values() for one in made):
-        key = runs._named(config).key
+        key = runs.resolve(config).key
         (part / key).symlink_to(folder / key)
     executed("04_tma", part, tmp_path)
     found = {v.claim: v for v in claims.read(tmp_path / "04_tma" / "claims.json")}

@@ -10,9 +10,9 @@ from datasets import Dataset
 
 import tma
 from tests.conftest import circle
+from tma.config import SCALES
 from tma.data import load as data
 from tma.errors import ParameterError
-from tma.scales import SCALES
 from tma.study import arms, settings
 from tma.study.settings import StudyConfig
 

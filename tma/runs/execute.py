@@ -1,118 +1,238 @@
-"""How a run is made: arrange, encode, train, measure, store; the manifest comes last."""
+"""Make a run: arrange, encode, train, measure, store; the manifest comes last.
+
+The processes of one job do the same in the same sequence: the main one decides and tells the
+others. A second caller of the same run waits for its lock and reads the result.
+"""
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-import torch
-from accelerate import PartialState
+from filelock import Timeout
 
-from tma.arrange.receipt import Arranged, arrange_dataset
 from tma.data.load import references, sources
-from tma.errors import OrderError, StateError, TrainingError
-from tma.runs import untrained
+from tma.errors import OrderError, StateError, TrainingError, check_count, wrong
 from tma.runs.config import RunConfig
-from tma.runs.store import complete, hardware, last_loss, sums
-from tma.store import new_file, new_folder, write_json
-from tma.train import encode, models
-from tma.train.checkpoint import History, States
-from tma.train.encode import Encoded
-from tma.train.evaluate import resolve_precision
-from tma.train.generate import answers, scored
-from tma.train.loop import check_order
-from tma.train.loop import train as fine_tune
-from tma.train.metrics import RewardModel
+from tma.runs.store import (
+    ResolvedRun,
+    Run,
+    find,
+    hardware,
+    is_complete,
+    last_loss,
+    resolve_or_find,
+    table_names,
+)
+from tma.store import checksums, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from accelerate import PartialState
+
+    from tma.arrange.receipt import Arranged
+    from tma.train.checkpoint import History, States
+    from tma.train.encode import Encoded
+    from tma.train.metrics import RewardModel
 
 log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
+_WAIT = 5.0
+"""Seconds that processes wait for a lock before they hear from each other."""
+
+
+def run(
+    config: RunConfig,
+    *,
+    state_minutes: float | None = 10,
+    state_steps: int | None = None,
+    save_model: bool = False,
+) -> Run:
+    """Return the finished run of these settings: from the store, or made now.
+
+    Args:
+        config: everything that decides the numbers.
+        state_minutes: time between two saved states, from which an interrupted run goes on; None:
+            no state is saved.
+        state_steps: steps between two states, instead of `state_minutes`.
+        save_model: whether to keep the trained model, in the run's folder `model`.
+
+    Raises:
+        ParameterError, DataError, AssetError: settings, model or data cannot be used; or model or
+            data is gone, and no finished run has these settings.
+        OrderError, TrainingError: training went wrong; the run is marked failed, and starts again
+            when it is asked for again.
+        StateError: a state, the results or the cache could not be written; the next call goes on
+            from the last state.
+    """
+    if state_steps is not None:
+        check_count("state_steps", state_steps, 1)
+    minutes = 0 if state_minutes is None else state_minutes
+    if not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
+        raise wrong("state_minutes", minutes, "a finite number of at least 0, or None")
+    resolved = resolve_or_find(config)
+    if isinstance(resolved, Run):
+        return resolved
+    if not _agreed(find(resolved.key, with_model=save_model) is not None):
+        with _turn(resolved.folder):
+            if not _agreed(find(resolved.key, with_model=save_model) is not None):
+                from tma.train.checkpoint import States
+
+                states = States(resolved.folder, state_minutes, state_steps)
+                RunExecutor(resolved, states).execute(save_model=save_model)
+                gc.collect()  # model and optimizer refer to each other: free their memory now
+            _processes().wait_for_everyone()
+    if _processes().is_main_process:
+        _remove_old_states(resolved.folder)
+    return find(resolved.key) or Run(resolved.folder)
+
+
+def _processes() -> PartialState:
+    """Return what knows the processes of this job."""
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def _agreed(value: bool) -> bool:
+    """Return the main process's value in every process."""
+    from accelerate.utils import broadcast_object_list
+
+    _processes()  # begins the exchange, on the CPU where there is no GPU
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run in the main process; the others wait for it in short turns.
+
+    One long wait would end them by the timeout of their process group.
+    """
+    main = _processes().is_main_process
+    with ExitStack() as held:
+        seconds, ours = 0.0, False
+        while not ours:
+            if main:
+                with suppress(Timeout):
+                    held.enter_context(locked(folder, seconds))
+                    ours = True
+            ours = _agreed(ours)
+            if not ours and not seconds and main:
+                log.warning("waiting for another process that makes the run %s", folder.name)
+            seconds = _WAIT
+        yield
+
+
+def _remove_old_states(folder: Path) -> None:
+    """Remove states older than the manifest, left by a kill after it was written.
+
+    Younger ones belong to a run that is made again to keep its model, and goes on from them.
+    """
+    if states := [*folder.glob("state-*")]:
+        with suppress(Timeout), locked(folder, 0):
+            ended = (folder / "manifest.json").stat().st_mtime_ns
+            if all(state.stat().st_mtime_ns < ended for state in states):
+                for state in states:
+                    shutil.rmtree(state)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is loaded to make a run."""
+class _Loaded:
+    """What is loaded to make a run; training changes the model in place."""
 
     model: Any
-    """The model; training changes it in place."""
     tokenizer: Any
-    """Its tokenizer."""
+    judge: RewardModel | None
     ordered: Sequence[Encoded]
-    """Training instances in the order wanted."""
     test: Sequence[Encoded]
-    """Test instances."""
 
 
 @dataclass(frozen=True)
-class Making:
-    """A run on its way: under the lock of its folder, in every process that trains."""
+class RunExecutor:
+    """Makes one run, under the lock of its folder, in every process that trains."""
 
-    folder: Path
-    """Where it is stored."""
-    config: RunConfig
-    """Its settings."""
-    inputs: dict[str, str]
-    """What stands for the content of data, weights and encoder."""
-    train: Dataset
-    """Training instances, in their stored order."""
-    test: Dataset
-    """Test instances."""
+    resolved: ResolvedRun
     states: States
-    """Where the state is kept."""
 
-    def make(self, *, save_model: bool) -> None:
-        """Train and store the run.
+    @property
+    def folder(self) -> Path:
+        """Where the run is stored."""
+        return self.states.folder
 
-        Raises:
-            OrderError, TrainingError: training went wrong; the run is marked failed.
-            ParameterError: a model or the length of an instance cannot be used.
-            StateError: a state or the results could not be written.
-        """
-        writes = PartialState().is_main_process
-        method = self.config.method
-        arranged = arrange_dataset(self.train, self.test, method)
-        # What can be wrong is loaded or checked before anything is written or trained.
-        named = self.config.reward_model
-        judge = None if named is None else RewardModel(named)
-        work = self._loaded(arranged)
-        if writes:
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the run."""
+        return self.resolved.config
+
+    def execute(self, *, save_model: bool) -> None:
+        """Train and store the run; raises what `run` does."""
+        from tma.arrange.receipt import arrange_dataset
+
+        main = _processes().is_main_process
+        arranged = arrange_dataset(self.resolved.train, self.resolved.test, self.config.method)
+        loaded = self._load(arranged)  # whatever cannot be used ends here, before any writing
+        if main:
             self._warn_of_few()
             self._begin()
         try:
-            history = self._trained(arranged, work, judge)
+            history = self._train(arranged, loaded)
         except (OrderError, TrainingError) as error:
-            if writes:
+            if main:
                 self._fail(error)
             raise
         except KeyboardInterrupt:
-            if writes:
+            if main:
                 log.warning("stopped; the same call goes on from %s", self.states.newest())
             raise
-        if writes:
-            self._store(history, arranged, work if save_model else None)
+        if main:
+            self._store(history, arranged, loaded if save_model else None)
+
+    def _load(self, arranged: Arranged) -> _Loaded:
+        from tma.train import encode, metrics, models
+
+        config, judge = self.config, None
+        if config.reward_model is not None:
+            judge = metrics.RewardModel(config.reward_model)
+        revision = models.revision(self.resolved.inputs["model"])
+        model, tokenizer = models.load(config.model, config.attention, revision)
+        ordered, test = (
+            encode.encode(data, tokenizer, config.max_tokens)
+            for data in (self.resolved.train.select(arranged.rows), self.resolved.test)
+        )
+        models.check_positions(model, config, ordered, test)
+        return _Loaded(model, tokenizer, judge, ordered, test)
+
+    def _warn_of_few(self) -> None:
+        """Warn if the data holds fewer instances than the order is to take."""
+        limit, available = self.config.limit, len(self.resolved.train)
+        available = min(available, self.config.pool or available)
+        if limit is not None and available < limit:
+            log.warning("limit=%d, but there are %d instances to train on", limit, available)
 
     def _begin(self) -> None:
-        """Leave beside the run what it is, and nothing of an earlier end.
+        """Write the settings, and remove what a failed or killed attempt left.
 
-        A finished run that is made again for its model keeps its results until then.
+        A finished run that is made again to keep its model keeps its results until then.
         """
-        for stale in self.folder.glob(".new-*"):  # left by a run that was killed while it stored
+        for stale in self.folder.glob(".new-*"):
             shutil.rmtree(stale)
         if (self.folder / "failed.json").is_file():
             self.states.remove()
             (self.folder / "failed.json").unlink()
-        if not complete(self.folder):
+        if not is_complete(self.folder):
             (self.folder / "manifest.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", self.config.to_json())
 
@@ -122,82 +242,65 @@ class Making:
         try:
             self.states.remove()  # first: it makes room for the note
             write_json(self.folder / "failed.json", found)
-        except OSError as problem:  # which is not why the run failed
+        except OSError as problem:  # the error of training is the one to raise
             log.warning("the run is not marked failed: %s", problem)
 
-    def _warn_of_few(self) -> None:
-        """Say where the data does not hold as many instances as wanted.
-
-        The two halves of an order may share some, which is no want of data.
-        """
-        wanted, there = self.config.limit, len(self.train)
-        there = min(there, self.config.pool or there)
-        if wanted is not None and there < wanted:
-            log.warning("limit=%d, but there are %d instances to train on", wanted, there)
-
-    def _loaded(self, arranged: Arranged) -> _Work:
-        """Return the model before training, and what it is trained on and tested with."""
-        config = self.config
-        revision = models.revision(self.inputs["model"])
-        model, tokenizer = models.load(config.model, config.attention, revision)
-        ordered, test = (
-            encode.encode(data, tokenizer, config.max_tokens)
-            for data in (self.train.select(arranged.rows), self.test)
-        )
-        models.check_positions(model, config, ordered, test)
-        return _Work(model, tokenizer, ordered, test)
-
-    def _trained(self, arranged: Arranged, work: _Work, judge: RewardModel | None) -> History:
+    def _train(self, arranged: Arranged, loaded: _Loaded) -> History:
         """Train the model; return what was measured."""
-        shared = untrained.place(self.config, self.inputs["model"], work.test)
-        # What an earlier session measured, it may have measured on other hardware.
-        measured = not self.states.found()
+        import torch
+
+        from tma.train import loop
+
         with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)  # dropout, where a model has it
-            history = fine_tune(
-                work.model,
-                work.ordered,
-                work.test,
+            torch.manual_seed(self.config.seed)  # for dropout, if the model has it
+            history = loop.train(
+                loaded.model,
+                loaded.ordered,
+                loaded.test,
                 self.config,
                 states=self.states,
-                answer=lambda model, rows: self._answers(model, work.tokenizer, judge, rows),
+                answer=lambda model, rows: self._answer(model, loaded, rows),
             )
-        check_order(history.consumed, arranged.ids * self.config.epochs)
-        if measured:
-            untrained.keep(shared, history.losses)
+        loop.check_order(history.consumed, arranged.ids * self.config.epochs)
         return history
 
-    def _answers(
-        self, model: Any, tokenizer: Any, judge: RewardModel | None, rows: Sequence[Encoded]
-    ) -> list[dict[str, Any]]:
+    def _answer(self, model: Any, loaded: _Loaded, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Answer test instances and score the answers; one entry each."""
-        config, test = self.config, self.test
-        at = {name: place for place, name in enumerate(test["id"])}
-        own = test.select([at[row.id] for row in rows])
-        made = answers(
+        from tma.train import generate
+
+        config, test = self.config, self.resolved.test
+        place = {name: row for row, name in enumerate(test["id"])}
+        own = test.select([place[row.id] for row in rows])
+        answers = generate.answers(
             model,
-            tokenizer,
+            loaded.tokenizer,
             rows,
             max_new_tokens=config.max_new_tokens,
             micro_tokens=config.micro_tokens,
-            precision=resolve_precision(config.precision, PartialState().device),
+            precision=self._precision,
         )
-        entries = scored(rows, made, references(own))
-        if judge is None:
+        entries = generate.scored(rows, answers, references(own))
+        if loaded.judge is None:
             return entries
-        found = judge.scores(list(own["prompt"]), made)
-        return [entry | {"reward": float(r)} for entry, r in zip(entries, found, strict=True)]
+        rewards = loaded.judge.scores(list(own["prompt"]), answers)
+        return [entry | {"reward": float(r)} for entry, r in zip(entries, rewards, strict=True)]
 
-    def _store(self, history: History, arranged: Arranged, kept: _Work | None) -> None:
-        """Write model and results, the manifest last; then no state is needed any more."""
+    @property
+    def _precision(self) -> str:
+        from tma.train.evaluate import resolve_precision
+
+        return resolve_precision(self.config.precision, _processes().device)
+
+    def _store(self, history: History, arranged: Arranged, kept: _Loaded | None) -> None:
+        """Write model and results, the manifest last, and remove the states."""
         try:
             if kept is not None:
                 self._store_model(kept)
-            # Its tables are about to be replaced one by one.
+            # Its tables are replaced one by one from here on.
             (self.folder / "manifest.json").unlink(missing_ok=True)
             self._store_tables(history)
             arranged.save(self.folder / "order.json")
-            self._finish(history, arranged)
+            write_json(self.folder / "manifest.json", self._manifest(history, arranged))
         except OSError as error:
             raise StateError(
                 f"the results could not be written to {self.folder}: {error.__cause__ or error}. "
@@ -205,46 +308,40 @@ class Making:
             ) from error
         self.states.remove()
 
-    def _store_tables(self, history: History) -> None:
-        tables: dict[str, Sequence[dict[str, Any]]] = {
-            "losses": history.losses,
-            "training": history.steps,
-            "answers": history.answers,
-        }
-        for name, entries in tables.items():
-            if entries:
-                table = pd.DataFrame(entries)
-                if name == "losses":
-                    table.insert(3, "source", table["id"].map(self._sources()))
-                with new_file(self.folder / f"{name}.parquet") as draft:
-                    table.to_parquet(draft, index=False)
-
-    def _sources(self) -> dict[str, str | None]:
-        """Return the source dataset of each test instance; intervals are clustered by it."""
-        return dict(zip(self.test["id"], sources(self.test), strict=True))
-
-    def _store_model(self, work: _Work) -> None:
+    def _store_model(self, loaded: _Loaded) -> None:
         shutil.rmtree(self.folder / "model", ignore_errors=True)
         with new_folder(self.folder / "model") as draft:
-            work.model.save_pretrained(draft)
-            work.tokenizer.save_pretrained(draft)
+            loaded.model.save_pretrained(draft)
+            loaded.tokenizer.save_pretrained(draft)
 
-    def _finish(self, history: History, arranged: Arranged) -> None:
-        precision = resolve_precision(self.config.precision, PartialState().device)
-        manifest = {
+    def _store_tables(self, history: History) -> None:
+        import pandas as pd
+
+        test = self.resolved.test
+        source = dict(zip(test["id"], sources(test), strict=True))  # intervals cluster by it
+        losses = pd.DataFrame(history.losses)
+        losses.insert(3, "source", losses["id"].map(source))
+        tables = {"losses": losses, "training": pd.DataFrame(history.steps)}
+        if history.answers:
+            tables["answers"] = pd.DataFrame(history.answers)
+        for name, table in tables.items():
+            with new_file(self.folder / f"{name}.parquet") as draft:
+                table.to_parquet(draft, index=False)
+
+    def _manifest(self, history: History, arranged: Arranged) -> dict[str, Any]:
+        return {
             "key": self.folder.name,
             "config": self.config.to_json(),
-            "inputs": self.inputs | {"order": arranged.receipt.sha256},
+            "inputs": self.resolved.inputs | {"order": arranged.receipt.sha256},
             "receipt": arranged.receipt.to_json(),
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "hardware": hardware(),
-            "precision": precision,
-            "processes": PartialState().num_processes,
+            "precision": self._precision,
+            "processes": _processes().num_processes,
             "instances": len(history.consumed),
             "steps": len(history.steps),
             "seconds": round(self.states.seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "sums": sums(self.folder, bool(self.config.generate_at)),
+            "sums": checksums(self.folder, table_names(bool(self.config.generate_at))),
         }
-        write_json(self.folder / "manifest.json", manifest)

@@ -1,29 +1,42 @@
-"""Several runs at a time, each in a process of its own.
+"""Runs side by side: each in a process of its own, with its threads pinned to its cores.
 
-A step of a small model keeps two cores busy only part of the time: two runs with a thread each
-finish sooner than one after the other with two threads. More processes need more memory.
+A step of a small model keeps two cores busy only part of the time: two runs with one thread each
+finish sooner than one after the other with two threads. Threads that wait for each other beside
+other work make a step several times slower, so each has a core of its own. After an interruption
+the same call goes on: finished runs are read, others continue from their last state.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
+import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
-from itertools import repeat
-from types import ModuleType
+from types import FrameType
+from typing import Any
 
 from tma.arrange.orders import pool_rows
 from tma.data.load import fingerprint
 from tma.embed import embed
-from tma.errors import TrainingError, check_count
+from tma.errors import TmaError, TrainingError, check_count, first_line
 from tma.runs.config import RunConfig, load_both
-from tma.runs.store import Run, run, stored
+from tma.runs.execute import run
+from tma.runs.store import Run, stored
 from tma.store import canonical_json
+
+_ENVIRONMENT = {
+    # glibc keeps freed blocks of up to 32 MB for the next step, whose pages it would clear anew.
+    "GLIBC_TUNABLES": "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=2147483648",
+    # Every step has other lengths: keep some compiled kernels, not those of all shapes.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "400",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
 
 
 def run_all(
@@ -32,31 +45,139 @@ def run_all(
     """Return the finished runs of these settings: from the store, or made now.
 
     Args:
-        configs: settings by a name of one's own, such as that of the order; what stands there more
-            than once is made once.
-        processes: runs that are made at a time, each with its share of the threads; None: two on a
-            CPU with two threads or more, else one. Each takes the memory of a run.
+        configs: settings by any name, such as that of the order; equal settings are run once.
+        processes: runs at a time, each with its share of the cores and the memory of a run; None:
+            two on a CPU with two cores or more, else one.
 
     Raises:
-        ParameterError: a number of processes below 1.
-        TrainingError: a process was killed, as for want of memory.
-        TmaError: what `tma.run` raises; the first error stops the other runs, which go on from
-            their last states when they are asked for again.
+        ParameterError: `processes` is below 1.
+        TmaError: what `tma.run` raises, with the name of the run; the other runs are stopped, and
+            go on from their last states when they are asked for again.
     """
     if processes is not None:
         check_count("processes", processes, 1)
     # By their text: `columns` makes settings that cannot be hashed.
-    wanted = {canonical_json(c.to_json()): c for made in configs.values() for c in made}
-    missing = [config for config in wanted.values() if stored(config) is None]
+    distinct = {canonical_json(c.to_json()): c for group in configs.values() for c in group}
+    missing = [config for config in distinct.values() if stored(config) is None]
     processes = min(processes or _usual(), len(missing))
     if processes > 1:
+        import torch
+        from tqdm import tqdm
+
         _embed(missing)
-        _make(missing, processes)
-    return {name: [run(config) for config in made] for name, made in configs.items()}
+        finished = make_runs(missing, processes, max(1, torch.get_num_threads() // processes))
+        for _ in tqdm(finished, desc="runs", total=len(missing), unit="run"):
+            pass
+    return {name: [run(config) for config in group] for name, group in configs.items()}
+
+
+def make_runs(configs: Sequence[RunConfig], jobs: int, threads: int = 1) -> Iterator[RunConfig]:
+    """Make runs in the order given, `jobs` at a time; yield the settings of each as it finishes.
+
+    Args:
+        configs: settings of the runs.
+        jobs: runs at a time; each takes the memory of a run.
+        threads: threads of a run, each on a core of its own while there are as many.
+
+    Raises:
+        TmaError: what `tma.run` raises, with the name of the run.
+        TrainingError: a run failed otherwise, or its process was killed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM. Whatever the error, the runs under way are stopped,
+            and go on when they are asked for again.
+    """
+    from joblib.externals.loky.process_executor import ProcessPoolExecutor
+
+    left, free = list(configs), _shares(jobs, threads)
+    under_way = dict[Any, tuple[RunConfig, ProcessPoolExecutor, list[int]]]()
+    environment = _ENVIRONMENT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    with _stopped_by_sigterm():
+        try:
+            while left or under_way:
+                while left and free:
+                    config, cores = left.pop(0), free.pop(0)
+                    # One worker, used once: its memory is free again when the run is finished.
+                    worker = ProcessPoolExecutor(1, env=environment)
+                    future = worker.submit(_make, config, cores, os.getpid())
+                    under_way[future] = (config, worker, cores)
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    config, worker, cores = under_way[future]
+                    _check(future, config)
+                    del under_way[future]
+                    worker.shutdown()
+                    free.append(cores)
+                    yield config
+        finally:
+            for _, worker, _ in under_way.values():
+                worker.shutdown(kill_workers=True)
+
+
+def _check(future: Any, config: RunConfig) -> None:
+    """Raise what a run ended with, under the run's name."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    name = f"the run of order={config.order!r}, seed={config.seed}"
+    try:
+        future.result()
+    except TmaError as error:
+        raise type(error)(f"{name} failed: {error}") from error
+    except TerminatedWorkerError as error:
+        raise TrainingError(
+            f"{name} was killed, perhaps for lack of memory. Call again with fewer runs at a time; "
+            "finished ones are kept."
+        ) from error
+    except Exception as error:
+        raise TrainingError(
+            f"{name} failed: {type(error).__name__}: {first_line(error)}"
+        ) from error
+
+
+def _make(config: RunConfig, cores: Sequence[int], parent: int) -> None:
+    """Make one run on some cores; end with the parent."""
+
+    def follow() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    import torch
+
+    torch.set_num_threads(len(cores))
+    run(config)
+
+
+def _shares(jobs: int, threads: int) -> list[list[int]]:
+    """Return the cores of each job; where there are too few, jobs share them."""
+    pins = hasattr(os, "sched_getaffinity")
+    usable = sorted(os.sched_getaffinity(0)) if pins else list(range(os.cpu_count() or 1))
+    return [
+        [usable[(job * threads + thread) % len(usable)] for thread in range(threads)]
+        for job in range(jobs)
+    ]
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM stop as Ctrl-C does."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _embed(configs: Sequence[RunConfig]) -> None:
-    """Embed what the runs ask for: here it has all threads, there one would wait for another."""
+    """Embed what the runs ask for: here with all threads, and no run waits for another."""
     seen = set[str]()
     for config in configs:
         if not config.method.embeds:
@@ -67,88 +188,6 @@ def _embed(configs: Sequence[RunConfig]) -> None:
             if fingerprint(part) not in seen:
                 seen.add(fingerprint(part))
                 embed(part)
-
-
-def _make(configs: Sequence[RunConfig], processes: int) -> None:
-    import torch
-    from tqdm import tqdm  # not sooner: `_begin` of a worker comes before tqdm
-
-    threads = _threads(len(configs), processes, torch.get_num_threads())
-    with _workers(processes) as pool:
-        with _no_script():  # each submission starts a process, while there are fewer
-            futures: list[Future[None]] = list(map(pool.submit, repeat(_made), configs, threads))
-        every = 0.1 if sys.stderr.isatty() else 30
-        ended = as_completed(futures)
-        bar = tqdm(ended, desc="runs", total=len(futures), unit="run", mininterval=every)
-        try:
-            for done in bar:
-                done.result()
-        except BrokenProcessPool as error:
-            raise TrainingError(
-                f"a process of processes={processes} was killed, as for want of memory. Call again "
-                "with fewer; finished runs are kept."
-            ) from error
-
-
-def _threads(number: int, processes: int, threads: int) -> list[int]:
-    """Return the threads of each run; the last ones take those of processes without a run."""
-    last = number % processes
-    even = [max(1, threads // processes)] * (number - last)
-    return even + [max(1, threads // max(1, last))] * last
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[ProcessPoolExecutor]:
-    """Start processes; end them at once, whatever they do, when the caller is stopped."""
-    # A fork of a process that has threads, as every user of torch has, may hang.
-    context = multiprocessing.get_context("spawn")
-    before = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin)
-    try:
-        yield pool
-    except BaseException:
-        for child in multiprocessing.active_children():
-            if child not in before:
-                child.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _no_script() -> Iterator[None]:
-    """Start processes without the caller's script, of which a run needs nothing.
-
-    `multiprocessing` would run it again in each, and fail where it says no `if __name__ ==
-    "__main__"`, as the lines of a notebook do not.
-    """
-    script = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = script
-
-
-def _begin() -> None:
-    """Prepare a process: no bars, and an end with its parent."""
-    # Read when tqdm's classes are made: the bars of several processes would overwrite each other.
-    os.environ["TQDM_DISABLE"] = "1"
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _made(config: RunConfig, threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
-    run(config)
 
 
 def _usual() -> int:

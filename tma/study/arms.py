@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from tma.config import SCALES
 from tma.errors import AssetError, DataError, ParameterError, check_choice
 from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
-from tma.scales import SCALES
 from tma.store import canonical_json
 from tma.study.effects import (
     Effect,
@@ -503,11 +503,11 @@ def make(
     such as P3 without the hub, are left out with a warning.
 
     Raises:
-        TmaError: as `jobs.make`; finished runs stay, and the same call goes on.
+        TmaError: as `make_runs`; finished runs stay, and the same call goes on.
     """
     from tqdm import tqdm
 
-    from tma.runs.jobs import make as make_all
+    from tma.runs.parallel import make_runs
 
     rows, unavailable = look_up(scale, arms, p3)
     runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
@@ -517,7 +517,7 @@ def make(
     left = list(missing)
     bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
     with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
-        for config in make_all(missing, jobs):
+        for config in make_runs(missing, jobs):
             run = stored(config)
             assert run is not None
             _export([run.key], export)
@@ -542,7 +542,9 @@ def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
     if folder is not None and keys:
-        published.export(keys, folder)
+        from tma.study import exposure
+
+        published.export(keys, folder, exposure.tables)
 
 
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:

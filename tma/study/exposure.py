@@ -23,7 +23,7 @@ from tma.arrange.spec import MEASURES
 from tma.data.load import texts
 from tma.errors import ParameterError, check_choice
 from tma.runs.config import load_both
-from tma.runs.store import SEEN, Run
+from tma.runs.store import Run
 from tma.study.statistics import (
     TAILS,
     Floats,
@@ -37,7 +37,7 @@ from tma.study.statistics import (
 
 PERMUTATIONS = 1000
 """Permutations of the baseline."""
-SIMILARITY, DISTANCES = SEEN
+SIMILARITY, DISTANCES = "similarity.parquet", "distances.parquet"
 _BLOCK = 4096
 """Training rows whose similarities are held at once."""
 Embeddings = NDArray[np.floating]

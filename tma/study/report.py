@@ -11,10 +11,10 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
+from tma.config import SCALES
 from tma.data.load import texts
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
-from tma.scales import SCALES
 from tma.store import new_file
 from tma.study import effects, figures, statistics
 from tma.study.claims import Verdict, made_from, table, write

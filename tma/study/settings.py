@@ -19,10 +19,9 @@ from pydantic import ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
 from tma.arrange.spec import SHUFFLED, STRICT, refusing
-from tma.config import BUILT_IN_DATA, FOLDS, check_dataset, check_model, expanded
+from tma.config import BUILT_IN_DATA, FOLDS, SCALES, Scale, check_dataset, check_model, expanded
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.runs.config import RunConfig
-from tma.scales import SCALES, Scale
 
 if TYPE_CHECKING:
     from datasets import Dataset
