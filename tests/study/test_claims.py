@@ -464,7 +464,7 @@ def test_a_study_of_one_seed_decides_nothing() -> None:
 def test_a_claim_belongs_to_one_notebook() -> None:
     assert set(claims.NOTEBOOKS) == set(claims.CLAIMS)
     assert claims.fine_beats_coarse(STUDY, {}).notebook == "03_granularity"
-    assert claims.rule_within_round(STUDY, {}).notebook == "04_tma"
+    assert claims.rule_within_round(STUDY, {}).notebook == "05_order_or_selection"
 
 
 def test_what_is_not_made_of_the_published_study_is_undecided() -> None:

@@ -289,7 +289,7 @@ def read(
     study: StudyConfig,
     names: str,
     labels: Sequence[str] | None = None,
-    needed: Sequence[str] = (),
+    needed: Sequence[str] | None = None,
 ) -> dict[str, list[Run]]:
     """Return the runs of arms by label, one a seed: from the store, or made now.
 
@@ -300,15 +300,15 @@ def read(
         study: parameters of the notebook; its model is that of all arms.
         names: of arms, such as "1,6".
         labels: those that are read; None: all.
-        needed: those without which the chapter has nothing to show.
+        needed: those without which the chapter has nothing to show; None: any one will do.
 
     Raises:
-        DataError: a label that is needed, or every label, lacks runs.
+        DataError: a label that is needed lacks runs.
         TmaError: what `tma.run` raises.
     """
     runs, to_make = _read(study, names, labels)
-    lacking = sorted({*needed} - {*runs})
-    if lacking or not runs:
+    lacking = sorted({*(needed or ())} - {*runs})
+    if lacking or (needed is None and not runs):
         makers = dict.fromkeys(
             arm for label in lacking or to_make for arm in to_make.get(label, ())
         )

@@ -64,6 +64,10 @@ NOTEBOOKS = {
     **dict.fromkeys(("C1", "C2"), "01_early_generalization"),
     **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
     "C5": "03_granularity",
+    **dict.fromkeys(
+        ("order against selection", "near-duplicates", "rule within a round"),
+        "05_order_or_selection",
+    ),
 }
 """The notebook that tests each of them."""
 VERDICTS = (
