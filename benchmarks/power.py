@@ -25,7 +25,6 @@ from scipy.stats import t as student
 from tma.runs.config import RunConfig
 from tma.runs.parallel import make_runs
 from tma.runs.store import Run, stored
-from tma.study.arms import MAIN
 from tma.study.effects import PairedDifferences
 
 LABELS = ("tma_nft", "tma_rt")
@@ -43,7 +42,7 @@ def settings(label: str, seed: int) -> RunConfig:
         "fold": "validation",
         "eval_at": (0, 1, 2, 4, 8, 16, 32, 48, 64),
     }
-    changes = given | {"exact_limit": True} | dict(MAIN[label])
+    changes = given | {"exact_limit": True, "order": label}
     return RunConfig.at("study", model="gemma", seed=seed, **changes)
 
 

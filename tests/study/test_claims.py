@@ -11,12 +11,11 @@ import pytest
 from tests.study.test_settings import parameters
 from tma.errors import DataError, ParameterError
 from tma.study import arms, claims
-from tma.study.claims import CLAIMS, Side, Verdict, collect, judge_all, judge_any, untested, write
+from tma.study.claims import CLAIMS, Side, Verdict, collect, judge_all, untested, write
 from tma.study.effects import Effect
 from tma.study.exposure import Association
 from tma.study.statistics import Interval
 
-GAP = Interval(-0.2, -0.3, -0.1, 72, 3)
 SEQUENCE = [
     *(f"C{number}" for number in range(1, 9)),
     "order against selection",
@@ -60,10 +59,9 @@ def test_a_claim_holds_where_the_interval_is_on_its_side(
 def test_a_claim_of_two_differences_needs_both(
     lower: tuple[float, float], higher: tuple[float, float], expected: str
 ) -> None:
-    parts: dict[str, tuple[Interval, Side]] = {
-        "lower": (interval(*lower), "negative"), "higher": (interval(*higher), "positive")
-    }  # fmt: skip
-    assert judge_all(parts).verdict == expected
+    one, other = interval(*lower), interval(*higher)
+    judged = judge_all({"lower": (one, "negative"), "higher": (other, "positive")})
+    assert judged.verdict == expected
 
 
 def test_the_interval_that_decides_is_shown() -> None:
@@ -89,81 +87,22 @@ def test_the_interval_that_decides_is_shown() -> None:
     assert decides("clear", "none") == ("inconclusive", "none")
 
 
-def test_a_claim_of_any_difference_needs_one() -> None:
-    around, above, below = interval(-0.1, 0.1), interval(0.1, 0.3), interval(-0.3, -0.1)
-    assert judge_any({"a": around, "b": above}).verdict == "supported"
-    assert judge_any({"a": around, "b": above}).name == "b"
-    assert judge_any({"a": below}) == claims.Decision("supported", below, "a")
-    assert judge_any({"a": around, "b": around}).verdict == "inconclusive"
-    assert judge_any({"a": interval(0, 0), "b": above}).verdict == "supported"
-    with pytest.raises(ParameterError, match="one interval at least"):
-        judge_any({})
-
-
-def test_one_of_several_intervals_has_to_be_clearer_than_one_alone() -> None:
-    # Widened by 2.2414/1.9600, the normal quantiles at 0.9875 and at 0.975.
-    near = Interval(1.0, 0.05, 1.95, 10, 3)
-    assert judge_any({"a": near}).verdict == "supported"
-    found = judge_any({"a": near, "b": interval(-0.5, 0.6)})
-    assert (found.verdict, found.name) == ("inconclusive", "a")
-    assert found.interval.low == pytest.approx(1 - 0.95 * 2.2414 / 1.9600, abs=1e-4)
-    assert found.interval.high == pytest.approx(1 + 0.95 * 2.2414 / 1.9600, abs=1e-4)
-    assert found.interval.estimate == 1
-
-
-def test_judging_needs_a_side_and_an_interval() -> None:
-    with pytest.raises(ParameterError, match="claimed='lower'"):
-        judge_all({"gap": (GAP, "lower")})  # type: ignore[dict-item]  # refused
-    with pytest.raises(ParameterError, match="one interval at least"):
-        judge_all({})
-
-
 def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
-    judged = judge_all({"NFT minus RT": (GAP, "negative")})
-    first = claims.tested("C6", "final loss, nats a token", judged)
+    first = claims.fine_beats_coarse(STUDY, {COARSE: effect(-0.3, -0.1, (-math.inf, math.nan))})
     write(tmp_path / "claims.json", [first, untested("C1", "too few steps")])
-    assert json.loads((tmp_path / "claims.json").read_text()) == [
-        {
-            "claim": "C6",
-            "notebook": "04_tma",
-            "measure": "NFT minus RT: final loss, nats a token",
-            "estimate": -0.2,
-            "low": -0.3,
-            "high": -0.1,
-            "n": 72,
-            "seeds": 3,
-            "verdict": "supported",
-            "others_low": None,
-            "others_high": None,
-            "generalizes": False,
-            "runs": None,
-        },
-        {
-            "claim": "C1",
-            "notebook": "01_early_generalization",
-            "measure": "too few steps",
-            "estimate": None,
-            "low": None,
-            "high": None,
-            "n": None,
-            "seeds": None,
-            "verdict": "not tested at this scale",
-            "others_low": None,
-            "others_high": None,
-            "generalizes": False,
-            "runs": None,
-        },
+    told, other = json.loads((tmp_path / "claims.json").read_text())
+    assert told == {
+        "claim": "C5",
+        "notebook": "03_granularity",
+        "measure": "nearest − coarse nearest: final loss, nats a token",
+        **{"estimate": -0.2, "low": -0.3, "high": -0.1, "n": 18, "seeds": 3},
+        **{"verdict": "supported", "others_low": None, "others_high": None},
+        **{"generalizes": False, "runs": None},
+    }
+    assert list(other) == list(told)
+    assert [value for value in other.values() if value] == [
+        *("C1", "01_early_generalization", "too few steps", "not tested at this scale")
     ]
-
-
-def test_a_number_that_is_none_is_left_out_and_without_a_value_nothing_was_tested() -> None:
-    unbounded = Interval(0.5, -math.inf, math.nan, 4, 1)
-    found = claims.tested("C1", "share", claims.Decision("inconclusive", unbounded, "a"))
-    assert (found.estimate, found.low, found.high) == (0.5, None, None)
-    nothing = replace(unbounded, estimate=math.nan)
-    found = claims.tested("C3", "correlation", claims.Decision("inconclusive", nothing, "a"))
-    assert (found.verdict, found.estimate) == ("not tested at this scale", None)
-    assert found.measure == "a: correlation: no value"
 
 
 def test_unknown_claims_and_verdicts_are_refused() -> None:
@@ -173,7 +112,7 @@ def test_unknown_claims_and_verdicts_are_refused() -> None:
         Verdict("C1", "01", "", 0, 0, 0, 1, 1, "true")
 
 
-MADE = claims.made_from(["x", "y"])
+MADE = claims.made_from(["y", "x", "x"])
 
 
 def leave(folder: Path, names: list[str]) -> Path:
@@ -185,8 +124,10 @@ def leave(folder: Path, names: list[str]) -> Path:
 def test_the_verdicts_of_all_notebooks_come_in_one_sequence(tmp_path: Path) -> None:
     folders = [leave(tmp_path / "b", SEQUENCE[::2]), leave(tmp_path / "a", SEQUENCE[1::2])]
     found = collect(folders)
+    assert claims.made_from(["x", "y"]) == MADE and MADE.startswith("2 runs, ")
     assert [verdict.claim for verdict in found] == SEQUENCE == list(CLAIMS)
     assert [verdict.notebook for verdict in found[:3]] == ["b", "a", "b"]
+    assert set(claims.NOTEBOOKS) == set(CLAIMS)
     assert claims.main([str(tmp_path)]) == 0
     assert claims.read(tmp_path / "claims.json") == found
 
@@ -213,11 +154,6 @@ def test_verdicts_of_other_runs_than_the_notebook_shows_are_not_gathered(tmp_pat
     write(tmp_path / "a" / "claims.json", [untested("C1", "why")])
     with pytest.raises(DataError, match="of unknown runs"):
         collect(folders)
-
-
-def test_runs_are_named_by_their_keys_in_any_sequence() -> None:
-    assert claims.made_from(["y", "x", "x"]) == claims.made_from(["x", "y"]) == MADE
-    assert MADE.startswith("2 runs, ")
 
 
 def test_the_notebook_beside_a_folder_has_its_whole_name(
@@ -248,29 +184,16 @@ def test_a_file_of_something_else_is_an_error(
     assert claims.main([]) == 1
 
 
-def test_the_table_leaves_empty_what_was_not_tested() -> None:
-    shown = claims.table(
-        [
-            claims.tested("C6", "gap", judge_all({"a": (GAP, "negative")})),
-            untested("C1", "why"),
-        ]
-    )
-    told = ["a: gap", "-0.200 (-0.300 to -0.100)", "72 · 3", "supported"]
-    assert shown.loc["C6"].tolist() == told
-    assert shown.loc["C1"].tolist() == ["why", "–", "–", "not tested at this scale"]
-    assert shown.index.tolist() == ["C6", "C1"]
-
-
-def test_the_other_interval_is_told_where_it_is_another() -> None:
-    verdict = claims.tested(
-        "C6", "gap", judge_all({"a": (GAP, "negative")}), GAP.among(3), generalizes=True
-    )
-    assert claims.cells(verdict)["estimate (95 % interval)"] == (
-        "-0.200 (-0.300 to -0.100); other datasets -0.322 to -0.078"
-    )
-    assert claims.cells(verdict)["verdict"] == "supported, generalizes"
-    same = claims.tested("C1", "share", judge_all({"a": (GAP, "negative")}), GAP)
-    assert claims.cells(same)["estimate (95 % interval)"] == "-0.200 (-0.300 to -0.100)"
+def test_the_table_gives_the_other_interval_where_it_is_another() -> None:
+    share = Interval(0.7, 0.6, 0.8, 18, 3)
+    fine = claims.fine_beats_coarse(STUDY, {COARSE: BELOW})
+    shown = claims.table([fine, claims.early_fall(STUDY, share, 20), untested("C7", "why")])
+    assert shown.index.tolist() == ["C5", "C1", "C7"]
+    told = "-0.200 (-0.300 to -0.100); other datasets -0.400 to -0.050"
+    assert shown.loc["C5"].tolist()[1:] == [told, "18 · 3", "supported, generalizes"]
+    told = "+0.200 (+0.100 to +0.300)"
+    assert shown.loc["C1"].tolist()[1:] == [told, "18 · 3", "supported, generalizes"]
+    assert shown.loc["C7"].tolist() == ["why", "–", "–", "not tested at this scale"]
 
 
 STUDY = parameters(seeds=None)
@@ -294,16 +217,9 @@ def turned(nft: Effect, fft: Effect) -> dict[str, Effect]:
 
 def correlation(estimate: float, baseline: tuple[float, float]) -> Association:
     """With an interval of 0.1 on either side."""
-    return Association(
-        estimate=estimate,
-        low=estimate - 0.1,
-        high=estimate + 0.1,
-        n=18,
-        seeds=3,
-        baseline_low=baseline[0],
-        baseline_high=baseline[1],
-        p=0.5,
-    )
+    ends = (estimate - 0.1, estimate + 0.1, 18, 3)
+    low, high = baseline
+    return Association(estimate, *ends, baseline_low=low, baseline_high=high, p=0.5)
 
 
 def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
@@ -311,20 +227,15 @@ def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
     assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
     assert found.measure.startswith("rougeL: share of its movement that no single turn makes")
     still = claims.steady_loss(STUDY, {})
-    assert (still.verdict, still.measure) == (
-        "not tested at this scale",
-        "no metric but the loss moves",
-    )
+    assert still.verdict == "not tested at this scale"
+    assert still.measure == "no metric but the loss moves"
 
 
 def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
     share = Interval(0.7, 0.6, 0.8, 18, 3)
     found = claims.early_fall(STUDY, share, 20)
-    assert (found.estimate, found.low, found.verdict) == (
-        pytest.approx(0.2),
-        pytest.approx(0.1),
-        "supported",
-    )
+    assert (found.estimate, found.low) == pytest.approx((0.2, 0.1))
+    assert found.verdict == "supported"
     late = claims.early_fall(STUDY, share, 19)
     assert (late.verdict, late.estimate) == ("not tested at this scale", None)
     assert late.measure == "5 % of 19 steps are less than one step"
@@ -351,11 +262,6 @@ RULE = "NFT − NFT shuffled in rounds"
         (claims.rule_within_round(STUDY, {RULE: AROUND}), "rule within a round", "inconclusive"),
         (claims.rule_within_round(STUDY, {}), "rule within a round", "not decided yet"),
         (claims.near_duplicates(STUDY, {arms.TWINS: BELOW}), "near-duplicates", "supported"),
-        (
-            claims.selection_over_order(STUDY, {}, {}, {}, 920),
-            "order against selection",
-            "not decided yet",
-        ),
     ],
 )
 def test_the_side_of_zero_that_a_claim_means(
@@ -393,16 +299,15 @@ def test_the_published_study_waits_for_repeated_folds() -> None:
     found = claims.fine_beats_coarse(PUBLISHED, {COARSE: unknown})
     assert (found.verdict, found.estimate) == ("not decided yet", None)
     assert found.measure == f"not made yet: repeated folds (arm 1b), for {COARSE}"
-    assert claims.fine_beats_coarse(STUDY, {COARSE: unknown}).verdict == "inconclusive"
+    shown = claims.fine_beats_coarse(STUDY, {COARSE: unknown})
+    assert (shown.verdict, shown.estimate, shown.low) == ("inconclusive", -0.2, None)
 
 
 def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
     found = claims.fine_beats_coarse(STUDY, {COARSE: BELOW})
     assert (found.others_low, found.others_high, found.generalizes) == (-0.4, -0.05, True)
-    assert not claims.fine_beats_coarse(STUDY, {COARSE: ABOVE}).generalizes
-    assert not claims.fine_beats_coarse(
-        STUDY, {COARSE: effect(-0.3, 0.1, (-0.4, -0.05))}
-    ).generalizes
+    for other in (ABOVE, effect(-0.3, 0.1, (-0.4, -0.05))):
+        assert not claims.fine_beats_coarse(STUDY, {COARSE: other}).generalizes
     both = claims.similar_first(STUDY, {NEAREST: BELOW, FARTHEST: ABOVE})
     assert (both.verdict, both.generalizes) == ("supported", False)  # one of the two does not
     assert not claims.fine_beats_coarse(STUDY, {}).generalizes
@@ -455,23 +360,17 @@ def test_a_study_of_one_seed_decides_nothing() -> None:
         assert found.verdict == "inconclusive"
         assert found.measure.endswith("; one seed decides nothing")
     assert claims.steady_loss(study, {}).measure == "no metric but the loss moves"
-    without = effect(math.nan, math.nan)
-    assert claims.fine_beats_coarse(study, {COARSE: without}).measure.endswith(
-        "nats a token: no value"
-    )
-
-
-def test_a_claim_belongs_to_one_notebook() -> None:
-    assert set(claims.NOTEBOOKS) == set(claims.CLAIMS)
-    assert claims.fine_beats_coarse(STUDY, {}).notebook == "03_granularity"
-    assert claims.rule_within_round(STUDY, {}).notebook == "05_order_or_selection"
+    nothing = claims.fine_beats_coarse(study, {COARSE: effect(math.nan, math.nan)})
+    assert (nothing.verdict, nothing.estimate) == ("not tested at this scale", None)
+    assert nothing.measure.endswith("nats a token: no value")
 
 
 def test_what_is_not_made_of_the_published_study_is_undecided() -> None:
     waits = claims.steady_loss(PUBLISHED, {})
-    assert (waits.verdict, waits.measure) == (
-        "not decided yet", "not made yet: random order with answers (arm 2)"
-    )  # fmt: skip
+    assert waits.verdict == "not decided yet"
+    assert waits.measure == "not made yet: random order with answers (arm 2)"
+    larger = claims.selection_over_order(STUDY, {}, {}, {}, 920)
+    assert (larger.claim, larger.verdict) == ("order against selection", "not decided yet")
     match, main = correlation(0.5, (-0.2, 0.2)), dict.fromkeys(arms.MAIN, ())
     part = {label: runs for label, runs in main.items() if label != "tma_rt"}
     missing = claims.by_instance(PUBLISHED, match, part)

@@ -31,8 +31,9 @@ def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], s
     losses: Losses = {key: [2.0, 2.0, last] for key, last in finals.items()}
     made = stored(folder / f"{order}-{seed}", order, losses, seed)
     path = made.folder / "losses.parquet"
-    table = pd.read_parquet(path)
-    table.assign(source=table["task"].str[0]).to_parquet(path)
+    table = pd.read_parquet(path).assign(source=lambda rows: rows["task"].str[0])
+    table.loc[table["id"] == "q", ["tokens", "loss_sum"]] *= 2
+    table.to_parquet(path)
     return made
 
 
@@ -50,7 +51,7 @@ def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: P
     second = [run(tmp_path, "tma_rt", fold, seed) for seed, fold in enumerate(zero * 2)]
     found = effect(first, second, "final")
     assert found.estimate == pytest.approx(np.mean(gaps) + 0.1)
-    assert (found.tasks.n, found.tasks.seeds, found.datasets.clusters) == (8, 4, 4)
+    assert (found.tasks.n, found.tasks.seeds) == (8, 4)
     assert found.own_spread == (pytest.approx(math.sqrt(0.2**2 / 2)), 2)
     # Within each task the variance is 2, so that 8 · 2 / 64 = 0.25 over instances, 0.0625 of each;
     # seeds add 0.02 / 4 = 0.005. Degrees of freedom: 0.255² / (4 · 0.0625² + 0.005² / 2) = 4.158.
@@ -63,6 +64,8 @@ def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: P
     # Without d and without c.
     assert found.without_one == pytest.approx((-11.4 / 6, -5.4 / 6))
     assert found.median == pytest.approx(-1.5 + 0.1)
+    # Instance q, of -3, has twice the tokens of the others.
+    assert found.by_tokens == pytest.approx((sum(gaps) - 3) / 9 + 0.1)
     assert found.improved == pytest.approx(6 / 8)
 
 
@@ -135,8 +138,6 @@ def test_differences_of_differences_and_their_sizes(tmp_path: Path) -> None:
     loss = [(-1, base), (1, other)]
     assert outweighs(loss, gain, "final").estimate == 2
     assert outweighs(loss, gain, "area").estimate == 0.5
-    with pytest.raises(ParameterError, match=r"sides=\[\] "):
-        combined([])
 
 
 def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
@@ -164,22 +165,11 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
     ]
 
 
-def test_the_spread_of_seeds_is_the_largest_of_what_was_repeated(tmp_path: Path) -> None:
-    near = [stored(tmp_path / f"n{s}", "tma_nft", moved(NEAR, s), s) for s in (0, 1)]
-    far = [stored(tmp_path / f"f{s}", "tma_fft", moved(FAR, 3 * s), s) for s in (0, 1)]
-    base = [stored(tmp_path / f"r{s}", "tma_rt", NEAR, s) for s in (0, 1)]
-    runs = {"tma_nft": near, "tma_fft": far, "tma_rt": base}
-    pairs = [("tma_nft", "tma_rt"), ("tma_fft", "tma_rt"), ("tma_min", "tma_rt")]
-    assert largest_spread(runs, pairs, "final") == (pytest.approx(3 / math.sqrt(2)), 1)
-
-
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     near = [stored(tmp_path / "near", "tma_nft", NEAR)]
     fewer = {key: value for key, value in NEAR.items() if key != ("b", "b2")}
     with pytest.raises(ParameterError, match=r"different test instances \(4 and 3"):
         effect(near, [stored(tmp_path / "fewer", "tma_rt", fewer)])
-    with pytest.raises(ParameterError, match="no evaluated step in common"):
-        effect(near, [stored(tmp_path / "steps", "tma_rt", NEAR, steps=(1, 3, 5))])
     with pytest.raises(ParameterError, match=r"side 2 has runs of seeds \[0, 0\]"):
         effect(near, near * 2)
     with pytest.raises(ParameterError, match=r"side 1 has runs of seeds \[\]"):
@@ -221,18 +211,6 @@ def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: P
     half = 2.92966 * math.sqrt(8.25)
     assert found.freedom == pytest.approx(3.5331, rel=1e-4)
     assert found.high - found.estimate == pytest.approx(half, rel=1e-3)
-
-
-def test_the_mean_by_tokens_weighs_long_responses_more(tmp_path: Path) -> None:
-    one = [run(tmp_path, "tma_nft", {("a1", "p"): 1.0, ("a1", "q"): 4.0}, 0)]
-    other = [run(tmp_path, "tma_rt", {("a1", "p"): 0.0, ("a1", "q"): 0.0}, 0)]
-    for made in (*one, *other):
-        path = made.folder / "losses.parquet"
-        table = pd.read_parquet(path)
-        longer = table["id"] == "q"
-        table.loc[longer, ["tokens", "loss_sum"]] *= 2
-        table.to_parquet(path)
-    assert effect(one, other, "final").by_tokens == pytest.approx((1 + 2 * 4) / 3)
 
 
 def test_sizes_are_compared_on_the_seeds_that_all_sides_have(tmp_path: Path) -> None:

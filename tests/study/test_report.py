@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tests.stored_runs import FAR, NEAR, stored
 from tma.runs.store import Run
 from tma.study import claims, report
+from tma.study.effects import Effect
 from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval
 
@@ -41,14 +42,17 @@ def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -
     assert report.saved_table(study, "rows", rows)["loss"].tolist() == [1.235]
     assert pd.read_csv(study.out / "rows.csv", index_col=0)["loss"].tolist() == [1.23456]
     assert (study.out / "rows.txt").read_text() == "   loss\na 1.235\n"
+    effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
+    shown = report.saved_effects(study, "gaps", {"NFT − RT": effect})
+    assert shown.loc["NFT − RT", "difference (these tasks)"] == "-0.200 (-0.300 to -0.100)"
+    stored_row = pd.read_csv(study.out / "gaps.csv", index_col=0).loc["NFT − RT"]
+    assert stored_row[["low", "datasets_high", "n"]].tolist() == [-0.3, -0.1, 18]
 
 
 def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
-    judged = claims.judge_all({"NFT − RT, " + "long " * 20: (GAP, "negative")})
-    made = [
-        claims.tested("C6", "loss", judged),
-        claims.untested("C7", "no data"),
-    ]
+    effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
+    later = "NFT − RT, " + "long " * 20
+    made = [claims.earlier_rounds(study, {later: effect}, [later]), claims.untested("C6", "why")]
     runs = {"a": [Run(Path("runs/x")), Run(Path("runs/y"))]}
     shown = report.saved_verdicts(study, made, runs)
     of = claims.made_from(["x", "y"])

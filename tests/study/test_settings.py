@@ -19,13 +19,8 @@ from tma.study.settings import StudyConfig
 
 def parameters(*, early: bool = False, least_steps: int = 1, **changes: Any) -> StudyConfig:
     """Of a notebook at scale pocket with one seed, with changes."""
-    given: dict[str, Any] = {
-        "model": "llama",
-        "scale": "pocket",
-        "dataset": None,
-        "test_dataset": None,
-    }
-    given |= {"seeds": 1, "steps": None, "output_dir": "out"}
+    given: dict[str, Any] = dict.fromkeys(("dataset", "test_dataset", "steps"))
+    given |= {"model": "llama", "scale": "pocket", "seeds": 1, "output_dir": "out"}
     return tma.study.parameters(**(given | changes), early=early, least_steps=least_steps)
 
 
@@ -103,20 +98,15 @@ def test_chapter_one_alone_has_a_reward_model(monkeypatch: pytest.MonkeyPatch) -
     assert study.sampled("nearest")[0].reward_model is None
 
 
-def test_an_output_folder_that_cannot_be_made_is_refused_with_the_parameters(
-    tmp_path: Path,
+def test_an_output_folder_is_made_or_refused_with_the_parameters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert parameters(output_dir="~/out").out == tmp_path / "home" / "out"
     (tmp_path / "file").touch()
     for place in ("file", "file/out"):
         with pytest.raises(ParameterError, match=r"output_dir='.*file.*' .* can be written"):
             parameters(output_dir=str(tmp_path / place))
-
-
-def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)
-    assert parameters(output_dir="~/out").out == tmp_path / "home" / "out"
-    assert not (tmp_path / "~").exists()
 
 
 def test_every_seed_draws_a_sample_of_its_own() -> None:
@@ -139,8 +129,10 @@ def test_an_order_that_no_seed_changes_is_run_once() -> None:
     paper = parameters(scale="paper", dataset="flan-mini", seeds=2)
     assert [len(paper.pooled(order)) for order in ("tma_min", "random")] == [1, 2]
     assert paper.pooled("tma_min")[0].pool is None
+    assert paper.pooled("tma_min")[0].per_task == (None, 5)
     # Orders of a sample have to train on the same instances, at every scale.
     assert [config.pool for config in paper.sampled("nearest")] == [28_800] * 2
+    assert paper.sampled("random")[0].per_task is None  # as Flan-mini is capped
 
 
 def test_losses_are_taken_at_doubling_steps_and_answers_every_quarter_too() -> None:
@@ -203,30 +195,15 @@ def test_blocks_are_narrower_where_there_are_few_rounds(
     assert arms.blocks(ring) == (1, [f"tma_rounds[{k}:{k + 1}]" for k in range(expected)])
 
 
-def test_the_blocks_of_the_published_study_are_fixed() -> None:
-    study = planned()
-    names = [f"tma_rounds[{at}:{at + 3}]" for at in (0, 3, 6, 9)]
-    assert arms.blocks(study) == (256, names)
-
-
 def test_what_is_published_is_the_study_as_it_was_planned() -> None:
+    names = [f"tma_rounds[{at}:{at + 3}]" for at in (0, 3, 6, 9)]
+    assert arms.blocks(planned()) == (256, names)
+    # Half of 1,024 instances takes at least so many rounds.
+    assert [planned().half_rounds(tests) for tests in (240, 512, 600, 1)] == [3, 1, 1, 512]
     assert planned().is_published
     assert planned(model="llama", seeds=3).is_published
     for changed in ({"dataset": "p3"}, {"steps": 32}, {"model": "some/model"}, {"scale": "pocket"}):
         assert not planned(**changed).is_published
-
-
-def test_half_of_an_order_takes_so_many_rounds_at_least() -> None:
-    study = parameters(scale="study")  # half of 1,024
-    assert [study.half_rounds(tests) for tests in (240, 512, 600, 1)] == [3, 1, 1, 512]
-
-
-def test_the_papers_scale_selects_from_all_the_data_in_blocks_of_five_rounds() -> None:
-    paper = parameters(scale="paper")
-    [config] = paper.pooled("tma_nft")[:1]
-    assert (config.dataset, config.pool, config.per_task) == ("flan-mini", None, (None, 5))
-    assert paper.sampled("random")[0].per_task is None  # as Flan-mini is capped
-    assert (paper.base.block_rounds, paper.base.blocks) == (5, 6)
 
 
 def test_data_without_tasks_is_told_apart() -> None:

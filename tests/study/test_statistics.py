@@ -35,20 +35,9 @@ def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
     found = statistics.spread(statistics.curves({"tma_rt": both}), "tma_rt")
     assert found.to_numpy().tolist() == [[0, 4, 4, 4], [2, 3, 2.5, 3.5], [4, 1.75, 1.5, 2]]
     assert list(found) == ["step", "mean", "low", "high"]
-    with pytest.raises(ParameterError, match="order='tma_nft'"):
-        statistics.spread(statistics.curves({"tma_rt": both}), "tma_nft")
-
-
-def test_how_far_seeds_lie_from_their_mean(tmp_path: Path) -> None:
-    both = [
-        stored(tmp_path / "one", "tma_rt", NEAR),
-        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
-    ]
     # Final losses 1.5 and 2, areas 2.625 and 3.25.
     assert statistics.seed_range(both) == (-0.25, 0.25)
     assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
-    with pytest.raises(ParameterError, match="measure='steps'"):
-        statistics.seed_range(both, "steps")
 
 
 def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
@@ -123,7 +112,7 @@ def test_the_share_of_the_fall_after_a_number_of_steps(runs: dict[str, list[Run]
     assert (found.estimate, found.low, found.high) == pytest.approx(
         (0.3, 0.3 - half, 0.3 + half), rel=1e-4
     )
-    assert (found.n, found.seeds, found.clusters) == (4, 1, 2)
+    assert (found.n, found.seeds) == (4, 1)
     assert found.minus(0.25).estimate == pytest.approx(0.05)
     assert statistics.early_share(runs["tma_nft"], step=4).estimate == 1
     for step in (0, 5):
@@ -137,9 +126,6 @@ def test_a_loss_that_does_not_fall_has_no_share(tmp_path: Path) -> None:
     assert math.isnan(found.estimate)
     assert (found.low, found.high) == (-math.inf, math.inf)
     assert not found.clear
-    one = [stored(tmp_path / "one", "tma_rt", {("a", "1"): [4], ("b", "2"): [3]}, steps=(0,))]
-    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
-        statistics.early_share(one, step=1)
 
 
 def test_seeds_may_test_other_tasks(tmp_path: Path) -> None:
@@ -248,21 +234,13 @@ def test_metrics_are_compared_at_the_same_instances_and_steps(tmp_path: Path) ->
     found = statistics.roughness(runs)
     # The mean curve 0, 2, 5/3, 3 goes a third back of 11 thirds; task a alone one of five.
     rough = found["rouge1"]
-    assert (rough.estimate, rough.n, rough.seeds, rough.clusters) == (
-        pytest.approx(1 / 11), 3, 2, 2
-    )  # fmt: skip
+    assert (rough.estimate, rough.n, rough.seeds) == (pytest.approx(1 / 11), 3, 2)
     assert (rough.low, rough.high) == (0, 1)  # two source datasets say next to nothing
     assert (found["loss"].estimate, found["exact_match"].estimate) == (0, 0)
     gaps = statistics.roughness(runs, "loss")
     assert list(gaps) == ["rouge1", "exact_match"]
     assert math.isnan(gaps["exact_match"].estimate)  # to stand still is no steadiness
     assert gaps["rouge1"].estimate == pytest.approx(1 / 11)
-    with pytest.raises(ParameterError, match="against='bleu'"):
-        statistics.roughness(runs, "bleu")
-    one = stored(tmp_path / "one", "random", {k: [4.0] for k in rouge}, steps=(0,), scores={
-        "rouge1": {k: [0.0] for k in rouge}})  # fmt: skip
-    with pytest.raises(ParameterError, match="answers at fewer than two steps"):
-        statistics.roughness([one])
 
 
 def test_overtraining_is_told_apart(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The plan of the study's runs: arms, in the sequence in which they are made, and reading them.
 
-`tma study --list`, the protocol and the chapters take what is run from one table. An arm is a
-question, its model and seeds, and labelled settings; a run that two arms share is made once.
+`tma study --list`, the protocol and the chapters share it. An arm is a question, its model and
+seeds, and labelled settings; a run that two arms share is made once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,7 @@ from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
-from tma.study.effects import (
-    Effect,
-    Spread,
-    combined,
-    contrasts,
-    largest_spread,
-    outweighs,
-)
+from tma.study.effects import Effect, Spread, combined, contrasts, largest_spread, outweighs
 from tma.study.exposure import Embeddings
 from tma.study.settings import StudyConfig
 from tma.study.statistics import READINGS, Runs
@@ -40,33 +33,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Settings = Mapping[str, Any]
 Pairs = Mapping[str, tuple[str, str]]
-"""Name of a difference → labels of the first order and the second."""
+"""Name of a difference → labels of its two orders."""
 
 
-def _plain(*orders: str) -> dict[str, Settings]:
-    return {order: {"order": order} for order in orders}
-
-
-SAME_INSTANCES: dict[str, Settings] = {
-    **_plain("tma_nft", "tma_rt", "tma_fft"),
-    "tma_nft, shuffled": {"order": "tma_nft", "within": "shuffled"},
-    "tma_fft, shuffled": {"order": "tma_fft", "within": "shuffled"},
-}
-"""Orders of the same instances: by the paper's rule a round is in the order of storage, which is
-task by task; shuffled within rounds it is not."""
-MAIN = SAME_INSTANCES | _plain("tma_min_rt", "random")
-"""Orders that tell order, storage and selection apart: beside the same instances the nearest alone
-and random ones, both shuffled."""
+SAME_INSTANCES = ("tma_nft", "tma_rt", "tma_fft", "tma_nft, shuffled", "tma_fft, shuffled")
+"""Orders of the same instances: by the paper's rule a round is in the order of storage, task by
+task; shuffled within rounds it is not."""
+MAIN = (*SAME_INSTANCES, "tma_min_rt", "random")
+"""Orders that tell order, storage and selection apart."""
 DRAWN = ("tma_nft, shuffled", "tma_rt", "tma_fft, shuffled", "tma_min_rt", "random")
 """Those that are drawn beside each other."""
 SAMPLED = ("round_robin", "random", "cluster", "nearest", "farthest")
-"""Orders of one random sample."""
 P3, UNLABELLED = "P3", "without labels"
-"""Tags of the arms on other data, and where single instances are held out."""
 HALF_TWINS, ALL_TWINS = "50% twins", "100% twins"
-"""Tags of the arms where so many test instances have a twin in the pool."""
 HALF_RATE, TWICE_RATE = "half the learning rate", "twice the learning rate"
 SMALL_POOL = "a pool of 2,000"
 
@@ -77,11 +57,8 @@ ORDER: Pairs = {
     NFT: ("tma_nft, shuffled", "tma_rt"),
     FFT: ("tma_fft, shuffled", "tma_rt"),
 }
-"""The effect of order on the same instances."""
 SELECTED, ORDERED = "MAX − MIN, both shuffled", "FFT − NFT, both shuffled in rounds"
-"""The effect of selection, and that of order with which it is compared."""
 RULE = "NFT − NFT shuffled in rounds"
-"""The effect of the rule within a round."""
 SELECTION: Pairs = {
     SELECTED: ("tma_max_rt", "tma_min_rt"),
     ORDERED: ("tma_fft, shuffled", "tma_nft, shuffled"),
@@ -91,9 +68,7 @@ SELECTION: Pairs = {
     "RT − random": ("tma_rt", "random"),
     "MIN in round order − MIN shuffled": ("tma_min", "tma_min_rt"),
 }
-"""The same order on different instances, and different orders of the same."""
 TWINS = "NFT − RT: with all twins minus without"
-"""The difference that near-duplicates are judged by."""
 
 
 @dataclass(frozen=True)
@@ -102,30 +77,29 @@ class Arm:
 
     name: str
     question: str
-    pooled: Mapping[str, Settings] = field(default_factory=dict)
-    """Label → settings of orders that select from a pool."""
+    pooled: tuple[str, ...] = ()
+    """Orders that select from a pool, shuffled in rounds where the label says so."""
     sampled: tuple[str, ...] = ()
     """Orders of one random sample."""
     model: str = "gemma"
     seeds: str = "fewer"
-    """all: those of the study; fewer: the first ones; repeat: as many more, which test the same
-    folds again."""
+    """all, fewer (the first ones), or repeat (as many more, which test the same folds again)."""
     blocks: bool = False
-    """Whether blocks of rounds are among them."""
-    changes: Settings = field(default_factory=dict)
-    """Settings of all its runs."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
     tag: str = ""
     """What its labels end with, to tell them from those of arm 1."""
 
     def configs(self, study: StudyConfig) -> dict[str, list[RunConfig]]:
-        """Return the settings of the arm's runs by label, one a seed."""
+        """Return the settings of its runs by label, one a seed."""
         common = {**self.changes, "seeds": self.seeds_of(study)}
         found = {f"{order}, sample": study.sampled(order, **common) for order in self.sampled}
-        pooled = dict(self.pooled)
+        for label in self.pooled:
+            order, _, within = label.partition(", ")
+            rule = {"within": within} if within else {}
+            found[label] = study.pooled(order, **common, **rule)
         if self.blocks:
             size, names = blocks(study)
-            pooled |= {name: {"order": name, "limit": size} for name in names}
-        found |= {label: study.pooled(**common | dict(own)) for label, own in pooled.items()}
+            found |= {name: study.pooled(name, **common, limit=size) for name in names}
         return {tagged(label, self.tag): configs for label, configs in found.items()}
 
     def seeds_of(self, study: StudyConfig) -> range:
@@ -139,14 +113,14 @@ class Arm:
         return range(study.seeds, 2 * study.folds) if repeats else range(0)
 
     def of(self, scale: str, p3: str = "p3") -> StudyConfig:
-        """Return the parameters of the study that makes the arm's runs; p3 may be `p3:FILE`."""
+        """Return the study that makes the arm's runs; p3 may be `p3:FILE`."""
         base = SCALES[scale]
         dataset = p3 if self.tag == P3 else base.dataset
         return StudyConfig(self.model, scale, dataset, base.seeds, base.steps, "out", answers=True)
 
 
 def tagged(label: str, tag: str) -> str:
-    """Return a label with the tag of its arm, or a difference with the kind of its data."""
+    """Return a label with the tag of its arm, or the name of a difference with its kind of data."""
     return f"{label}, {tag}" if tag else label
 
 
@@ -164,21 +138,16 @@ ARMS = (
     Arm(
         "3",
         "a constant learning rate: decay may cancel what an order gains",
-        _plain("tma_nft", "tma_rt", "tma_fft"),
+        ("tma_nft", "tma_rt", "tma_fft"),
         changes={"schedule": "constant"},
         tag="constant rate",
     ),
     Arm("4", "another model, tuned on instructions before", MAIN, SAMPLED, model="llama"),
-    Arm(
-        "5",
-        "other data: P3",
-        _plain("tma_nft", "tma_rt", "tma_fft", "tma_min_rt", "random"),
-        tag=P3,
-    ),
+    Arm("5", "other data: P3", ("tma_nft", "tma_rt", "tma_fft", "tma_min_rt", "random"), tag=P3),
     Arm(
         "6",
         "the nearest and the farthest alone; earlier and later rounds",
-        _plain("tma_min", "tma_max", "tma_max_rt"),
+        ("tma_min", "tma_max", "tma_max_rt"),
         blocks=True,
     ),
     Arm(
@@ -189,7 +158,7 @@ ARMS = (
         tag=UNLABELLED,
     ),
     *(
-        Arm(name, question, _plain("tma_nft", "tma_rt"), changes=changes, tag=tag)
+        Arm(name, question, ("tma_nft", "tma_rt"), changes=changes, tag=tag)
         for name, question, changes, tag in (
             ("7a", _TWINS.format("50%"), {"twins": 0.5}, HALF_TWINS),
             ("7b", _TWINS.format("100%"), {"twins": 1.0}, ALL_TWINS),
@@ -199,15 +168,10 @@ ARMS = (
         )
     ),
 )
-"""All arms, the first one first."""
 
 
 def chosen(names: str | None) -> tuple[Arm, ...]:
-    """Return the arms of a list such as "1,2", in the sequence of the plan; None: all.
-
-    Raises:
-        ParameterError: there is no such arm.
-    """
+    """Return the arms of a list such as "1,2", in the sequence of the plan; None: all."""
     known = [arm.name for arm in ARMS]
     asked = known if names is None else [name.strip() for name in names.split(",")]
     for name in asked:
@@ -218,20 +182,15 @@ def chosen(names: str | None) -> tuple[Arm, ...]:
 def plan(
     scale: str = "study", arms: Sequence[Arm] = ARMS, p3: str = "p3"
 ) -> Iterator[tuple[Arm, str, RunConfig]]:
-    """Yield arm, label and settings of every run, each once, in the sequence in which it is made.
-
-    Seed by seed, so that an arm that is half done has whole comparisons; `p3` as in `Arm.of`.
-    """
+    """Yield arm, label and settings of every run once, seed by seed, in the sequence of making."""
     yielded = set[str]()
     for arm in arms:
         study = arm.of(scale, p3)
-        configs = arm.configs(study)
-        for seed in arm.seeds_of(study):
-            for label, own in configs.items():
-                for config in (config for config in own if config.seed == seed):
-                    if (text := canonical_json(config.to_json())) not in yielded:
-                        yielded.add(text)
-                        yield arm, label, config
+        runs = [(label, one) for label, own in arm.configs(study).items() for one in own]
+        for label, config in sorted(runs, key=lambda run: run[1].seed):
+            if (text := _text(config)) not in yielded:
+                yielded.add(text)
+                yield arm, label, config
 
 
 def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
@@ -248,12 +207,8 @@ def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, D
 def blocks(study: StudyConfig) -> tuple[int, list[str]]:
     """Return how many instances are taken of each block of rounds, and the blocks' names.
 
-    The blocks follow each other from the first round on, each of the scale's `block_rounds`, fewer
-    where there are too few for two blocks. Unless the scale says how many instances are taken, they
-    are as many as every block holds in every seed's pool, and N at most.
-
-    Raises:
-        ParameterError: there are too few training instances for two rounds.
+    Unless the scale says how many instances are taken, they are as many as every block holds in
+    every seed's pool, and N at most. Where rounds are few, blocks are narrower.
     """
     width, most, size = study.base.block_rounds, study.base.blocks, study.base.block_limit
     planned = study.dataset == study.base.dataset and study.test_dataset is None
@@ -286,47 +241,23 @@ def _round_sizes(config: RunConfig, most: int) -> list[int]:
 
 
 def read(
-    study: StudyConfig,
-    names: str,
-    labels: Sequence[str] | None = None,
-    needed: Sequence[str] | None = None,
+    study: StudyConfig, names: str, labels: Sequence[str] | None = None, needed: Sequence[str] = ()
 ) -> dict[str, list[Run]]:
     """Return the runs of arms by label, one a seed: from the store, or made now.
 
-    The published study takes nights: its chapters read what `tma study` has made so far. An arm
-    whose runs have not all been made is left out with a warning.
+    Of the published study, whose runs take nights, none is made: an arm that is not complete is
+    left out with a warning.
 
     Args:
         study: parameters of the notebook; its model is that of all arms.
         names: of arms, such as "1,6".
         labels: those that are read; None: all.
-        needed: those without which the chapter has nothing to show; None: any one will do.
+        needed: those without which the chapter has nothing to show.
 
     Raises:
         DataError: a label that is needed lacks runs.
         TmaError: what `tma.run` raises.
     """
-    runs, to_make = _read(study, names, labels)
-    lacking = sorted({*(needed or ())} - {*runs})
-    if lacking or (needed is None and not runs):
-        makers = dict.fromkeys(
-            arm for label in lacking or to_make for arm in to_make.get(label, ())
-        )
-        remedy = f"Make them with `tma study --arms {','.join(makers)}`"
-        if not makers:
-            remedy = "The study has none of this model and these seeds (`tma study --list`)"
-        raise DataError(
-            f"runs of {', '.join(lacking) or 'all orders'} have not all been made at scale "
-            f"{study.scale!r} for model={study.model!r}. {remedy}, or take a smaller scale with "
-            "-p scale pocket."
-        )
-    return runs
-
-
-def _read(
-    study: StudyConfig, names: str, labels: Sequence[str] | None = None
-) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
-    """Return runs by label; of labels that lack published runs, the arms that make them."""
     from tma.runs.parallel import run_all
 
     asked = {
@@ -337,20 +268,29 @@ def _read(
         if configs and (labels is None or label in labels)
     }
     if study.is_published:
-        return _finished(study.scale, asked)
-    configs = dict[str, list[RunConfig]]()
-    for (_, label), own in asked.items():
-        configs[label] = configs.get(label, []) + own
-    return run_all(configs), {}
+        runs, makers = _finished(study.scale, asked)
+    else:
+        configs = dict[str, list[RunConfig]]()
+        for (_, label), own in asked.items():
+            configs[label] = configs.get(label, []) + own
+        runs, makers = run_all(configs), {}
+    if lacking := [label for label in needed if label not in runs]:
+        makes = ",".join(dict.fromkeys(arm for label in lacking for arm in makers.get(label, ())))
+        remedy = f"Make them with `tma study --arms {makes}`"
+        if not makes:
+            remedy = "The study has none of this model and these seeds (`tma study --list`)"
+        raise DataError(
+            f"runs of {', '.join(lacking)} have not all been made at scale {study.scale!r} for "
+            f"model={study.model!r}. {remedy}, or take a smaller scale with -p scale pocket."
+        )
+    return runs
 
 
 def _finished(
     scale: str, asked: Mapping[tuple[str, str], Sequence[RunConfig]]
 ) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
-    """Return the runs of complete arms by label; of the others, the arms that make what is missing.
-
-    Another model has its runs in an arm of its own. What no arm makes is left out.
-    """
+    """Return the runs of complete arms by label; of other labels, the arms that make them."""
+    # Another model has its runs in an arm of its own. What no arm makes is left out.
     makers = {_text(config): arm.name for arm, _, config in plan(scale)}
     found, missing = dict[tuple[str, str], list[Run]](), dict[str, Counter[str]]()
     for (arm, label), configs in asked.items():
@@ -386,17 +326,17 @@ def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
 
 def in_order(study: StudyConfig, sampled: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
     """Return the runs that C8 is measured on: of arms 1 and 2 if published, else of the sample."""
-    return _read(study, "2")[0] | _read(study, "1")[0] if study.is_published else dict(sampled)
+    return read(study, "2") | read(study, "1") if study.is_published else dict(sampled)
 
 
 def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
     """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
 
-    `runs` are theirs, if they have been read. Nothing where no fold was repeated.
+    `runs` are theirs, if they have been read.
     """
     if not study.folds:
         return {}
-    runs = runs or _read(study, "1,1b")[0]
+    runs = runs or read(study, "1,1b")
     pairs = [(label, "tma_rt") for label in SAME_INSTANCES if label != "tma_rt"]
     pairs += [pair for pair in SELECTION.values() if {*pair} <= {*SAME_INSTANCES}]
     found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
@@ -404,38 +344,32 @@ def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
 
 
 def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return the differences that C6 needs, on data split in such ways (`StudyConfig.kinds`).
-
-    Data that has no labels is split without them in arm 1 too.
-    """
+    """Return the differences that C6 needs, on data split in such ways (`StudyConfig.kinds`)."""
     kinds, pairs = tuple(kinds), dict[str, tuple[str, str]]()
     for kind in kinds:
-        tag = UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else ""
-        for name, (first, second) in ORDER.items():
-            pairs[tagged(name, kind)] = (tagged(first, tag), tagged(second, tag))
+        # Data that has no labels is split without them in arm 1 too.
+        pairs |= _ordered(kind, UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else "")
     return pairs
 
 
-def robustness(study: StudyConfig, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
-    """Return the effect of order along the way in arms 3 to 5 and 8, as far as they are published.
+def _ordered(kind: str, tag: str) -> dict[str, tuple[str, str]]:
+    return {
+        tagged(name, kind): (tagged(first, tag), tagged(second, tag))
+        for name, (first, second) in ORDER.items()
+    }
 
-    Exploratory: no verdict is made from it.
-    """
+
+def robustness(study: StudyConfig, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
+    """Return the effect of order along the way in arms 3 to 5 and 8, as far as it is published."""
     found = dict[str, Effect]()
     for arm in chosen("3,4,5,8a,8b,8c") if study.is_published else ():
         configs = arm.configs(arm.of(study.scale))
         try:
-            runs, _ = _finished(
-                study.scale, {(arm.name, label): configs[label] for label in configs}
-            )
+            runs, _ = _finished(study.scale, {(arm.name, one): configs[one] for one in configs})
         except (AssetError, DataError) as error:  # P3 cannot be had everywhere
             log.warning("arm %s cannot be read here: %s", arm.name, error)
             continue
-        pairs = {
-            f"{name}, {arm.tag or arm.model}": (tagged(first, arm.tag), tagged(second, arm.tag))
-            for name, (first, second) in ORDER.items()
-        }
-        found |= contrasts(runs, pairs, spreads)["area"]
+        found |= contrasts(runs, _ordered(arm.tag or arm.model, arm.tag), spreads)["area"]
     return found
 
 
@@ -473,7 +407,7 @@ def twins(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
 
 
 def _twice(spread: Spread | None) -> Spread | None:
-    """Return the spread of a difference of two such differences: twice the variance."""
+    """Return the spread of a difference of two differences: twice the variance."""
     return None if spread is None else Spread(math.sqrt(2) * spread.sd, spread.degrees)
 
 
@@ -497,13 +431,9 @@ def look_up(
 def make(
     scale: str, arms: Sequence[Arm], p3: str, jobs: int, export: Path | str | None = None
 ) -> int:
-    """Make the runs of arms that are missing, `jobs` at a time; return their number.
+    """Make the missing runs of arms whose data can be had, `jobs` at a time; return their number.
 
-    Finished runs are written to the folder `export` as they come. Arms whose data cannot be had,
-    such as P3 without the hub, are left out with a warning.
-
-    Raises:
-        TmaError: as `make_runs`; finished runs stay, and the same call goes on.
+    Finished runs are written to the folder `export` as they come.
     """
     from tqdm import tqdm
 
@@ -514,30 +444,15 @@ def make(
     done = [run for _, run in runs if run is not None]
     _export([run.key for run in done if not run.published], export)
     missing = [config for config, run in runs if run is None]
-    left = list(missing)
-    bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}{postfix}]"
+    bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
         for config in make_runs(missing, jobs):
             run = stored(config)
             assert run is not None
             _export([run.key], export)
-            done.append(run)
-            left.remove(config)
-            hours = _hours(left, done) / jobs
-            remaining = "" if math.isnan(hours) else f", about {hours:.1f} h left"
-            last = f"last: {config.order}, seed {config.seed}"
-            bar.set_postfix_str(last + remaining, refresh=False)
+            bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
             bar.update()
     return len(missing)
-
-
-def _hours(left: Sequence[RunConfig], done: Sequence[Run]) -> float:
-    """Return how long runs take one at a time, by the median run of their model; NaN without."""
-    seconds = dict[str, list[float]]()
-    for run in done:
-        seconds.setdefault(run.config.model, []).append(run.manifest["seconds"])
-    medians = {model: statistics.median(own) for model, own in seconds.items()}
-    return sum(medians.get(config.model, math.nan) for config in left) / 3600
 
 
 def _export(keys: Sequence[str], folder: Path | str | None) -> None:
@@ -550,13 +465,17 @@ def _export(keys: Sequence[str], folder: Path | str | None) -> None:
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     """Return arm, question, model, seeds, runs, done and hours_left, one run at a time, by arm."""
     rows, _ = look_up(scale, arms, p3)
-    done = [run for *_, run in rows if run is not None]
+    seconds = dict[str, list[float]]()
+    for _, config, run in rows:
+        if run is not None:
+            seconds.setdefault(config.model, []).append(run.manifest["seconds"])
+    hours = {model: statistics.median(own) / 3600 for model, own in seconds.items()}
     table = []
     for arm in arms:
         own = [(config, run) for each, config, run in rows if each is arm]
-        left = [config for config, run in own if run is None]
-        seeds, hours = len(arm.seeds_of(arm.of(scale, p3))), round(_hours(left, done), 1)
-        made = len(own) - len(left)
-        table.append((arm.name, arm.question, arm.model, seeds, len(own), made, hours))
+        left = [hours.get(config.model, math.nan) for config, run in own if run is None]
+        seeds, done = len(arm.seeds_of(arm.of(scale, p3))), len(own) - len(left)
+        line = (arm.name, arm.question, arm.model, seeds, len(own), done, round(sum(left), 1))
+        table.append(line)
     columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
     return pd.DataFrame(table, columns=columns)

@@ -1,10 +1,8 @@
 """The claims, the verdict on each from its intervals, and all notebooks' verdicts in one list.
 
-A verdict function takes the parameters of the notebook and what the other modules of `tma.study`
-found, differences by name: where a difference lacks runs, its claim is not decided yet. With one
-seed nothing is decided: its intervals say nothing about other seeds.
-
-`python -m tma.study.claims out` gathers `out/*/claims.json` into `out/claims.json`.
+Where a difference lacks runs, its claim is not decided yet; one seed decides nothing, since its
+intervals say nothing about other seeds. `python -m tma.study.claims out` gathers
+`out/*/claims.json` into `out/claims.json`.
 """
 
 from __future__ import annotations
@@ -14,13 +12,13 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from tma.errors import DataError, ParameterError, check_choice, wrong
+from tma.errors import DataError, ParameterError, check_choice
 from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
@@ -29,7 +27,6 @@ from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval, Runs, format_estimate, format_range
 
 Side = Literal["negative", "positive"]
-"""The side of zero on which a claim puts a number."""
 Effects = Mapping[str, Effect]
 ALONG = "mean loss along the way, nats a token"
 FINAL = "final loss, nats a token"
@@ -70,44 +67,30 @@ NOTEBOOKS = {
     ),
 }
 """The notebook that tests each of them."""
-VERDICTS = (
-    "supported",
-    "not supported",
-    "inconclusive",
-    "not decided yet",
-    "not tested at this scale",
-)
-"""What can be said of a claim."""
+UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
+VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one notebook says about one claim.
-
-    Raises:
-        ParameterError: an unknown claim or verdict.
-    """
+    """What one notebook says about one claim."""
 
     claim: str
-    """One of `CLAIMS`."""
     notebook: str
-    """Name of the notebook, such as 04_tma."""
     measure: str
-    """What was measured, in words, with its unit; of a claim that was not tested, why not."""
+    """What was measured, with its unit; of a claim that was not tested, why not."""
     estimate: float | None = None
-    """Of the number that decides, with its 95 % interval; None: not tested, or not finite."""
+    """Of the number that decides; None: not tested, or not finite."""
     low: float | None = None
     high: float | None = None
     n: int | None = None
-    """Test instances."""
     seeds: int | None = None
-    verdict: str = "not decided yet"
-    """One of `VERDICTS`."""
+    verdict: str = UNDECIDED
     others_low: float | None = None
     """Of the same number, the 95 % interval for tasks of other datasets."""
     others_high: float | None = None
     generalizes: bool = False
-    """Whether it is supported for tasks of other datasets too: each of its numbers."""
+    """Whether each number is supported for tasks of other datasets too."""
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
 
@@ -121,36 +104,24 @@ class Verdict:
                 object.__setattr__(self, name, None)
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What intervals say of a claim."""
+class Decision(NamedTuple):
+    """What intervals say of a claim: a verdict, and the interval that decides."""
 
     verdict: str
-    """One of `VERDICTS`."""
     interval: Interval
-    """The one that decides."""
     name: str
-    """Its name among the intervals."""
 
 
 def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
     """Return what intervals say about a claim that needs them all, such as NFT < RT < FFT.
 
-    Args:
-        parts: name → interval, and the side of zero that is claimed of it: negative or positive.
-
-    Returns:
-        "supported" where all lie on their claimed side; "not supported" where one lies wholly on
-        the other side, even if widened for being one of several (`Interval.among`); else
-        "inconclusive". With the interval that reaches farthest to the other side, in widths of its
-        own.
-
-    Raises:
-        ParameterError: there is no interval, or another word than negative or positive.
+    Supported where all lie on their claimed side; not supported where one lies wholly on the other,
+    even if widened for being one of several. The one that reaches farthest there decides.
     """
-    if not parts:
-        raise wrong("parts", dict(parts), "one interval at least")
-    positive = {name: _as_positive(*part) for name, part in parts.items()}
+    positive = {
+        name: interval if side == "positive" else interval.mirrored()
+        for name, (interval, side) in parts.items()
+    }
     verdict = "inconclusive"
     if all(interval.low > 0 for interval in positive.values()):
         verdict = "supported"
@@ -158,32 +129,6 @@ def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
         verdict = "not supported"
     decides = min(positive, key=lambda name: _clearness(positive[name]))
     return Decision(verdict, parts[decides][0], decides)
-
-
-def judge_any(parts: Mapping[str, Interval]) -> Decision:
-    """Return what intervals say about a claim that one of them differs from zero.
-
-    "supported" where one excludes zero, widened for being one of several, else "inconclusive": an
-    interval around zero does not show that there is no difference. The clearest one decides.
-    """
-    if not parts:
-        raise wrong("parts", dict(parts), "one interval at least")
-    wide = {name: interval.among(len(parts)) for name, interval in parts.items()}
-    clearness = {
-        name: max(_clearness(_as_positive(interval, side)) for side in ("negative", "positive"))
-        for name, interval in wide.items()
-    }
-    decides = max(clearness, key=lambda name: clearness[name])
-    verdict = "supported" if any(interval.clear for interval in wide.values()) else "inconclusive"
-    return Decision(verdict, wide[decides], decides)
-
-
-def _as_positive(interval: Interval, side: Side) -> Interval:
-    """Return an interval, mirrored where the claim is that it is negative."""
-    check_choice("claimed", side, ("negative", "positive"))
-    if side == "positive":
-        return interval
-    return replace(interval, estimate=-interval.estimate, low=-interval.high, high=-interval.low)
 
 
 def _clearness(interval: Interval) -> float:
@@ -197,48 +142,12 @@ def _clearness(interval: Interval) -> float:
     return math.copysign(math.inf, interval.low) if interval.low else -0.5
 
 
-def tested(
-    claim: str,
-    measure: str,
-    decision: Decision,
-    others: Interval | None = None,
-    *,
-    generalizes: bool = False,
-) -> Verdict:
-    """Return the verdict on a claim that was tested; without a value, it was not.
-
-    Args:
-        claim: one of `CLAIMS`.
-        measure: what the intervals are of, in words, with its unit.
-        decision: from `judge_all` or `judge_any`.
-        others: of the number that decides, the interval for tasks of other datasets.
-        generalizes: whether each number lies on its side for them too.
-    """
-    found, measure = decision.interval, f"{decision.name}: {measure}"
-    if not math.isfinite(found.estimate):
-        return untested(claim, f"{measure}: no value")
-    return Verdict(
-        claim,
-        NOTEBOOKS.get(claim, ""),
-        measure,
-        found.estimate,
-        found.low,
-        found.high,
-        found.n,
-        found.seeds,
-        decision.verdict,
-        None if others is None else others.low,
-        None if others is None else others.high,
-        generalizes and decision.verdict == "supported",
-    )
-
-
 def untested(claim: str, why: str) -> Verdict:
-    """Return the verdict on a claim that this scale cannot test; `why` stands for the measure."""
-    return Verdict(claim, NOTEBOOKS.get(claim, ""), why, verdict="not tested at this scale")
+    """Return the verdict on a claim that this scale cannot test."""
+    return Verdict(claim, NOTEBOOKS.get(claim, ""), why, verdict=UNTESTED)
 
 
-def undecided(claim: str, missing: Iterable[str]) -> Verdict:
+def _undecided(claim: str, missing: Iterable[str]) -> Verdict:
     """Return the verdict on a claim some of whose runs have not been made."""
     return Verdict(claim, NOTEBOOKS.get(claim, ""), f"not made yet: {', '.join(missing)}")
 
@@ -254,7 +163,7 @@ def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
 def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
     """Return the verdict on C2: every metric is rougher than the loss (`statistics.roughness`)."""
     if not rougher and study.is_published:
-        return undecided("C2", ["random order with answers (arm 2)"])
+        return _undecided("C2", ["random order with answers (arm 2)"])
     if not rougher:
         return untested("C2", "no metric but the loss moves")
     measure = "share of its movement that no single turn makes, minus that of the loss"
@@ -264,7 +173,7 @@ def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
 def falls_with_distance(study: StudyConfig, match: Association) -> Verdict:
     """Return the verdict on C3: in cluster order loss and distance fall together, beyond chance."""
     measure = "correlation of the falls of loss and distance over test tasks (n), cluster order"
-    return _by_datasets("C3", study, measure, _beyond_chance(match))
+    return _by_datasets("C3", study, measure, match.parts)
 
 
 def similar_first(study: StudyConfig, final: Effects) -> Verdict:
@@ -279,10 +188,7 @@ def fine_beats_coarse(study: StudyConfig, final: Effects) -> Verdict:
 
 
 def order_of_rounds(study: StudyConfig, along: Effects, kinds: Iterable[str]) -> Verdict:
-    """Return the verdict on C6: along the way NFT lies below RT and FFT above.
-
-    By the paper's rule within a round and shuffled, on data of all kinds (`arms.order_pairs`).
-    """
+    """Return the verdict on C6: along the way NFT lies below RT and FFT above, on all `kinds`."""
     claimed: dict[str, Side] = {
         "NFT − RT": "negative",
         "FFT − RT": "positive",
@@ -299,15 +205,12 @@ def earlier_rounds(study: StudyConfig, final: Effects, later: Iterable[str]) -> 
 
 
 def by_instance(study: StudyConfig, found: Association, runs: Runs) -> Verdict:
-    """Return the verdict on C8: an instance's loss falls most after what is most similar to it.
-
-    The association has to exceed what permuted instances give; `runs` are those that it is of.
-    """
+    """Return the verdict on C8: an instance's loss falls most after what is most similar to it."""
     missing = [label for label in arms.MAIN if label not in runs]
     if missing and study.is_published:
-        return undecided("C8", missing)
+        return _undecided("C8", missing)
     measure = "correlation of the fall of loss with the similarity just seen, all orders"
-    return _by_datasets("C8", study, measure, _beyond_chance(found))
+    return _by_datasets("C8", study, measure, found.parts)
 
 
 def selection_over_order(
@@ -315,21 +218,14 @@ def selection_over_order(
 ) -> Verdict:
     """Return the verdict on order against selection: what is selected changes the loss more.
 
-    Chance makes the effect that varies more look larger: an effect is the larger one only if it is
-    there at all.
-
-    Args:
-        study: parameters of the notebook.
-        larger: reading → the size of the effect of selection minus that of order.
-        selected: reading → the effect of selection.
-        ordered: reading → the effect of order.
-        pool: instances to select from; where an order takes them all, nothing is selected.
+    `larger` is, by reading, the size of the effect of selection minus that of order. Chance makes
+    what varies more look larger: an effect is the larger one only if it is there at all.
     """
     claim = "order against selection"
     if study.limit >= pool:
         return untested(claim, f"an order takes all {pool} instances that there are")
     if not larger:
-        return undecided(claim, ["MIN and MAX shuffled, NFT and FFT shuffled in rounds"])
+        return _undecided(claim, ["MIN and MAX shuffled, NFT and FFT shuffled in rounds"])
     decision, others = _judge(larger, dict.fromkeys(larger, "positive"))
     if decision.verdict == "supported":
         clear = all(effect.tasks.clear for effect in selected.values())
@@ -337,7 +233,7 @@ def selection_over_order(
         wide = {name: effect.tasks.among(len(larger)) for name, effect in larger.items()}
         clear = any(ordered[name].tasks.clear for name, gap in wide.items() if gap.high < 0)
     if not clear:
-        decision = replace(decision, verdict="inconclusive")
+        decision = decision._replace(verdict="inconclusive")
     return _verdict(claim, study, "|MAX − MIN| − |FFT − NFT|, nats a token", decision, others)
 
 
@@ -353,9 +249,12 @@ def rule_within_round(study: StudyConfig, along: Effects) -> Verdict:
     """Return the verdict on the rule within a round: it changes the loss."""
     claim, name = "rule within a round", arms.RULE
     if name not in along:
-        return undecided(claim, [name])
+        return _undecided(claim, [name])
     parts = (along[name].tasks, along[name].datasets)
-    return _verdict(claim, study, ALONG, *(judge_any({name: part}) for part in parts))
+    decisions = (
+        Decision("supported" if part.clear else "inconclusive", part, name) for part in parts
+    )
+    return _verdict(claim, study, ALONG, *decisions)
 
 
 def _all(
@@ -363,7 +262,7 @@ def _all(
 ) -> Verdict:
     """Return the verdict on a claim that puts differences on these sides of zero."""
     if missing := [name for name in sides if name not in found]:
-        return undecided(claim, missing)
+        return _undecided(claim, missing)
     return _verdict(claim, study, measure, *_judge(found, sides))
 
 
@@ -371,7 +270,7 @@ def _judge(found: Effects, sides: Mapping[str, Side]) -> tuple[Decision, Decisio
     """Return the decision for these tasks, and of the same number that for other datasets."""
     decision = judge_all({name: (found[name].tasks, side) for name, side in sides.items()})
     others = judge_all({name: (found[name].datasets, side) for name, side in sides.items()})
-    return decision, replace(others, interval=found[decision.name].datasets)
+    return decision, others._replace(interval=found[decision.name].datasets)
 
 
 def _by_datasets(
@@ -382,26 +281,31 @@ def _by_datasets(
     return _verdict(claim, study, measure, decision, decision)
 
 
-def _beyond_chance(found: Association) -> dict[str, Interval]:
-    return {"as measured": found, "minus permuted": found.over_chance}
-
-
 def _verdict(
     claim: str, study: StudyConfig, measure: str, decision: Decision, others: Decision
 ) -> Verdict:
     """Return the verdict; an undecided one where nothing says how far seeds differ."""
-    found = decision.interval
-    if study.is_published and math.isfinite(found.estimate) and not math.isfinite(found.low):
-        return undecided(claim, [f"repeated folds (arm 1b), for {decision.name}"])
-    if study.seeds < 2 and math.isfinite(found.estimate):
-        decision = replace(decision, verdict="inconclusive")
-        measure += "; one seed decides nothing"
-    generalizes = others.verdict == "supported"
-    return tested(claim, measure, decision, others.interval, generalizes=generalizes)
+    found, measure = decision.interval, f"{decision.name}: {measure}"
+    if not math.isfinite(found.estimate):
+        return untested(claim, f"{measure}: no value")
+    if study.is_published and not math.isfinite(found.low):
+        return _undecided(claim, [f"repeated folds (arm 1b), for {decision.name}"])
+    verdict = decision.verdict
+    if study.seeds < 2:
+        verdict, measure = "inconclusive", f"{measure}; one seed decides nothing"
+    return Verdict(
+        claim,
+        NOTEBOOKS[claim],
+        measure,
+        *(found.estimate, found.low, found.high, found.n, found.seeds),
+        verdict,
+        *(others.interval.low, others.interval.high),
+        generalizes=verdict == others.verdict == "supported",
+    )
 
 
 def made_from(keys: Iterable[str]) -> str:
-    """Return how many runs there are, and a digest of their keys: what verdicts were made from."""
+    """Return the number of runs and a digest of their keys."""
     known = sorted(set(keys))
     return f"{len(known)} runs, {digest(*known)[:12]}"
 
@@ -412,11 +316,7 @@ def write(path: Path, verdicts: Sequence[Verdict]) -> None:
 
 
 def read(path: Path) -> list[Verdict]:
-    """Return the verdicts of a file that `write` wrote.
-
-    Raises:
-        DataError: the file is absent, or is none of `write`.
-    """
+    """Return the verdicts of a file that `write` wrote."""
     try:
         return [Verdict(**row) for row in json.loads(path.read_text("utf-8"))]
     except OSError as error:
@@ -426,17 +326,12 @@ def read(path: Path) -> list[Verdict]:
 
 
 def collect(folders: Sequence[Path]) -> list[Verdict]:
-    """Return the verdicts in the `claims.json` of each folder, in the sequence of `CLAIMS`.
-
-    Raises:
-        DataError: a file cannot be read, there is none, it is of other runs than the notebook
-            beside its folder, or a claim has not just one verdict.
-    """
+    """Return the verdicts in each folder's `claims.json`, in the sequence of `CLAIMS`."""
     if not folders:
         raise DataError("no folder has a claims.json. Run the notebooks first.")
     for folder in folders:
-        check_same_run(Path(folder))
-    found = [verdict for folder in folders for verdict in read(Path(folder) / "claims.json")]
+        check_same_run(folder)
+    found = [verdict for folder in folders for verdict in read(folder / "claims.json")]
     for claim in CLAIMS:
         by = [verdict.notebook for verdict in found if verdict.claim == claim]
         if len(by) != 1:
@@ -449,11 +344,7 @@ def collect(folders: Sequence[Path]) -> list[Verdict]:
 
 
 def check_same_run(folder: Path) -> None:
-    """Refuse verdicts of other runs than the notebook beside their folder shows, if there is one.
-
-    Raises:
-        DataError: the notebook, executed with other parameters maybe, is not of these runs.
-    """
+    """Refuse verdicts of other runs than the notebook beside their folder shows."""
     folder = folder.absolute()
     notebook, verdicts = folder.parent / f"{folder.name}.ipynb", folder / "claims.json"
     if not (notebook.is_file() and verdicts.is_file()):

@@ -1,10 +1,8 @@
-"""Differences of orders with their two intervals.
+"""Differences of orders with their two intervals (`book/protocol.md`).
 
-The difference d_j of two orders on test instance j is that of two runs of the same seed, averaged
-over the seeds that test j (at scale `study` another seed tests another fold); the estimate is the
-mean over all instances. One interval takes the tasks as given: it covers which of their instances
-were drawn, and the seeds. The other takes the source datasets as a sample and is clustered by them.
-Both are closed forms with Student's t; `book/protocol.md` gives formulas and reasons.
+The difference of two orders on a test instance is that of two runs of the same seed, averaged over
+the seeds that test it; the estimate is the mean over all instances. One interval takes the tasks as
+given, the other the source datasets as a sample; both are closed forms with Student's t.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from tma.errors import ParameterError, check_choice, wrong
+from tma.errors import ParameterError, check_choice
 from tma.runs.store import Run
 from tma.study.statistics import (
     READINGS,
@@ -32,16 +30,18 @@ from tma.study.statistics import (
 )
 
 WeightedRuns = Sequence[tuple[float, Sequence[Run]]]
-"""(weight, runs of one order), of a sum of orders."""
+"""A weighted sum of orders: (weight, runs of one order) each."""
 
 
 class Spread(NamedTuple):
     """How far seeds differ on the same test instances."""
 
     sd: float
-    """Standard deviation of the mean difference between seeds."""
     degrees: int
-    """Its degrees of freedom."""
+
+
+Spreads = Mapping[str, Spread]
+"""By reading, how far seeds differ; used where no fold was tested by two."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,18 @@ class Effect:
     """A difference of orders, in nats a token."""
 
     tasks: Interval
-    """The mean difference with its interval for these tasks; unbounded where it is not known how
-    far seeds differ."""
+    """The mean with its interval for these tasks; unbounded without a spread of seeds."""
     datasets: Interval
-    """The same mean with its interval for tasks of other datasets; unbounded with one dataset."""
+    """The same with its interval for tasks of other datasets; unbounded with one dataset."""
     without_one: tuple[float, float]
     """Smallest and largest mean when one source dataset is left out."""
     median: float
-    """Median over test instances."""
     by_tokens: float
     """Mean weighted by the response tokens of the instances."""
     improved: float
     """Share of the test instances with a difference below zero."""
     own_spread: Spread | None
-    """How far its own seeds differ on the same test instances; None: no fold was repeated."""
+    """Of its own seeds; None: no fold was repeated."""
 
     @property
     def estimate(self) -> float:
@@ -89,7 +87,7 @@ def effect(
 
 
 def combined(sides: WeightedRuns, measure: str = "area", spread: Spread | None = None) -> Effect:
-    """Return a weighted sum of orders, such as a difference of differences; see `effect`."""
+    """Return a weighted sum of orders, such as a difference of differences."""
     check_choice("measure", measure, READINGS)
     differences = PairedDifferences.of(sides)
     return estimated(differences.read(measure), differences.instances, spread)
@@ -123,41 +121,20 @@ def course(
     differences = PairedDifferences.of([(1, first), (-1, second)])
     seeds = range(len(differences.curves))
     shared = pd.concat(differences.curves, keys=seeds, names=["run", "id"], join="inner")
-    if shared.empty:
-        raise ParameterError(
-            "the seeds have no evaluated step in common; expected one at least. Give their runs "
-            "the same eval_every or eval_at."
-        )
-    steps = [(int(str(step)), shared[step]) for step in shared.columns]
     return [
-        replace(estimated(values, differences.instances, spread).tasks, step=step)
-        for step, values in steps
+        replace(estimated(values, differences.instances, spread).tasks, step=int(str(step)))
+        for step, values in shared.items()
     ]
 
 
-def courses(
-    runs: Runs, baseline: str, spreads: Mapping[str, Spread] | None = None
-) -> dict[str, list[Interval]]:
-    """Return the difference of each order from one of them after every step; see `course`."""
-    spread = (spreads or {}).get("area")  # stands for that after a step
-    others = {label: own for label, own in runs.items() if label != baseline}
-    return {label: course(own, runs[baseline], spread) for label, own in others.items()}
-
-
 def contrasts(
-    runs: Runs, pairs: Mapping[str, tuple[str, str]], spreads: Mapping[str, Spread] | None = None
+    runs: Runs, pairs: Mapping[str, tuple[str, str]], spreads: Spreads
 ) -> dict[str, dict[str, Effect]]:
-    """Return differences of orders: reading → name → first minus second.
-
-    Args:
-        runs: label → runs.
-        pairs: name → labels of the first order and the second; a pair without runs is left out.
-        spreads: reading → how far seeds differ, used where no fold was tested by two.
-    """
+    """Return reading → name → first minus second, of the pairs of labels that have runs."""
     known = {name: pair for name, pair in pairs.items() if {*pair} <= {*runs}}
     return {
         measure: {
-            name: effect(runs[first], runs[second], measure, (spreads or {}).get(measure))
+            name: effect(runs[first], runs[second], measure, spreads.get(measure))
             for name, (first, second) in known.items()
         }
         for measure in READINGS
@@ -173,24 +150,18 @@ def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -
 
 def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     """Return effects as rows of numbers: the estimate, both intervals, what stands beside it."""
-    rows = {
-        name: {
-            "estimate": e.estimate,
-            "low": e.tasks.low,
-            "high": e.tasks.high,
-            "datasets_low": e.datasets.low,
-            "datasets_high": e.datasets.high,
-            "without_one_low": e.without_one[0],
-            "without_one_high": e.without_one[1],
-            "median": e.median,
-            "by_tokens": e.by_tokens,
-            "below_zero": e.improved,
-            "n": e.tasks.n,
-            "seeds": e.tasks.seeds,
-        }
-        for name, e in effects.items()
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    columns = [
+        *("estimate", "low", "high", "datasets_low", "datasets_high"),
+        *("without_one_low", "without_one_high", "median", "by_tokens", "below_zero", "n", "seeds"),
+    ]
+    rows = [
+        (
+            *(e.estimate, e.tasks.low, e.tasks.high, e.datasets.low, e.datasets.high),
+            *(*e.without_one, e.median, e.by_tokens, e.improved, e.tasks.n, e.tasks.seeds),
+        )
+        for e in effects.values()
+    ]
+    return pd.DataFrame(rows, index=list(effects), columns=columns)
 
 
 def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
@@ -221,9 +192,7 @@ class PairedDifferences:
 
     @classmethod
     def of(cls, sides: WeightedRuns) -> PairedDifferences:
-        """Return the weighted sum of orders; raises as `effect`."""
-        if not sides:
-            raise wrong("sides", list(sides), "the runs of one order at least")
+        """Return the weighted sum of orders."""
         weights = [weight for weight, _ in sides]
         seeds = _by_seed([runs for _, runs in sides])
         tables = [_tables(runs) for runs in seeds]
@@ -242,10 +211,7 @@ class PairedDifferences:
 
 
 def _by_seed(sides: Sequence[Sequence[Run]]) -> list[list[Run]]:
-    """Return the runs of several orders that belong together: those of the same seed.
-
-    A single run, as of an order without chance, is put beside every seed of the other sides.
-    """
+    """Return the runs of several orders by shared seed; a single run belongs to every seed."""
     tables = [{run.config.seed: run for run in runs} for runs in sides]
     for number, (runs, own) in enumerate(zip(sides, tables, strict=True), start=1):
         if not runs or len(own) < len(runs):
@@ -278,17 +244,8 @@ def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
 
 
 def _weighted_sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the weighted sum of tables at the steps that all have, and at the first end.
-
-    An instance that both halves of an order hold is used once, so some orders end a step before
-    others; longer curves are read there by linear interpolation.
-    """
+    """Return the weighted sum at the steps that all have, and at the first end."""
     shared = set.intersection(*(set(table.columns) for table in tables))
-    if not shared:
-        raise ParameterError(
-            "the runs have no evaluated step in common; expected one at least. Give them the same "
-            "eval_every or eval_at."
-        )
     steps = sorted(shared | {min(table.columns.max() for table in tables)})
     parts = (weight * _at(table, steps) for weight, table in zip(weights, tables, strict=True))
     return sum(parts, pd.DataFrame(0.0, tables[0].index, steps))
@@ -300,13 +257,12 @@ def _weighted_finals(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -
 
 
 def _at(table: pd.DataFrame, steps: Sequence[Any]) -> pd.DataFrame:
-    """Return values at some steps, linearly interpolated between those of the table."""
     between = table.reindex(columns=sorted({*table.columns, *steps}))
     return between.interpolate(axis=1, method="index")[[*steps]]
 
 
 def estimated(values: pd.Series, instances: pd.DataFrame, spread: Spread | None) -> Effect:
-    """Return the effect that paired differences by (run, id) give; instances as in the class."""
+    """Return the effect that paired differences by (run, id) give."""
     seeds = values.index.get_level_values("run").nunique()
     own = _between_seeds(values)
     mean = values.groupby(level="id").mean().rename("gap")
@@ -363,4 +319,4 @@ def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
     sums = (rows["gap"] - mean).groupby(rows["source"]).sum()
     count = len(sums)
     variance = count / (count - 1) * float((sums**2).sum()) / n**2 if count > 1 else math.nan
-    return t_interval(mean, variance, count - 1, n=n, seeds=seeds, clusters=count)
+    return t_interval(mean, variance, count - 1, n=n, seeds=seeds)

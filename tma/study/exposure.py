@@ -1,12 +1,8 @@
 """What a run had seen when its losses fell: the direct measures of C3 and C8.
 
-Between two evaluations a run sees some training instances, and each test instance's loss falls by
-some amount. Late intervals bring small falls whatever was seen, and some instances fall more than
-others throughout; so falls and similarities are both centred two ways, by interval and by instance,
-before they are correlated. The correlation answers: where the data just seen was more similar to
-this instance than usual, did its loss fall more than usual?
-
-What was seen comes from embeddings. A published run has it as tables: reading it embeds nothing.
+Late intervals bring small falls whatever was seen, and some instances fall more than others
+throughout; so falls and similarities are both centred two ways, by interval and by instance, before
+they are correlated. What was seen comes from embeddings; a published run has it as tables.
 """
 
 from __future__ import annotations
@@ -21,7 +17,7 @@ from numpy.typing import NDArray
 
 from tma.arrange.spec import MEASURES
 from tma.data.load import texts
-from tma.errors import ParameterError, check_choice
+from tma.errors import ParameterError
 from tma.runs.config import load_both
 from tma.runs.store import Run
 from tma.study.statistics import (
@@ -36,10 +32,7 @@ from tma.study.statistics import (
 )
 
 PERMUTATIONS = 1000
-"""Permutations of the baseline."""
 SIMILARITY, DISTANCES = "similarity.parquet", "distances.parquet"
-_BLOCK = 4096
-"""Training rows whose similarities are held at once."""
 Embeddings = NDArray[np.floating]
 Rows = NDArray[np.int64]
 
@@ -79,16 +72,7 @@ class Seen:
 
 
 def similarity(run: Run) -> pd.DataFrame:
-    """Return how similar the training instances just seen are to each test instance.
-
-    Returns:
-        Rows and columns as of `drops`: the mean cosine similarity of a test instance to the
-        training instances that were consumed in the interval that ends with the step.
-
-    Raises:
-        AssetError, DataError, ParameterError: the run has no table of it, and its data cannot be
-            had or has changed.
-    """
+    """Return the mean cosine similarity to the training instances just seen, shaped as `drops`."""
     path = run.folder / SIMILARITY
     rows = pd.read_parquet(path) if path.is_file() else similarity_rows(run, Seen.by(run))
     found = rows.pivot(index="id", columns="step", values="similarity")
@@ -97,13 +81,7 @@ def similarity(run: Run) -> pd.DataFrame:
 
 
 def distances(run: Run) -> pd.DataFrame:
-    """Return how far the data seen so far is from each test task, by the nine measures.
-
-    One row a (task, step, measure): task, step, measure, distance; not of step 0, before which
-    nothing was seen. Raises as `similarity`.
-
-    Source: the paper's section on similarity distances (`tma.prefix_distances`).
-    """
+    """Return task, step, measure and distance of the data seen so far from each test task."""
     path = run.folder / DISTANCES
     return pd.read_parquet(path) if path.is_file() else distance_rows(run, Seen.by(run))
 
@@ -117,20 +95,20 @@ def tables(run: Run) -> dict[str, pd.DataFrame]:
 
 
 def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:
-    """Return one row a (step, test instance): step, id, similarity; see `similarity`."""
+    """Return step, id, similarity."""
     losses = by_instance(run)
     ids = losses.index.get_level_values("id").tolist()
     tested = np.asarray(seen.Y)[seen.rows(ids)].astype(np.float64)
     stops = _consumed(run, len(seen.X), losses.columns)
-    parts = [
-        pd.DataFrame({"step": step, "id": ids, "similarity": _similarity(seen.X[a:b], tested)})
-        for step, (a, b) in zip(losses.columns[1:], itertools.pairwise(stops), strict=True)
-    ]
+    parts = []
+    for step, (a, b) in zip(losses.columns[1:], itertools.pairwise(stops), strict=True):
+        similar = tested @ np.asarray(seen.X[a:b]).astype(np.float64).sum(axis=0) / (b - a)
+        parts.append(pd.DataFrame({"step": step, "id": ids, "similarity": similar}))
     return pd.concat(parts, ignore_index=True)
 
 
-def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
-    """Return one row a (task, step, measure): task, step, measure, distance; see `distances`."""
+def distance_rows(run: Run, seen: Seen) -> pd.DataFrame:
+    """Return task, step, measure, distance."""
     from tma.arrange.distances import several_prefix_distances
 
     losses = by_instance(run)
@@ -138,14 +116,14 @@ def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> p
     stops = _consumed(run, len(seen.X), steps)
     ids = losses.index.to_frame(index=False).groupby("task")["id"]
     rows = {task: seen.rows(own.tolist()) for task, own in ids}
+    train, test = seen.texts
+    texts_of = [[test[row] for row in own] for own in rows.values()]
+    Y_of = [seen.Y[own] for own in rows.values()]
     parts = []
-    for measure in measures:
+    for measure in MEASURES:
         if measure == "bigram_kl":
-            train, test = seen.texts
-            texts_of = [[test[row] for row in own] for own in rows.values()]
             found = several_prefix_distances(train, texts_of, stops, measure)
         else:
-            Y_of = [seen.Y[own] for own in rows.values()]
             found = several_prefix_distances(seen.X, Y_of, stops, measure)
         parts += [
             pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": distance})
@@ -155,15 +133,12 @@ def distance_rows(run: Run, seen: Seen, measures: Sequence[str] = MEASURES) -> p
 
 
 def drops(run: Run) -> pd.DataFrame:
-    """Return how much each test instance's loss falls between consecutive evaluations.
-
-    Rows as of `statistics.by_instance`, columns the steps at which the intervals end; nats a token.
-    """
+    """Return the falls of each test instance's loss, by (task, id) × step; nats a token."""
     return falls(by_instance(run))
 
 
 def falls(values: pd.DataFrame) -> pd.DataFrame:
-    """Return how much values by … × step fall between consecutive steps, named by the later one."""
+    """Return the falls of values by … × step between consecutive steps, named by the later one."""
     if values.shape[1] < 2:
         raise ParameterError(
             f"values are known at the steps {values.columns.tolist()} only; expected two at least. "
@@ -180,33 +155,22 @@ def _consumed(run: Run, instances: int, steps: Sequence[int] | pd.Index) -> list
     return [epochs * epoch + min(rest * size, epoch) for epochs, rest in done]
 
 
-def _similarity(X: Embeddings, Y: Floats) -> Floats:
-    """Return the mean similarity of each row of Y to the rows of X."""
-    total = np.zeros(Y.shape[1])
-    for at in range(0, len(X), _BLOCK):
-        total += np.asarray(X[at : at + _BLOCK]).astype(np.float64).sum(axis=0)
-    mean: Floats = Y @ total / len(X)
-    return mean
-
-
 @dataclass(frozen=True, kw_only=True)
 class Association(Interval):
-    """A correlation with its 95 % interval, beside what chance would give."""
+    """A correlation with its 95 % interval, beside the middle 95 % of permuted ones."""
 
     baseline_low: float
-    """Lower end of the middle 95 % of the permuted correlations."""
     baseline_high: float
-    """Upper end of it."""
     p: float
-    """Share of permutations, the sample itself among them, with a correlation at least as far from
-    zero."""
+    """Share of permutations, the sample among them, that lie at least as far from zero."""
 
     @property
-    def over_chance(self) -> Interval:
-        """The correlation minus the middle 95 % of the permuted ones: above zero, beyond chance."""
+    def parts(self) -> dict[str, Interval]:
+        """What has to be positive: the correlation, and what is left without the permuted ones."""
         middle = (self.baseline_low + self.baseline_high) / 2
         ends = (self.estimate - self.baseline_high, self.estimate - self.baseline_low)
-        return Interval(self.estimate - middle, *ends, self.n, self.seeds)
+        over_chance = Interval(self.estimate - middle, *ends, self.n, self.seeds)
+        return {"as measured": self, "minus permuted": over_chance}
 
 
 def association(
@@ -218,32 +182,20 @@ def association(
     within_tasks: bool = False,
     seed: int = 0,
 ) -> Association:
-    """Return the two-way centred correlation of loss drops and what was seen.
+    """Return the two-way centred correlation of loss drops and what was seen, over all runs.
 
-    Args:
-        drops: of each run its loss drops by (task, id) × interval, from `drops`.
-        similarity: of each run the similarities, of the same shape, from `similarity`.
-        clusters: source dataset of each test instance, by id, from `statistics.clusters_of`; None:
-            each instance is a cluster.
-        seeds: number of seeds of the runs, for display; None: one a run.
-        within_tasks: take off the means of each task in each interval, and permute within tasks:
-            what is left is of the instance, not of its task.
-        seed: seed of the permutations.
-
-    Returns:
-        The correlation in [-1, 1] over all runs, each centred by itself, with its interval by the
-        jackknife over clusters. For the baseline, tasks exchange their similarities
-        (`within_tasks`: instances of a task do), in the same way in all runs on the same test
-        instances. NaN, with an unbounded interval and p = 1, where one of the two does not vary
-        once the means are taken off, as with one instance or one interval.
-
-    Raises:
-        ParameterError: no runs, or tables that do not fit each other.
-
-    Source: the paper's conclusion that generalization is by similarity of instances; the measure is
-        this package's.
+    Both hold a table (task, id) × interval of each run, which is centred by itself. The interval is
+    the jackknife over `clusters` (by id; None: each instance is one). For the baseline, tasks
+    exchange their similarities, in the same way in all runs on the same test instances;
+    `within_tasks`, instances of a task do, and the means of each task are taken off. NaN, with an
+    unbounded interval and p = 1, where one of the two does not vary once the means are taken off.
     """
-    _check_tables(drops, similarity)
+    for number, (d, s) in enumerate(zip(drops, similarity, strict=True)):
+        if not (d.index.equals(s.index) and d.columns.equals(s.columns)):
+            raise ParameterError(
+                f"drops[{number}] is {d.shape[0]} instances × {d.shape[1]} intervals and "
+                f"similarity[{number}] {s.shape[0]} × {s.shape[1]}; expected the same ids."
+            )
     pairs = [_Pair.of(*both, within_tasks) for both in zip(drops, similarity, strict=True)]
     ids = pd.Index([]).append([pair.ids for pair in pairs]).unique()
     of = ids.to_series() if clusters is None else clusters.loc[ids]
@@ -263,48 +215,33 @@ def association(
     return Association(**vars(found), baseline_low=low, baseline_high=high, p=p)
 
 
-def _check_tables(drops: Sequence[pd.DataFrame], similarity: Sequence[pd.DataFrame]) -> None:
-    if not drops or len(drops) != len(similarity):
-        raise ParameterError(
-            f"drops has {len(drops)} tables and similarity {len(similarity)}; expected one a run "
-            "of each, and a run at least."
-        )
-    for number, (d, s) in enumerate(zip(drops, similarity, strict=True)):
-        if not (d.index.equals(s.index) and d.columns.equals(s.columns)):
-            raise ParameterError(
-                f"drops[{number}] has {d.shape[0]} instances × {d.shape[1]} intervals and "
-                f"similarity[{number}] {s.shape[0]} × {s.shape[1]}; expected the same ids and "
-                "steps. Make both from the same run."
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A run's drops and similarities, (m, k) each, with the numbers of each instance's task and of
-    the group whose means are taken off in each interval, (m,) each.
-    """
+    """A run's drops and similarities, (m, k) each."""
 
     drops: Floats
     similar: Floats
     ids: pd.Index
     tasks: Rows
-    groups: Rows
+    """Number of each instance's task."""
+    within: bool
+    """Whether the means of each task are taken off."""
 
     @classmethod
     def of(cls, drops: pd.DataFrame, similarity: pd.DataFrame, within: bool) -> _Pair:
         tasks = pd.factorize(drops.index.get_level_values("task"))[0]
-        groups = tasks if within else np.zeros_like(tasks)
         values = (drops.to_numpy(np.float64), similarity.to_numpy(np.float64))
-        return cls(*values, drops.index.get_level_values("id"), tasks, groups)
+        return cls(*values, drops.index.get_level_values("id"), tasks, within)
 
     def select(self, rows: NDArray[np.bool_]) -> _Pair:
-        codes = pd.factorize(self.tasks[rows])[0], pd.factorize(self.groups[rows])[0]
-        return _Pair(self.drops[rows], self.similar[rows], self.ids[rows], *codes)
+        tasks = pd.factorize(self.tasks[rows])[0]
+        return _Pair(self.drops[rows], self.similar[rows], self.ids[rows], tasks, self.within)
 
     def centred(self, rows: Rows | None = None) -> tuple[Floats, Floats]:
         """Return both less their means, the similarities of other rows if any are given."""
         similar = self.similar if rows is None else self.similar[rows]
-        return _centred(self.drops, self.groups), _centred(similar, self.groups)
+        groups = self.tasks if self.within else np.zeros_like(self.tasks)
+        return _centred(self.drops, groups), _centred(similar, groups)
 
 
 def _centred(values: Floats, codes: Rows) -> Floats:
@@ -324,11 +261,7 @@ def _correlation(pairs: Sequence[tuple[Floats, Floats]]) -> float:
 
 
 def _permuted(pairs: Sequence[_Pair], seed: int, *, within: bool) -> Floats:
-    """Return the correlation under permutations, (PERMUTATIONS,).
-
-    The instances of a task are alike, so whole tasks exchange places, an instance taking the
-    similarities of one of the other task's; within tasks, or where there is one, instances do.
-    """
+    """Return the correlation under permutations, (PERMUTATIONS,)."""
     random = np.random.default_rng([seed, 2])
     tested = pd.factorize(pd.Series([tuple(pair.ids) for pair in pairs]))[0]
     tasks = [pairs[int(np.argmax(tested == number))].tasks for number in range(tested.max() + 1)]
@@ -342,6 +275,7 @@ def _permuted(pairs: Sequence[_Pair], seed: int, *, within: bool) -> Floats:
 
 def _drawn_rows(random: np.random.Generator, tasks: Rows, *, within: bool) -> Rows:
     row = np.empty(len(tasks), dtype=np.int64)
+    # The instances of a task are alike: whole tasks exchange places, unless there is but one.
     if within or not tasks.max():
         row[np.argsort(tasks, kind="stable")] = np.lexsort((random.random(len(tasks)), tasks))
         return row
@@ -351,11 +285,8 @@ def _drawn_rows(random: np.random.Generator, tasks: Rows, *, within: bool) -> Ro
     return row
 
 
-def of_runs(runs: Runs, *, within_tasks: bool = False, seed: int = 0) -> Association:
-    """Return the `association` of the loss drops of runs with what they saw, over source datasets.
-
-    Raises as `similarity`.
-    """
+def of_runs(runs: Runs, *, within_tasks: bool = False) -> Association:
+    """Return the `association` of loss drops with what was seen, over source datasets."""
     every = [run for own in runs.values() for run in own]
     return association(
         [drops(run) for run in every],
@@ -363,24 +294,17 @@ def of_runs(runs: Runs, *, within_tasks: bool = False, seed: int = 0) -> Associa
         clusters_of(every),
         seeds=len({run.config.seed for run in every}),
         within_tasks=within_tasks,
-        seed=seed,
     )
 
 
 def centred(runs: Runs) -> pd.DataFrame:
-    """Return the pairs that `of_runs` correlates, one row a (run, instance, interval).
-
-    Columns run (its number), task, id, step (the interval's end), drop and similarity, both two-way
-    centred. Raises as `similarity`.
-    """
+    """Return run (a number), task, id, step, drop and similarity, as `of_runs` correlates them."""
     parts = []
     for number, run in enumerate(itertools.chain.from_iterable(runs.values())):
         drop, similar = drops(run), similarity(run)
-        both = zip(
-            ("drop", "similarity"), _Pair.of(drop, similar, within=False).centred(), strict=True
-        )
-        columns = {name: pd.DataFrame(v, drop.index, drop.columns).stack() for name, v in both}
-        parts.append(pd.DataFrame(columns).reset_index().assign(run=number))
+        x, y = _Pair.of(drop, similar, within=False).centred()
+        columns = {"drop": x.ravel(), "similarity": y.ravel()}
+        parts.append(pd.DataFrame(columns, drop.stack().index).reset_index().assign(run=number))
     return pd.concat(parts, ignore_index=True)[["run", "task", "id", "step", "drop", "similarity"]]
 
 
@@ -390,24 +314,17 @@ def distances_of(runs: Mapping[str, Run]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def step_match(runs: Sequence[Run], measure: str = "cosine_avg", seed: int = 0) -> Association:
+def step_match(runs: Sequence[Run]) -> Association:
     """Return how closely the loss of test tasks falls when the distance to them falls.
 
-    Returns:
-        The `association` of two falls between consecutive evaluations, with test tasks for
-        instances (n counts tasks): that of a task's mean loss, and that of its distance from the
-        data seen so far. The first interval is left out: before it nothing was seen.
-
-    Raises:
-        ParameterError: an unknown measure.
-
-    Source: the paper's claim that the loss drops at the step at which similar data arrives.
+    The `association` of the falls of a task's mean loss and of its average cosine distance, with
+    tasks for instances. The first interval is left out: before it nothing was seen.
     """
-    both = [[_as_instances(table) for table in _task_falls(run, measure)] for run in runs]
-    losses, nearer = zip(*both, strict=True) if both else ((), ())
+    both = [[_as_instances(table) for table in _task_falls(run)] for run in runs]
+    losses, nearer = zip(*both, strict=True)
     tasks = instances(runs).drop_duplicates("task").set_index("task")
     clusters = tasks["source"] if tasks["source"].nunique() > 1 else None
-    return association(losses, nearer, clusters, seeds=len(runs), seed=seed)
+    return association(losses, nearer, clusters, seeds=len(runs))
 
 
 def _as_instances(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -415,25 +332,23 @@ def _as_instances(tasks: pd.DataFrame) -> pd.DataFrame:
     return tasks.set_axis(pd.MultiIndex.from_arrays([names, names], names=["task", "id"]))
 
 
-def _task_falls(run: Run, measure: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _task_falls(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the falls of loss and of distance by task × interval."""
-    check_choice("measure", measure, MEASURES)
-    rows = distances(run).query("measure == @measure")
+    rows = distances(run).query("measure == 'cosine_avg'")
     nearer = falls(rows.pivot(index="task", columns="step", values="distance"))
     losses = by_instance(run).groupby(level="task").mean()
     return falls(losses)[nearer.columns], nearer
 
 
-def located(runs: Sequence[Run], measure: str = "cosine_avg") -> pd.DataFrame:
-    """Return where the loss of each test task falls most, and where its distance does.
+def located(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return the steps at which the loss and the distance of each test task fall most.
 
-    One row a (seed, task): seed, task, loss_step and distance_step (at which the interval of the
-    largest fall ends), loss_fall (nats a token) and distance_fall, and by_chance: the share of the
-    run's tasks whose distance falls most at this loss_step. Otherwise as `step_match`.
+    Columns seed, task, loss_step, distance_step, loss_fall (nats a token), distance_fall, and
+    by_chance: the share of the run's tasks whose distance falls most at this loss_step.
     """
     parts = []
     for run in runs:
-        loss, nearer = _task_falls(run, measure)
+        loss, nearer = _task_falls(run)
         steps = nearer.idxmax(axis=1)
         columns = {
             "loss_step": loss.idxmax(axis=1),
@@ -448,10 +363,7 @@ def located(runs: Sequence[Run], measure: str = "cosine_avg") -> pd.DataFrame:
 
 
 def agreement(located: pd.DataFrame) -> dict[str, float]:
-    """Return how often loss and distance fall most in the same interval, and how often by chance.
-
-    By chance: if each task of `located` had the distances of a random one of the same run.
-    """
+    """Return how often loss and distance fall most in one interval, and how often by chance."""
     same = located["loss_step"] == located["distance_step"]
     return {"same": float(same.mean()), "by_chance": float(located["by_chance"].mean())}
 

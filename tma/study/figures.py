@@ -1,8 +1,7 @@
 """Result tables → labelled axes; an order has one label, colour and dash pattern in every figure.
 
-The colours are Okabe and Ito's, which any colour vision tells apart, with darker and lighter shades
-for the fine and the coarse orders; the dashes carry the difference into grey print. Rounds of TMA
-are steps of one scale from dark to light.
+The colours are Okabe and Ito's, which any colour vision tells apart; the dashes carry the
+difference into grey print. Rounds of TMA are steps of one scale from dark to light.
 """
 
 from __future__ import annotations
@@ -36,10 +35,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a cell displays."""
+    """What a cell displays: MIME type → the same thing in that form."""
 
     forms: Mapping[str, Any]
-    """MIME type → the same thing in that form."""
 
     def _repr_mimebundle_(self, **_: object) -> Mapping[str, Any]:
         return self.forms
@@ -54,9 +52,7 @@ class Style:
     """How an order is drawn."""
 
     label: str
-    """Its name in the legend."""
     colour: str
-    """As #RRGGBB."""
     dashes: Lengths = ()
 
     @property
@@ -96,13 +92,11 @@ METRICS = {
     "exact_match": "exact match (share)",
     "reward": "reward (no unit)",
 }
-"""Metric → label of its axis."""
 FAMILIES = {
     "cosine": BLUE,
     "euclidean": STYLES["tma_max"].colour,
     "bigram": STYLES["round_robin"].colour,
 }
-"""Family of distances → colour."""
 STATISTICS: dict[str, Lengths] = {"min": (4, 1.5), "max": (1, 1.2), "centroid": (7, 2, 1, 2)}
 """Statistic of a distance over all pairs → dashes; the others are solid."""
 _ROUNDS = re.compile(r"tma_rounds\[(\d*):(\d*)\]")
@@ -110,14 +104,7 @@ _ROUNDS_DASHES = ((), (4, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (10, 2), (2, 1, 
 
 
 def styles(names: Iterable[str]) -> dict[str, Style]:
-    """Return how each of the names is drawn, so that all can be told apart.
-
-    Args:
-        names: orders, and blocks of rounds such as tma_rounds[0:5].
-
-    Raises:
-        ParameterError: a name is no order.
-    """
+    """Return how orders and blocks of rounds, such as tma_rounds[0:5], are drawn."""
     matches = {name: _ROUNDS.fullmatch(name) for name in names}
     starts = {name: int(match[1] or 0) for name, match in matches.items() if match}
     ranked = sorted(starts, key=lambda name: starts[name])
@@ -141,10 +128,7 @@ def _block_style(first: int, stop: str, place: int, count: int) -> Style:
 def drawing(
     rows: int, columns: int, width: float, height: float, **settings: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure and its (rows, columns) axes in the style of the study; close it afterwards.
-
-    Width and height are in inches.
-    """
+    """Yield a figure, sized in inches, and its (rows, columns) axes; close it then."""
     settings |= {"figsize": (width, height), "layout": "constrained", "squeeze": False}
     with sns.axes_style("ticks"), sns.plotting_context("notebook"):
         figure, axes = plt.subplots(rows, columns, **settings)
@@ -168,19 +152,9 @@ def comparison_figure(
     *,
     ranges: bool = True,
 ) -> Figure:
-    """Return loss curves and, beside them, the orders' differences from a baseline.
+    """Return `statistics.curves` and, beside them, differences from a baseline (`effects.course`).
 
-    Args:
-        curves: columns order, seed, step, loss (nats a token), from `statistics.curves`, the
-            baseline among them; drawn as means over seeds.
-        gaps: order → its differences from the baseline with 95 % intervals, from `effects.course`.
-        baseline: name of the baseline among the curves.
-        ranges: whether bands show the seeds' range: around each mean, and in grey how far those of
-            the baseline lie from their mean. Leave them out where seeds test different folds: the
-            bands would show how folds differ.
-
-    Raises:
-        ParameterError: a name that cannot be drawn, or a baseline that is not among the curves.
+    Bands show the seeds' range if `ranges`: not where seeds test different folds.
     """
     looks = styles([*curves["order"], *gaps])
     seeds = spread(curves, baseline)
@@ -228,14 +202,9 @@ def intervals_figure(
     quantity: str = "loss difference (nats a token)",
     band: tuple[float, float] | None = None,
 ) -> Figure:
-    """Return dots with 95 % bars, one row a contrast, beside a line at zero.
+    """Return dots with 95 % bars for these tasks, full where the interval excludes zero.
 
-    Args:
-        contrasts: name → effect, drawn from the top down with its interval for these tasks; a dot
-            is full where that excludes zero, else hollow.
-        quantity: label of the axis, with its unit.
-        band: how far single seeds of the random order lie from their mean, from
-            `statistics.seed_range`; drawn in grey. None: no band.
+    The grey band is how far single seeds lie from their mean (`statistics.seed_range`).
     """
     with drawing(1, 1, 7, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
@@ -254,11 +223,7 @@ def intervals_figure(
 
 
 def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
-    """Return one panel a metric over steps: each seed a thin line, their mean a thick one.
-
-    Args:
-        metric_curves: columns metric, seed, step, value, from `statistics.metric_curves`.
-    """
+    """Return a panel a metric of `statistics.metric_curves`: seeds thin lines, their mean thick."""
     metrics = metric_curves["metric"].unique()
     columns = math.ceil(math.sqrt(len(metrics)))
     rows = math.ceil(len(metrics) / columns)
@@ -278,17 +243,9 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
 
 
 def distances_figure(distances: pd.DataFrame, losses: pd.DataFrame) -> Figure:
-    """Return distances to test tasks over steps beside the tasks' losses (C3).
+    """Return `exposure.distances_of` over steps beside the losses of three test tasks at most (C3).
 
-    A row a task, three at most, evenly spaced among all; a column an order. Each curve is scaled to
-    [0, 1] by its smallest and largest value in the whole row, so that the orders of one task can be
-    compared; a curve that does not move lies at 0. Distances are thin, one colour a family and one
-    dash pattern a statistic; the loss is thick.
-
-    Args:
-        distances: columns order, task, step, measure, distance, from `exposure.distance_curves`;
-            several values, as of several seeds, are averaged.
-        losses: columns order, task, step, loss (nats a token); averaged likewise.
+    A row a task, a column an order. Each curve is scaled to [0, 1] by its range in the whole row.
     """
     every, orders = distances["task"].unique(), distances["order"].unique()
     tasks = every[:: max(1, len(every) // 3)][:3]
@@ -331,13 +288,7 @@ def _measure_line(measure: str) -> dict[str, Any]:
 
 
 def association_figure(pairs: pd.DataFrame, association: Association) -> Figure:
-    """Return loss drops against similarity, both two-way centred, in bins of equal size (C8).
-
-    Args:
-        pairs: columns similarity and drop (nats a token), from `exposure.centred`.
-        association: theirs, from `exposure.association`; drawn as a line with its 95 % interval,
-            beside the grey wedge in which 95 % of the permuted associations lie.
-    """
+    """Return drops against similarities of `exposure.centred`, in bins of equal size (C8)."""
     bins = pd.qcut(pairs["similarity"], 12, duplicates="drop")
     means = pairs.groupby(bins, observed=True)[["similarity", "drop"]].mean()
     x = np.linspace(means["similarity"].min(), means["similarity"].max(), 50)

@@ -1,8 +1,7 @@
 """Interactive charts: they answer to pointer, legend and inputs, and need no network.
 
 A notebook stores a chart twice: as Vega-Lite JSON, which JupyterLab, VS Code and the book draw with
-a library of their own, and as SVG for readers without one. Both are the same for the same input.
-Names of tasks and orders are shown, the text of a dataset never.
+a library of their own, and as SVG.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tma.arrange.duplicates import near_duplicates
-from tma.errors import TmaError, check_length, wrong
+from tma.errors import TmaError
 from tma.study.figures import Shown, styles
 
 try:
@@ -34,26 +33,17 @@ VEGALITE = "application/vnd.vegalite.v5+json"
 LIBRARY = "v5.20"
 """Version of Vega-Lite that draws the static picture, and that the book carries."""
 POINTS = 1500
-"""Points in a chart, at most: of more, only every k-th task or instance is drawn."""
+"""Most points in a chart: of more, only every k-th task or instance is drawn."""
 EVERY = "every task"
-"""Entry of the list of tasks that picks them all."""
 KEYS = ["order", "task", "step"]
 
 
 def loss_by_task(losses: pd.DataFrame) -> Shown:
     """Draw the mean test loss of every task over training steps, one line a task and order.
 
-    Hovering names the task and highlights it in every order; the legend picks an order, the list a
-    task.
-
-    Args:
-        losses: columns order, step, task, loss (nats a token); averaged over all else (instances,
-            seeds). Instances without a task count as one task, "without task".
-
-    Raises:
-        ParameterError: a column is missing, there are no rows, or a name is no order.
+    Hovering highlights a task in every order; the legend picks an order, the list a task. The
+    columns order, step, task and loss (nats a token) are averaged over all else.
     """
-    _check_columns(losses, "losses", [*KEYS, "loss"])
     table = losses.rename(columns={"loss": "value"}).assign(measure="loss")
     return _lines(table, "test loss (nats a token)", "Mean test loss over training steps")
 
@@ -61,16 +51,8 @@ def loss_by_task(losses: pd.DataFrame) -> Shown:
 def distances_by_task(distances: pd.DataFrame) -> Shown:
     """Draw how far each test task lies from the training data so far, over training steps.
 
-    Like `loss_by_task`; a list picks one of the distances, at first the first of the table.
-
-    Args:
-        distances: columns order, step, task, measure (a name of `tma.prefix_distances`), distance;
-            averaged over all else (seeds).
-
-    Raises:
-        ParameterError: a column is missing, there are no rows, or a name is no order.
+    Like `loss_by_task`, with columns measure and distance in place of loss; a list picks a measure.
     """
-    _check_columns(distances, "distances", [*KEYS, "measure", "distance"])
     words = "Distance between the training data so far and a test task over training steps"
     table = distances.rename(columns={"distance": "value"})
     return _lines(table, "distance to the training data so far", words)
@@ -83,34 +65,41 @@ def embedding_map(
     tasks: Sequence[str | None],
     test_tasks: Sequence[str | None],
 ) -> Shown:
-    """Draw training and test instances in a plane, training instances coloured by their round.
+    """Draw training instances by round, and test instances, on two principal components.
 
-    The plane is that of the first two principal components of the rows drawn. A slider ends the
-    rounds; hovering names the task, the round and the cosine similarity to the nearest instance of
-    the other side.
-
-    Args:
-        X: (n, d) unit rows of the training instances.
-        Y: (m, d) unit rows of the test instances.
-        rounds: row numbers of X, round by round, from `tma.test_centric_rounds`, or the pieces of
-            any order; rows of no round are grey.
-        tasks: (n,) task of every training instance, None without.
-        test_tasks: (m,) task of every test instance.
-
-    Raises:
-        ParameterError: the tasks are not as many as the rows, or there are no rounds.
+    Hovering names the task, the round and the cosine similarity to the nearest instance of the
+    other side.
     """
-    check_length("tasks", tasks, "training rows", len(X))
-    check_length("test_tasks", test_tasks, "test rows", len(Y))
-    if not len(rounds):
-        raise wrong("rounds", list(rounds), "at least one round of row numbers")
-    return _map(_points(X, Y, rounds, [*tasks, *test_tasks]), len(rounds))
-
-
-def _check_columns(table: pd.DataFrame, name: str, needed: Sequence[str]) -> None:
-    if table.empty or not {*needed} <= {*table.columns}:
-        came = f"columns {', '.join(map(str, table.columns))} and {len(table)} rows"
-        raise wrong(name, came, f"a table with rows and the columns {', '.join(needed)}")
+    table, count = _points(X, Y, rounds, [*tasks, *test_tasks]), len(rounds)
+    slider = alt.binding_range(min=1, max=count, step=1, name="up to round")
+    axis = alt.Axis(grid=False, labels=False, ticks=False)
+    ticks = sorted({round(1 + (count - 1) * part / 4) for part in range(5)})
+    legend = alt.Legend(orient="bottom", title="round", values=ticks, format="d")
+    scale = alt.Scale(scheme="viridis", domain=[1, max(2, count)])
+    kinds = alt.Scale(domain=["training", "test"], range=["circle", "cross"])
+    kind = alt.Shape("kind:N", scale=kinds, legend=alt.Legend(orient="bottom", title="instance"))
+    plain = alt.expr("datum.kind == 'test' ? '#D55E00' : '#bbbbbb'")
+    size = alt.expr("datum.kind == 'test' ? 60 : datum.round ? 34 : 22")
+    colour = alt.when("datum.round == 0").then(alt.value(plain))
+    chart: Any = (
+        alt.Chart(_inline(table), name="map", width=620, height=360)
+        .mark_point(filled=True, opacity=0.85, aria=False)
+        .transform_filter("datum.round <= last")
+        .encode(
+            x=alt.X("x:Q", title="first principal component", axis=axis),
+            y=alt.Y("y:Q", title="second principal component", axis=axis),
+            shape=kind,
+            size=alt.value(size),
+            color=colour.otherwise(alt.Color("round:Q", scale=scale, legend=legend)),
+            tooltip=["kind:N", "task:N", "round:Q", "similarity:Q"],
+        )
+        .add_params(alt.param("last", value=count, bind=slider))
+    )
+    words = (
+        "Map of training and test instances by the first two principal components of their "
+        f"embeddings; training instances are coloured by round, 1 to {count}."
+    )
+    return _shown(chart, chart, words)
 
 
 def _lines(table: pd.DataFrame, title: str, words: str) -> Shown:
@@ -138,12 +127,12 @@ def _lines(table: pd.DataFrame, title: str, words: str) -> Shown:
 
 
 def _thinned(values: NDArray[Any], points: int) -> NDArray[Any]:
-    """Return every k-th value, with the smallest k that leaves at most `POINTS` of the points."""
+    """Return every k-th value, so that at most `POINTS` of the points are left."""
     return values[:: math.ceil(points / POINTS)]
 
 
 def _line_base(table: pd.DataFrame, title: str, looks: Sequence[Any]) -> Any:
-    """Return data and axes that the lines and the points under the pointer share."""
+    """Return what the lines and the points under the pointer share."""
     symbols: Any = {"symbolType": "stroke", "symbolSize": 600, "symbolStrokeWidth": 2}
     legend = alt.Legend(orient="bottom", columns=2, title=None, labelLimit=300, **symbols)
     axis = alt.Axis(tickCount=int(min(10, np.ptp(table["step"]) or 1)), grid=False)
@@ -166,7 +155,7 @@ def _line_base(table: pd.DataFrame, title: str, looks: Sequence[Any]) -> Any:
 
 
 def _choice(name: str, values: Sequence[str]) -> Any:
-    """Return a parameter with the first of the values; a list beside the chart sets another one."""
+    """Return a parameter that a list beside the chart sets, at first to the first value."""
     bind = alt.binding_select(options=values, name=name) if len(values) > 1 else alt.Undefined
     return alt.param(name, value=values[0], bind=bind)
 
@@ -200,38 +189,6 @@ def _points(
             "y": plane[:, 1],
         }
     )
-
-
-def _map(table: pd.DataFrame, rounds: int) -> Shown:
-    slider = alt.binding_range(min=1, max=rounds, step=1, name="up to round")
-    axis = alt.Axis(grid=False, labels=False, ticks=False)
-    ticks = sorted({round(1 + (rounds - 1) * part / 4) for part in range(5)})
-    legend = alt.Legend(orient="bottom", title="round", values=ticks, format="d")
-    scale = alt.Scale(scheme="viridis", domain=[1, max(2, rounds)])
-    kinds = alt.Scale(domain=["training", "test"], range=["circle", "cross"])
-    kind = alt.Shape("kind:N", scale=kinds, legend=alt.Legend(orient="bottom", title="instance"))
-    plain = alt.expr("datum.kind == 'test' ? '#D55E00' : '#bbbbbb'")
-    size = alt.expr("datum.kind == 'test' ? 60 : datum.round ? 34 : 22")
-    colour = alt.when("datum.round == 0").then(alt.value(plain))
-    chart: Any = (
-        alt.Chart(_inline(table), name="map", width=620, height=360)
-        .mark_point(filled=True, opacity=0.85, aria=False)
-        .transform_filter("datum.round <= last")
-        .encode(
-            x=alt.X("x:Q", title="first principal component", axis=axis),
-            y=alt.Y("y:Q", title="second principal component", axis=axis),
-            shape=kind,
-            size=alt.value(size),
-            color=colour.otherwise(alt.Color("round:Q", scale=scale, legend=legend)),
-            tooltip=["kind:N", "task:N", "round:Q", "similarity:Q"],
-        )
-        .add_params(alt.param("last", value=rounds, bind=slider))
-    )
-    words = (
-        "Map of training and test instances by the first two principal components of their "
-        f"embeddings; training instances are coloured by round, 1 to {rounds}."
-    )
-    return _shown(chart, chart, words)
 
 
 def _inline(table: pd.DataFrame) -> Any:

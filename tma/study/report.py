@@ -11,7 +11,6 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from tma.config import SCALES
 from tma.data.load import texts
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
@@ -35,7 +34,7 @@ def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dat
     """Return in words what is run, on which data and on what hardware."""
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
     return _markdown(
-        f"Scale **{study.scale}** ({SCALES[study.scale].purpose}). Model **{config.model}**, all "
+        f"Scale **{study.scale}** ({study.base.purpose}). Model **{config.model}**, all "
         f"parameters trained, {config.batch_size} instances a step, {study.steps} steps wanted. "
         f"Data **{config.dataset}**: {len(train):,} training and {len(test):,} test instances, "
         f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds (of "
@@ -73,10 +72,7 @@ def _range(counts: Sequence[int]) -> str:
 
 
 def rounds_map(study: StudyConfig) -> Any:
-    """Return the map of the first seed's pool and its rounds.
-
-    Of the published study, of which nothing is embedded to read it, a note in its place.
-    """
+    """Return the map of the first seed's pool and its rounds; a note where nothing is embedded."""
     if study.is_published:
         return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
     from tma.arrange.rounds import test_centric_rounds
@@ -89,10 +85,7 @@ def rounds_map(study: StudyConfig) -> Any:
 
 
 def provenance(runs: Runs) -> pd.DataFrame:
-    """Return settings, fingerprints and versions of runs, as rows of name and value.
-
-    Where the runs differ, all their values are given.
-    """
+    """Return settings, fingerprints and versions of runs by name: all values where runs differ."""
     values: dict[str, list[str]] = {}
     for run in chain.from_iterable(runs.values()):
         manifest = {"published": run.published, **run.manifest}
@@ -107,10 +100,7 @@ def provenance(runs: Runs) -> pd.DataFrame:
 
 
 def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
-    """Write a figure into the output folder, as .svg and .png; return it for display.
-
-    The same result gives the same bytes.
-    """
+    """Write a figure into the output folder, as .svg and .png; return it for display."""
     for suffix in ("svg", "png"):
         metadata = {"Date": None} if suffix == "svg" else None
         with (
@@ -123,36 +113,28 @@ def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
 
 
 def comparison(
-    study: StudyConfig,
-    name: str,
-    runs: Runs,
-    baseline: str,
-    spreads: Mapping[str, effects.Spread],
+    study: StudyConfig, name: str, runs: Runs, baseline: str, spreads: effects.Spreads
 ) -> Shown:
     """Return the saved figure of orders beside a baseline, or say what it lacks.
 
-    Args:
-        study: parameters of the notebook; where its seeds test different folds, their range says
-            how folds differ, and is left out.
-        name: of the file.
-        runs: order → runs, in the sequence in which they are drawn.
-        baseline: one of the orders.
-        spreads: from `arms.spreads`.
+    `runs` are drawn in their sequence; `spreads` come from `arms.spreads`. Where seeds test
+    different folds, their range would say how folds differ, and is left out.
     """
     if baseline not in runs:
         return _markdown(f"*Not made yet: the runs of {baseline}.*")
-    gaps, curves = effects.courses(runs, baseline, spreads), statistics.curves(runs)
-    ranges = not study.folds
-    return saved(study, name, figures.comparison_figure(curves, gaps, baseline, ranges=ranges))
+    spread = spreads.get("area")  # stands for that after a step
+    others = {label: own for label, own in runs.items() if label != baseline}
+    gaps = {label: effects.course(own, runs[baseline], spread) for label, own in others.items()}
+    figure = figures.comparison_figure(
+        statistics.curves(runs), gaps, baseline, ranges=not study.folds
+    )
+    return saved(study, name, figure)
 
 
 def seed_band(
     study: StudyConfig, runs: Sequence[Run], measure: str = "final"
 ) -> tuple[float, float] | None:
-    """Return how far single seeds of an order lie from their mean, for `figures.intervals_figure`.
-
-    None where seeds test different folds: their range would say how folds differ.
-    """
+    """Return how far single seeds of an order lie from their mean; None where folds differ."""
     return None if study.folds else statistics.seed_range(runs, measure)
 
 
@@ -167,14 +149,12 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
 
 def saved_effects(study: StudyConfig, name: str, differences: Mapping[str, Effect]) -> pd.DataFrame:
     """Write differences into the output folder, as `saved_table`; return them for display."""
+    saved_table(study, name, effects.table(differences))
     return effects.format_table(differences)
 
 
 def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) -> Shown:
-    """Write a chapter's verdicts into the output folder's claims.json; return them for display.
-
-    Both name the runs that they were made from, so that one is not taken for that of another run.
-    """
+    """Write verdicts, with the runs they were made from, into claims.json; return them as shown."""
     source = made_from(run.key for each in runs.values() for run in each)
     write(study.out / "claims.json", [replace(verdict, runs=source) for verdict in verdicts])
     rows = table(verdicts)
@@ -186,14 +166,10 @@ def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) 
 
 
 def glue(**values: str | float | Interval | Effect | Verdict) -> None:
-    """Give numbers to the book under their names, so that none is typed into its text.
+    """Give numbers to the book's glue role under their names, so that none is typed into its text.
 
-    The book's text shows them with the glue role of MyST-NB, whose record format this is; nothing
-    of the book's tools is needed to run a notebook.
-
-    Args:
-        values: name → number or text; of an interval its estimate, and its ends as name_low and
-            name_high; of an effect those for these tasks; of a verdict its word.
+    Of an interval its estimate is given, and its ends as name_low and name_high; of an effect those
+    for these tasks; of a verdict its word. The record format is MyST-NB's, which need not be there.
     """
     from IPython.core import display_functions
 

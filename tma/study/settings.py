@@ -1,8 +1,7 @@
 """The parameters of a notebook, and the settings of the runs that follow from them.
 
-Chapters 1 to 3 compare orders of one random sample: each seed draws N instances, and every order
-arranges just these. Chapter 4 compares what TMA takes out of a larger pool, which each seed draws
-too. So every order has one run a seed, orders are compared on the same instances, and a run that
+Chapters 1 to 3 compare orders of one random sample of N instances, the others what TMA takes out of
+a larger pool; each seed draws both. So orders are compared on the same instances, and a run that
 two chapters need is trained once.
 """
 
@@ -15,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationInfo, field_validator, model_validator
+from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
 from tma.arrange.spec import SHUFFLED, STRICT, refusing
 from tma.config import BUILT_IN_DATA, FOLDS, SCALES, Scale, check_dataset, check_model, expanded
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
-from tma.runs.config import RunConfig
+from tma.runs.config import Positive, RunConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,11 +29,7 @@ if TYPE_CHECKING:
 @refusing
 @dataclass(frozen=True, config=STRICT)
 class StudyConfig:
-    """The parameters that all notebooks share.
-
-    Raises:
-        ParameterError: a value cannot be used; the message names the parameter and the choices.
-    """
+    """The parameters that all notebooks share, and what follows from them."""
 
     model: str
     """Preset (llama, gemma, qwen), hub id, or folder."""
@@ -42,9 +37,9 @@ class StudyConfig:
     """pocket, study, or paper."""
     dataset: str
     """Known name, hub id, file, or folder."""
-    seeds: int
+    seeds: Positive
     """Number of seeds, 0, 1, …, of every comparison."""
-    steps: int
+    steps: Positive
     """Training steps wanted."""
     output_dir: str
     """Folder for the figures and tables."""
@@ -54,12 +49,6 @@ class StudyConfig:
     """Known name, hub id, file, or folder of which every row tests; None: a part of `dataset`."""
     answers: bool = False
     """Whether runs in random order answer the test prompts, at `checkpoints`."""
-
-    @field_validator("seeds", "steps", mode="before")
-    @classmethod
-    def _check_count(cls, value: Any, info: ValidationInfo) -> Any:
-        check_count(str(info.field_name), value, 1)
-        return value
 
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
@@ -131,13 +120,10 @@ class StudyConfig:
         return tuple(sorted({*self.doubling, *quarters}))
 
     def sampled(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of an order of a random sample of N instances, one a seed.
-
-        Where a sample of single instances would hold next to nothing of each task, whole tasks are
-        drawn, cut to `task_size` instances each: else cluster order would hardly differ from random
-        order, and whole tasks from single instances. Chapter 1 compares no orders and needs none.
-        """
+        """Return the run settings of an order of a random sample of N instances, one a seed."""
         settings: dict[str, Any] = {"eval_every": self.base.sampled_every, "pool": self.limit}
+        # Of few single instances, cluster order would hardly differ from random order. Chapter 1
+        # compares no orders.
         if self.base.task_size is not None and not self.answers:
             tested = (self.base.per_task or (None, None))[1]
             settings |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
@@ -146,10 +132,7 @@ class StudyConfig:
         return self._configs(order, settings | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
-        """Return the run settings of an order of N instances out of a larger pool, one a seed.
-
-        The last round of TMA is cut, so that every order has as many instances.
-        """
+        """Return the run settings of an order of N instances out of a larger pool, one a seed."""
         settings: dict[str, Any] = {"pool": self.base.pool}
         if self.base.pooled_per_task is not None:
             settings["per_task"] = self.base.pooled_per_task
@@ -221,10 +204,8 @@ def parameters(
 ) -> StudyConfig:
     """Return a notebook's checked parameters; call it in the first cell after them.
 
-    They are as in `StudyConfig`; a model, dataset, seeds or steps of None are the scale's own.
-    `early` is for chapter 1, which takes `early_steps` steps of a scale, asks for answers, and
-    alone has the parameter `reward_model`; with fewer than `least_steps` steps a chapter has
-    nothing to compare.
+    A model, dataset, seeds or steps of None are the scale's own. `early` is for chapter 1, which
+    takes a scale's `early_steps`, asks for answers, and alone has the parameter `reward_model`.
 
     Raises:
         ParameterError: a value cannot be used, or papermill was given a name that the notebook does
@@ -273,7 +254,7 @@ def _check_injected(given: Mapping[str, Any]) -> None:
 
 
 def _cells() -> list[str]:
-    """Return the cells of the notebook that have run; none where there is no notebook."""
+    """Return the cells of the notebook that have run."""
     ipython = sys.modules.get("IPython")  # loaded in every notebook
     shell = None if ipython is None else ipython.get_ipython()
     return [] if shell is None else list(shell.user_ns["In"])

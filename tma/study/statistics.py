@@ -18,37 +18,30 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from tma.errors import DataError, ParameterError, check_choice, wrong
+from tma.errors import DataError, ParameterError, wrong
 from tma.runs.store import Run
 
 Floats = NDArray[np.float64]
 Runs = Mapping[str, Sequence[Run]]
 """Label of an order → its runs, one a seed."""
 READINGS = ("final", "area")
-"""What a curve is read by: the loss at its end, the mean loss along the way."""
+"""The loss at the end of a curve, and the mean loss along the way."""
 SCORES = ("rouge1", "rougeL", "exact_match", "reward")
-"""Metrics of answers."""
 TAILS = (0.025, 0.975)
-"""Where a 95 % interval ends."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval."""
+    """An estimate with its 95 % interval, over `n` test instances."""
 
     estimate: float
     low: float
     high: float
     n: int
-    """Test instances."""
     seeds: int
-    """Seeds (of a comparison: pairs of runs)."""
     step: int | None = None
-    """Training step; None: the whole course."""
-    clusters: int | None = None
-    """Source datasets (else tasks, or instances) that it is clustered by; None: not clustered."""
-    freedom: float | None = None
-    """Degrees of freedom of Student's t; None: infinitely many."""
+    freedom: float = math.inf
+    """Degrees of freedom of Student's t."""
 
     @property
     def clear(self) -> bool:
@@ -56,20 +49,19 @@ class Interval:
         return self.low > 0 or self.high < 0
 
     def among(self, count: int) -> Interval:
-        """Return the interval widened for being one of `count` (Bonferroni).
-
-        The distance of each end from the estimate grows by the ratio of Student's quantiles at
-        1 - 0.025/count and at 0.975.
-        """
+        """Return the interval widened for being one of `count` (Bonferroni)."""
         if not math.isfinite(self.estimate):
             return self
-        freedom = math.inf if self.freedom is None else max(1, self.freedom)
-        wide, usual = student.ppf((1 - TAILS[0] / count, TAILS[1]), freedom)
+        wide, usual = student.ppf((1 - TAILS[0] / count, TAILS[1]), max(1, self.freedom))
         low, high = (
             self.estimate + float(wide / usual) * (end - self.estimate)
             for end in (self.low, self.high)
         )
         return replace(self, low=low, high=high)
+
+    def mirrored(self) -> Interval:
+        """Return the interval of minus the estimate."""
+        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
 
     def within(self, least: float, most: float) -> Interval:
         """Return the interval cut to the values that its quantity can have."""
@@ -84,43 +76,27 @@ class Interval:
         )
 
 
-def t_interval(
-    estimate: float,
-    variance: float,
-    freedom: float,
-    *,
-    n: int,
-    seeds: int,
-    clusters: int | None = None,
-) -> Interval:
+def t_interval(estimate: float, variance: float, freedom: float, *, n: int, seeds: int) -> Interval:
     """Return estimate ± t · √variance; unbounded where estimate or variance is not finite."""
     low, high = -math.inf, math.inf
     if math.isfinite(variance) and math.isfinite(estimate):
         half = float(student.ppf(TAILS[1], freedom)) * math.sqrt(variance)
         low, high = estimate - half, estimate + half
-    return Interval(estimate, low, high, n, seeds, clusters=clusters, freedom=freedom)
+    return Interval(estimate, low, high, n, seeds, freedom=freedom)
 
 
 def jackknife(
     clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
 ) -> Interval:
-    """Return a number with its interval for tasks of other datasets, leaving out one at a time.
+    """Return θ with its interval for tasks of other datasets; unbounded for fewer than two.
 
-    Args:
-        clusters: the C source datasets, each once (see `clusters_of`).
-        statistic: the cluster left out, or None → the number θ.
-        n: test instances.
-        seeds: seeds.
-
-    Returns:
-        SE² = (C - 1)/C · Σ (θ_c - mean θ)², t on C - 1 degrees of freedom; unbounded for C < 2.
+    `statistic` takes the cluster that is left out, or None, and returns θ.
     """
     count = len(clusters)
     left = np.array([statistic(cluster) for cluster in clusters])
-    variance = (
-        (count - 1) / count * float(((left - left.mean()) ** 2).sum()) if count > 1 else np.nan
-    )
-    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds, clusters=count)
+    squares = float(((left - left.mean()) ** 2).sum())
+    variance = (count - 1) / count * squares if count > 1 else np.nan
+    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds)
 
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
@@ -146,13 +122,7 @@ def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
 
 
 def by_instance(run: Run, rows: pd.DataFrame | None = None, value: str = "loss") -> pd.DataFrame:
-    """Return a run's losses, or another value of its rows, by (task, id) × step, sorted.
-
-    An instance without a task is a task of its own.
-
-    Raises:
-        DataError: a value is missing, NaN or infinite.
-    """
+    """Return a run's losses, or another value, by (task, id) × step; without a task, (id, id)."""
     rows = run.losses if rows is None else rows
     rows = rows.assign(task=rows["task"].fillna(rows["id"]))
     found = rows.pivot(index=["task", "id"], columns="step", values=value).sort_index()
@@ -168,31 +138,23 @@ def by_instance(run: Run, rows: pd.DataFrame | None = None, value: str = "loss")
 
 
 def by_id(run: Run) -> pd.DataFrame:
-    """Return a run's test losses by id × step, sorted; raises as `by_instance`."""
+    """Return a run's test losses by id × step, sorted."""
     return by_instance(run).droplevel("task").sort_index()
 
 
 def area(values: Floats, steps: Sequence[Any] | pd.Index) -> Floats:
     """Return the mean along curves (…, steps), of two steps or more, by trapezoids."""
-    _check_steps(steps)
-    mean: Floats = np.trapezoid(values, np.asarray(steps), axis=-1) / (steps[-1] - steps[0])
-    return mean
-
-
-def _check_steps(steps: Sequence[Any] | pd.Index) -> None:
     if len(steps) < 2:
         raise ParameterError(
             f"the runs share the evaluated steps {list(steps)}; expected two at least. Give them "
             "the same eval_every and eval_at."
         )
+    mean: Floats = np.trapezoid(values, np.asarray(steps), axis=-1) / (steps[-1] - steps[0])
+    return mean
 
 
 def instances(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return task, source and response tokens of the runs' test instances, by id.
-
-    Where the data names no source datasets, a task stands for its source; without tasks, an
-    instance for its task.
-    """
+    """Return task (else the id), source (else the task) and response tokens of instances, by id."""
     rows = pd.concat([run.losses.drop_duplicates("id") for run in runs])
     rows = rows.drop_duplicates("id").set_index("id")
     task = rows["task"].fillna(rows.index.to_series())
@@ -201,10 +163,7 @@ def instances(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def clusters_of(runs: Sequence[Run]) -> pd.Series:
-    """Return the cluster of each test instance of some runs, by id, for `jackknife`.
-
-    It is its source dataset; its task where there is one dataset; itself where there is one task.
-    """
+    """Return each test instance's source dataset by id; with one, its task; with one, its id."""
     found = instances(runs)
     for level in ("source", "task"):
         if found[level].nunique() > 1:
@@ -213,15 +172,12 @@ def clusters_of(runs: Sequence[Run]) -> pd.Series:
 
 
 def curves(runs: Runs) -> pd.DataFrame:
-    """Return one row an (order, seed, step): order, seed, step, loss (mean over instances)."""
+    """Return order, seed, step and loss, the mean over test instances."""
     return _stacked(runs, lambda run: by_instance(run).mean(), ["step", "loss"])
 
 
 def task_curves(runs: Runs) -> pd.DataFrame:
-    """Return one row an (order, seed, step, task): order, seed, step, task, loss.
-
-    The loss is the mean over the task's test instances; an instance without a task is a task.
-    """
+    """Return order, seed, step, task and loss, the mean over the task's test instances."""
 
     def means(run: Run) -> pd.Series:
         found = by_instance(run).groupby(level="task").mean().unstack()
@@ -241,18 +197,13 @@ def _stacked(runs: Runs, read: Callable[[Run], pd.Series], columns: Sequence[str
 
 
 def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
-    """Return how far the seeds of one of the `curves` lie apart, one row a step.
-
-    Columns step, and over seeds the mean, low (smallest) and high (largest) of the mean loss.
-    """
-    check_choice("order", order, curves["order"].unique().tolist())
+    """Return step, mean, low and high of the seeds of one of the `curves`."""
     steps = curves[curves["order"] == order].groupby("step")["loss"]
     return steps.agg(mean="mean", low="min", high="max").reset_index()
 
 
 def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, float]:
     """Return how far the seeds of one order lie below and above their mean, nats a token."""
-    check_choice("measure", measure, READINGS)
     means = [by_instance(run).mean() for run in runs]
     read = np.array([m.iloc[-1] if measure == "final" else _area(m) for m in means])
     return float(read.min() - read.mean()), float(read.max() - read.mean())
@@ -265,10 +216,8 @@ def _area(curve: pd.Series) -> float:
 def summary(runs: Runs) -> pd.DataFrame:
     """Return one row an order, averaged over seeds.
 
-    Columns: seeds; instances and steps trained on; first and final: mean test loss before and
-    after, at each run's own end; fall_percent: 100·(first - final)/first; area: mean loss along the
-    way, at the steps that every run with the same end evaluated (every run, where the seeds of the
-    order have different ends): a coarser curve has another area, and a longer one too.
+    The area is the mean loss along the way, at the steps that every run with the same end evaluated
+    (every run, where the order's seeds have different ends).
     """
     means = {order: [by_instance(run).mean() for run in own] for order, own in runs.items()}
     every = [curve.index for own in means.values() for curve in own]
@@ -298,21 +247,10 @@ def _mean_count(counts: Sequence[int]) -> float:
 def early_share(runs: Sequence[Run], *, step: float) -> Interval:
     """Return the share of the whole fall of the loss that is reached after a number of steps.
 
-    Args:
-        runs: runs of one order, one a seed; seeds may test different folds.
-        step: in (0, last]; the mean loss there is interpolated between evaluations.
-
-    Returns:
-        (first - early)/(first - final) of the mean over all test instances: step/last for a steady
-        fall, above 1 where the loss rises again, NaN where it does not fall at all.
-
-    Raises:
-        ParameterError: a step out of range, or fewer than two evaluated steps.
-
-    Source: the paper's claim that generalization happens very early.
+    (first - early)/(first - final) of the mean over all test instances: above 1 where the loss
+    rises again, NaN where it does not fall at all. Between evaluations it is interpolated.
     """
     values, clusters = mean_losses(runs), clusters_of(runs)
-    _check_steps(values.columns)
     steps = values.columns.to_numpy(np.float64)
     if not steps[0] < step <= steps[-1]:
         raise wrong("step", step, f"a number in ({steps[0]:g}, {steps[-1]:g}]")
@@ -338,28 +276,18 @@ def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return the metrics of one order's runs at the steps where answers were made.
-
-    One row a (metric, seed, step): metric, seed, step, value: the mean over the test instances that
-    were answered. loss in nats a token; rouge1, rougeL and exact_match from 0 to 1; reward, where
-    there is one, without a unit. Of runs without answers, the loss alone.
-    """
+    """Return metric, seed, step and mean value where one order's runs made answers."""
+    tables, names = _shared(runs)
     parts = [
-        values.mean().rename("value").reset_index().assign(metric=metric, seed=run.config.seed)
-        for run in runs
-        for metric, values in _metrics(run).items()
+        each[name].mean().rename("value").reset_index().assign(metric=name, seed=run.config.seed)
+        for name in names
+        for run, each in zip(runs, tables, strict=True)
     ]
-    rows = pd.concat(parts, ignore_index=True)[["metric", "seed", "step", "value"]]
-    rank = {metric: place for place, metric in enumerate(("loss", *SCORES))}
-    return rows.sort_values("metric", key=lambda m: m.map(rank), kind="stable", ignore_index=True)
+    return pd.concat(parts, ignore_index=True)[["metric", "seed", "step", "value"]]
 
 
 def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Interval]:
     """Return how unsteadily each metric moves: the share of movement no single turn explains.
-
-    A curve that gets better and then worse, as by overtraining, has turned once; what moves away
-    from the goal before the turn, or towards it after, is rough. The share has no unit, so that
-    metrics can be compared; it is 0 for a curve that does not move.
 
     Args:
         runs: runs of one order with answers, one a seed.
@@ -370,20 +298,8 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
         Metric → mean over the runs of the roughness of each one's mean curve, at the same test
         instances and steps. Against another, a metric that does not move at all in some run has no
         value (NaN): to stand at its floor is no steadiness.
-
-    Raises:
-        ParameterError: fewer than two steps were answered; an unknown metric.
-
-    Source: the paper's claim that loss is the stable metric; the measure is this package's.
     """
     tables, names = _shared(runs)
-    if against is not None:
-        check_choice("against", against, names)
-    if any(each["loss"].shape[1] < 2 for each in tables):
-        raise ParameterError(
-            "the runs made answers at fewer than two steps; expected two at least. Give more steps "
-            "in generate_at."
-        )
     clusters = clusters_of(runs)
 
     def rough(name: str, left: str | None) -> float:
@@ -401,25 +317,20 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
 
 
 def overtraining(runs: Sequence[Run]) -> pd.Series:
-    """Return how much each metric is worse at the end than at its best, as a share of its range.
-
-    The mean over runs of each one's mean curve; 0 for a metric that does not move.
-    """
+    """Return how much each metric is worse at the end than at its best, as a share of its range."""
     tables, names = _shared(runs)
-
-    def loss_of_best(table: pd.DataFrame, name: str) -> float:
-        curve = _goal_up(table, name)
-        return float((curve.max() - curve[-1]) / (np.ptp(curve) or 1))
-
-    found = {name: np.mean([loss_of_best(each[name], name) for each in tables]) for name in names}
+    curves = {name: [_goal_up(each[name], name) for each in tables] for name in names}
+    found = {
+        name: np.mean([(curve.max() - curve[-1]) / (np.ptp(curve) or 1) for curve in own])
+        for name, own in curves.items()
+    }
     return pd.Series(found, name="best minus last, of the range", dtype=float)
 
 
 def one_turn_roughness(curve: Floats) -> float:
     """Return the share of a curve's movement that a curve with a single turn does not make.
 
-    For a curve (k,) whose goal is up: the falls before the turn and the rises after it over the sum
-    of all moves, the turn chosen so that it is least; 0 for a curve that does not move.
+    The goal is up: falls before the turn and rises after it, over all moves, at the best turn.
     """
     moves = np.diff(curve)
     total = np.abs(moves).sum()
@@ -430,7 +341,6 @@ def one_turn_roughness(curve: Floats) -> float:
 
 
 def _goal_up(table: pd.DataFrame, metric: str) -> Floats:
-    """Return the mean curve of a metric, of the loss mirrored, so that more is better."""
     mean: Floats = table.mean().to_numpy(np.float64)
     return -mean if metric == "loss" else mean
 
