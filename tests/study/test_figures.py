@@ -38,17 +38,14 @@ def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
         assert len({getattr(look, field) for look in figures.STYLES.values()}) == len(named)
 
 
-def test_a_name_that_is_no_order_is_not_drawn() -> None:
-    with pytest.raises(ParameterError, match=r"order='tma_ntf' .*did you mean tma_nft"):
-        figures.styles(["tma_nft", "tma_ntf"])
-
-
 def test_rounds_are_steps_of_one_scale() -> None:
     looks = figures.styles(["tma_rounds[10:]", "tma_rounds[0:5]", "tma_rounds[5:10]"])
     labels = ["rounds from 10", "rounds 0 to 4", "rounds 5 to 9"]
     assert [look.label for look in looks.values()] == labels
     assert looks["tma_rounds[0:5]"].colour == "#440154"  # the dark end of viridis
     assert len({look.colour for look in looks.values()}) == 3
+    with pytest.raises(ParameterError, match=r"order='tma_ntf' .*did you mean tma_nft"):
+        figures.styles(["tma_nft", "tma_ntf"])
 
 
 def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
@@ -135,14 +132,6 @@ def test_distances_and_loss_share_one_scale_in_each_task() -> None:
     assert drawn == [[1, 0.5, 0], *[[0.5, 1]] * 3]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["test loss", "cosine avg", "euclidean min", "bigram KL"]
-
-
-def test_of_many_tasks_three_are_drawn() -> None:
-    tasks = [f"t{k}" for k in range(8)]
-    table = pd.DataFrame({"order": "cluster", "task": tasks, "step": 1})
-    distances = table.assign(measure="bigram_kl", distance=1.0)
-    figure = figures.distances_figure(distances, table.assign(loss=2.0))
-    assert [a.get_ylabel().split("\n")[0] for a in figure.axes] == ["t0", "t2", "t4"]
 
 
 def test_an_association_is_drawn_beside_its_baseline() -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tma.errors import ParameterError
 from tma.study import interactive
 from tma.study.figures import Shown
 from tma.study.interactive import VEGALITE
@@ -134,11 +133,6 @@ def test_a_map_of_many_instances_is_thinned() -> None:
     table = pd.read_csv(io.StringIO(data(figure)))
     assert table["kind"].value_counts().to_dict() == {"training": 1000, "test": 200}
     assert set(table["round"]) == set(range(11))
-
-
-def test_a_name_that_is_no_order_is_not_drawn() -> None:
-    with pytest.raises(ParameterError, match="order='mine'"):
-        interactive.loss_by_task(losses().assign(order="mine"))
 
 
 def test_the_axis_of_steps_has_whole_ones() -> None:

@@ -105,8 +105,7 @@ class StudyConfig:
     @property
     def doubling(self) -> tuple[int, ...]:
         """Steps 0, 1, 2, 4, … and the last, whose loss is always taken: most happens early."""
-        doubling = (2**k for k in range(self.steps.bit_length()))
-        return (0, *(step for step in doubling if step < self.steps), self.steps)
+        return (0, *(2**k for k in range((self.steps - 1).bit_length())), self.steps)
 
     @property
     def early(self) -> tuple[int, ...]:
@@ -173,19 +172,14 @@ class StudyConfig:
 
     def check_tasks(self, train: Dataset) -> None:
         """Refuse data with which a chapter has no orders of tasks to compare."""
+        tasks, step = {*train["task"]}, self.base.batch_size
         without = sum(not task for task in train["task"])
-        if without:
+        if without or len(tasks) < 2 or len(train) <= step:
             raise ParameterError(
-                f"dataset={self.dataset!r} has {without} training instances without a task; this "
-                "chapter compares orders of tasks. Give data with a column of tasks; chapters 1 "
-                "and 4 need none."
-            )
-        tasks, step = len(set(train["task"])), self.base.batch_size
-        if tasks < 2 or len(train) <= step:
-            raise ParameterError(
-                f"dataset={self.dataset!r} gives {len(train)} training instances of {tasks} tasks; "
-                f"this chapter compares orders of tasks step by step, and needs two tasks and more "
-                f"than the {step} instances of one step. Give more data."
+                f"dataset={self.dataset!r} gives {len(train)} training instances of {len(tasks)} "
+                f"tasks, {without} without a task; this chapter compares orders of tasks step by "
+                f"step, and needs a task for each, two tasks and more than the {step} instances of "
+                "one step. Give such data, or run chapters 1, 4 and 5, which need no tasks."
             )
 
 
