@@ -183,24 +183,6 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         effect(single, single, "area")
 
 
-def test_no_difference_in_truth_is_seldom_clear(tmp_path: Path) -> None:
-    """Twelve tasks of four instances in two folds, each tested by two seeds."""
-    random, clear = np.random.default_rng(0), 0
-    for sample in range(40):
-        gaps = random.normal(size=(2, 24))
-        seeds = 0.3 * random.normal(size=4)
-        runs = []
-        for seed in range(4):
-            fold = seed % 2
-            names = [(f"t{fold}{k // 4}", f"i{fold}{k}") for k in range(24)]
-            noise = random.normal(size=24) / 2
-            course = dict(zip(names, gaps[fold] + noise + seeds[seed], strict=True))
-            runs.append(run(tmp_path / str(sample), "tma_nft", course, seed))
-            runs.append(run(tmp_path / str(sample), "tma_rt", dict.fromkeys(names, 0.0), seed))
-        clear += effect(runs[::2], runs[1::2], "final").tasks.clear
-    assert clear <= 6  # two expected
-
-
 def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: Path) -> None:
     fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -8.0}
     one = [run(tmp_path, "tma_nft", fold, 0)]

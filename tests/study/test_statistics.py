@@ -40,14 +40,6 @@ def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
     assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
 
 
-def test_the_summary_has_fall_and_area(runs: dict[str, list[Run]]) -> None:
-    row = statistics.summary(runs).loc["tma_nft"]
-    assert (row["first"], row["final"], row["fall_percent"]) == (4, 1.5, 62.5)
-    # Trapezoids (4 + 2.5)/2 · 2 and (2.5 + 1.5)/2 · 2 over 4 steps.
-    assert row["area"] == 2.625
-    assert (row["instances"], row["steps"], row["seeds"]) == (64, 4, 1)
-
-
 def test_areas_are_compared_on_the_steps_that_all_evaluated(
     tmp_path: Path, runs: dict[str, list[Run]]
 ) -> None:
@@ -81,10 +73,12 @@ def test_the_summary_of_orders_of_different_length(
     tmp_path: Path, runs: dict[str, list[Run]]
 ) -> None:
     table = statistics.summary({**runs, "tma_rounds[4:8]": [longer(tmp_path / "more")]})
+    assert table[["first", "fall_percent", "seeds"]].iloc[0].tolist() == [4, 62.5, 1]
     assert table["steps"].tolist() == [4, 4, 6]
     assert table["instances"].tolist() == [64, 64, 80]
     assert table["final"].tolist() == [1.5, 2, 0.75]
-    # The longer one up to its own end: (4 + 2.5 + 2.5 + 1.5 + 1.5 + 0.75) / 6.
+    # Trapezoids (4 + 2.5)/2 · 2 and (2.5 + 1.5)/2 · 2 over 4 steps; the longer one up to its own
+    # end: (4 + 2.5 + 2.5 + 1.5 + 1.5 + 0.75) / 6.
     assert table["area"].tolist() == [2.625, 3.25, 2.125]
     # Whole numbers are shown as such.
     assert (table["steps"].dtype, table["instances"].dtype) == ("int64", "int64")
@@ -102,6 +96,7 @@ def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> No
     ]
     assert list(found) == ["order", "seed", "step", "task", "loss"]
     assert found["step"].dtype == "int64"
+    assert by_instance(run).index.tolist() == [("3", "3"), ("a", "1"), ("a", "2")]
 
 
 def test_the_share_of_the_fall_after_a_number_of_steps(runs: dict[str, list[Run]]) -> None:
@@ -144,19 +139,11 @@ def test_an_interval_among_several_is_wider() -> None:
     ratio = 2.45805 / 2.10982
     assert (wide.low, wide.high) == pytest.approx((1 - 0.5 * ratio, 1 + ratio), abs=1e-4)
     assert (found.within(0.6, 1.5).low, found.within(0.6, 1.5).high) == (0.6, 1.5)
+    row = {"estimate": 1, "low": 0.5, "high": 2, "n": 18, "seeds": 3}
+    assert table({"a": found}).loc["a"].to_dict() == row
     nothing = Interval(math.nan, -math.inf, math.inf, 18, 3)
     assert nothing.among(3).high == math.inf
     assert nothing.within(0, 1).high == math.inf
-
-
-def test_intervals_make_a_table() -> None:
-    shown = table({"a": Interval(0.5, 0, 1, 12, 3)})
-    assert shown.loc["a"].to_dict() == {"estimate": 0.5, "low": 0, "high": 1, "n": 12, "seeds": 3}
-
-
-def test_an_instance_without_a_task_is_its_own(tmp_path: Path) -> None:
-    run = stored(tmp_path / "run", "random", {(None, "x"): [1], ("t", "y"): [2]}, steps=(0,))
-    assert by_instance(run).index.tolist() == [("t", "y"), ("x", "x")]
 
 
 def test_a_value_that_is_missing_is_named(tmp_path: Path) -> None:

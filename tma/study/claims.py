@@ -148,7 +148,6 @@ def untested(claim: str, why: str) -> Verdict:
 
 
 def _undecided(claim: str, missing: Iterable[str]) -> Verdict:
-    """Return the verdict on a claim some of whose runs have not been made."""
     return Verdict(claim, NOTEBOOKS.get(claim, ""), f"not made yet: {', '.join(missing)}")
 
 

@@ -81,7 +81,7 @@ def effect(
         spread: how far seeds differ, used where no fold was tested by two.
 
     Raises:
-        ParameterError: an unknown measure, or no seed, test instance or step in common.
+        ParameterError: an unknown measure, or no seed or test instance in common.
     """
     return combined([(1, first), (-1, second)], measure, spread)
 
@@ -232,7 +232,6 @@ def _by_seed(sides: Sequence[Sequence[Run]]) -> list[list[Run]]:
 
 
 def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
-    """Return the losses of runs by id × step, all of the same test instances."""
     tables = [by_id(run) for run in runs]
     if any(not table.index.equals(tables[0].index) for table in tables):
         counts = " and ".join(str(len(table)) for table in tables)
@@ -294,7 +293,6 @@ def _between_seeds(values: pd.Series) -> Spread | None:
 
 
 def _for_tasks(rows: pd.DataFrame, spread: Spread | None, seeds: int) -> Interval:
-    """Return the interval over the instances of each task and over seeds."""
     n, mean = len(rows), float(rows["gap"].mean())
     tasks = rows.groupby("task")["gap"].agg(["var", "size"])
     if (tasks["size"] == 1).all():  # the tasks stand for instances
@@ -314,7 +312,6 @@ def _for_tasks(rows: pd.DataFrame, spread: Spread | None, seeds: int) -> Interva
 
 
 def _for_datasets(rows: pd.DataFrame, seeds: int) -> Interval:
-    """Return the interval clustered by source dataset."""
     n, mean = len(rows), float(rows["gap"].mean())
     sums = (rows["gap"] - mean).groupby(rows["source"]).sum()
     count = len(sums)

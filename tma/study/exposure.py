@@ -148,7 +148,7 @@ def falls(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _consumed(run: Run, instances: int, steps: Sequence[int] | pd.Index) -> list[int]:
-    """Return how many of a run's instances were consumed up to each step."""
+    """Return how many instances were consumed up to each step."""
     size = run.config.batch_size  # the last step of an epoch may be smaller
     epoch = instances // run.config.epochs
     done = (divmod(int(step), -(-epoch // size)) for step in steps)
