@@ -11,7 +11,7 @@ from tests.stored_runs import FAR, NEAR, stored
 from tma.arrange.spec import ORDERS
 from tma.errors import ParameterError
 from tma.runs.store import Run
-from tma.study import figures, statistics
+from tma.study import figures
 from tma.study.effects import Effect, course
 from tma.study.exposure import Association
 from tma.study.statistics import Interval
@@ -50,7 +50,7 @@ def test_rounds_are_steps_of_one_scale() -> None:
 
 def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
     gaps = {"tma_nft": course(runs["tma_nft"], runs["tma_fft"])}
-    figure = figures.comparison_figure(statistics.curves(runs), gaps, "tma_fft")
+    figure = figures.comparison_figure(runs, gaps, "tma_fft")
     left, right = figure.axes
     assert left.get_xlabel() == right.get_xlabel() == "training step"
     assert left.get_ylabel() == "test loss (nats a token)"
@@ -68,13 +68,13 @@ def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
         stored(tmp_path / "two", "tma_rt", FAR, seed=1),
     ]
     gaps = {"tma_nft": course(runs["tma_nft"], random)}
-    curves = statistics.curves({**runs, "tma_rt": random})
-    right = figures.comparison_figure(curves, gaps, "tma_rt").axes[1]
+    both = {**runs, "tma_rt": random}
+    right = figures.comparison_figure(both, gaps, "tma_rt").axes[1]
     assert legend(right) == ["seeds of RT, min to max"]
     band = right.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == -0.5
     assert band[:, 1].max() == 0.5
-    figure = figures.comparison_figure(curves, gaps, "tma_rt", ranges=False)
+    figure = figures.comparison_figure(both, gaps, "tma_rt", ranges=False)
     assert not legend(figure.axes[1])
     assert [len(axes.collections) for axes in figure.axes] == [0, 1]  # the interval alone
 

@@ -21,18 +21,12 @@ def runs(tmp_path: Path) -> dict[str, list[Run]]:
     }
 
 
-def test_curves_are_means_over_test_instances(runs: dict[str, list[Run]]) -> None:
-    table = statistics.curves(runs)
-    assert table[table["order"] == "tma_nft"]["loss"].tolist() == [4, 2.5, 1.5]
-    assert table[table["order"] == "tma_fft"]["loss"].tolist() == [4, 3.5, 2.0]
-
-
 def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
     both = [
         stored(tmp_path / "one", "tma_rt", NEAR),
         stored(tmp_path / "two", "tma_rt", FAR, seed=1),
     ]
-    found = statistics.spread(statistics.curves({"tma_rt": both}), "tma_rt")
+    found = statistics.mean_curves(both)
     assert found.to_numpy().tolist() == [[0, 4, 4, 4], [2, 3, 2.5, 3.5], [4, 1.75, 1.5, 2]]
     assert list(found) == ["step", "mean", "low", "high"]
     # Final losses 1.5 and 2, areas 2.625 and 3.25.

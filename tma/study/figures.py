@@ -26,7 +26,7 @@ from tma.data.describe import check_described, task_sizes, token_counts
 from tma.errors import check_choice
 from tma.study.effects import Effect
 from tma.study.exposure import Association
-from tma.study.statistics import Interval, spread
+from tma.study.statistics import Interval, Runs, mean_curves
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,21 +146,23 @@ def _label_steps(panels: Iterable[Axes]) -> None:
 
 
 def comparison_figure(
-    curves: pd.DataFrame,
-    gaps: Mapping[str, Sequence[Interval]],
-    baseline: str,
-    *,
-    ranges: bool = True,
+    runs: Runs, gaps: Mapping[str, Sequence[Interval]], baseline: str, *, ranges: bool = True
 ) -> Figure:
-    """Return `statistics.curves` and, beside them, differences from a baseline (`effects.course`).
+    """Return mean test losses and, beside them, differences from a baseline (`effects.course`).
 
     Bands show the seeds' range if `ranges`: not where seeds test different folds.
     """
-    looks = styles([*curves["order"], *gaps])
-    seeds = spread(curves, baseline)
+    looks, curves = styles(runs), {order: mean_curves(own) for order, own in runs.items()}
     with drawing(1, 2, 10, 4) as (figure, grid):
         left, right = grid[0]
-        _draw_curves(curves, left, looks, ranges=ranges)
+        for order, seeds in curves.items():
+            left.plot(seeds["step"], seeds["mean"], label=looks[order].label, **looks[order].line)
+            if ranges and (seeds["low"] < seeds["high"]).any():
+                band = (seeds["step"], seeds["low"], seeds["high"])
+                left.fill_between(*band, color=looks[order].colour, alpha=0.2, lw=0)
+        left.legend(frameon=False)
+        left.set_ylabel("test loss (nats a token)")
+        seeds = curves[baseline]
         if ranges and (seeds["low"] < seeds["high"]).any():
             low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
             label = f"seeds of {looks[baseline].short}, min to max"
@@ -169,20 +171,6 @@ def comparison_figure(
         _draw_differences(gaps, right, looks, looks[baseline])
         _label_steps(grid.flat)
     return figure
-
-
-def _draw_curves(
-    curves: pd.DataFrame, axes: Axes, looks: Mapping[str, Style], *, ranges: bool
-) -> None:
-    for order in curves["order"].unique():
-        look, seeds = looks[order], spread(curves, order)
-        axes.plot(seeds["step"], seeds["mean"], label=look.label, **look.line)
-        if ranges and (seeds["low"] < seeds["high"]).any():
-            axes.fill_between(
-                seeds["step"], seeds["low"], seeds["high"], color=look.colour, alpha=0.2, lw=0
-            )
-    axes.legend(frameon=False)
-    axes.set_ylabel("test loss (nats a token)")
 
 
 def _draw_differences(

@@ -125,9 +125,7 @@ def comparison(
     spread = spreads.get("area")  # stands for that after a step
     others = {label: own for label, own in runs.items() if label != baseline}
     gaps = {label: effects.course(own, runs[baseline], spread) for label, own in others.items()}
-    figure = figures.comparison_figure(
-        statistics.curves(runs), gaps, baseline, ranges=not study.folds
-    )
+    figure = figures.comparison_figure(runs, gaps, baseline, ranges=not study.folds)
     return saved(study, name, figure)
 
 

@@ -171,35 +171,22 @@ def clusters_of(runs: Sequence[Run]) -> pd.Series:
     return found.index.to_series()
 
 
-def curves(runs: Runs) -> pd.DataFrame:
-    """Return order, seed, step and loss, the mean over test instances."""
-    return _stacked(runs, lambda run: by_instance(run).mean(), ["step", "loss"])
+def mean_curves(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return step, and mean, low and high over the seeds of one order's mean test loss."""
+    curves: pd.Series = pd.concat([by_instance(run).mean() for run in runs])
+    return curves.groupby(level="step").agg(mean="mean", low="min", high="max").reset_index()
 
 
 def task_curves(runs: Runs) -> pd.DataFrame:
     """Return order, seed, step, task and loss, the mean over the task's test instances."""
-
-    def means(run: Run) -> pd.Series:
-        found = by_instance(run).groupby(level="task").mean().unstack()
-        assert isinstance(found, pd.Series)
-        return found
-
-    return _stacked(runs, means, ["step", "task", "loss"])
-
-
-def _stacked(runs: Runs, read: Callable[[Run], pd.Series], columns: Sequence[str]) -> pd.DataFrame:
-    parts = [
-        read(run).rename("loss").reset_index().assign(order=order, seed=run.config.seed)
-        for order, own in runs.items()
-        for run in own
-    ]
-    return pd.concat(parts, ignore_index=True)[["order", "seed", *columns]]
-
-
-def spread(curves: pd.DataFrame, order: str) -> pd.DataFrame:
-    """Return step, mean, low and high of the seeds of one of the `curves`."""
-    steps = curves[curves["order"] == order].groupby("step")["loss"]
-    return steps.agg(mean="mean", low="min", high="max").reset_index()
+    parts = []
+    for order, own in runs.items():
+        for run in own:
+            losses = by_instance(run).groupby(level="task").mean().unstack()
+            assert isinstance(losses, pd.Series)
+            rows = losses.rename("loss").reset_index()
+            parts.append(rows.assign(order=order, seed=run.config.seed))
+    return pd.concat(parts, ignore_index=True)[["order", "seed", "step", "task", "loss"]]
 
 
 def seed_range(runs: Sequence[Run], measure: str = "final") -> tuple[float, float]:
