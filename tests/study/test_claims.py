@@ -148,25 +148,14 @@ def test_verdicts_of_other_runs_than_the_notebook_shows_are_not_gathered(tmp_pat
     (tmp_path / "a.ipynb").write_text(f"Made from {MADE}.")
     os.utime(tmp_path / "a.ipynb", (0, 0))  # as a checkout or a copy leaves it
     assert len(collect(folders)) == len(SEQUENCE)
+    (tmp_path / "a.2.ipynb").touch()  # of a folder a.2
+    assert len(collect(folders)) == len(SEQUENCE)
     (tmp_path / "a.ipynb").write_text(f"Made from {claims.made_from(['x', 'z'])}.")
     with pytest.raises(DataError, match=r"of 2 runs, \w+, which .*a\.ipynb does not show"):
         collect(folders)
     write(tmp_path / "a" / "claims.json", [untested("C1", "why")])
     with pytest.raises(DataError, match="of unknown runs"):
         collect(folders)
-
-
-def test_the_notebook_beside_a_folder_has_its_whole_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = leave(tmp_path / "llama-3.2", SEQUENCE)
-    for name in ("llama-3.ipynb", "llama-3.2.ipynb"):
-        (tmp_path / name).touch()
-    with pytest.raises(DataError, match=r"which .*llama-3\.2\.ipynb does not show"):
-        collect([folder])
-    (tmp_path / "llama-3.2.ipynb").unlink()
-    monkeypatch.chdir(folder)
-    assert len(collect([Path()])) == len(SEQUENCE)
 
 
 def test_a_file_of_something_else_is_an_error(

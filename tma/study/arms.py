@@ -23,7 +23,7 @@ from tma.runs import published
 from tma.runs.config import RunConfig
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
-from tma.study.effects import Effect, Spread, combined, contrasts, largest_spread, outweighs
+from tma.study.effects import Effect, Spread, combined, contrasts, outweighs
 from tma.study.exposure import Embeddings
 from tma.study.settings import StudyConfig
 from tma.study.statistics import READINGS, Runs
@@ -337,10 +337,14 @@ def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
     if not study.folds:
         return {}
     runs = runs or read(study, "1,1b")
-    pairs = [(label, "tma_rt") for label in SAME_INSTANCES if label != "tma_rt"]
-    pairs += [pair for pair in SELECTION.values() if {*pair} <= {*SAME_INSTANCES}]
-    found = {measure: largest_spread(runs, pairs, measure) for measure in READINGS}
-    return {measure: spread for measure, spread in found.items() if spread is not None}
+    pairs: Pairs = {label: (label, "tma_rt") for label in SAME_INSTANCES if label != "tma_rt"}
+    others = {name: pair for name, pair in SELECTION.items() if {*pair} <= {*SAME_INSTANCES}}
+    found = contrasts(runs, {**pairs, **others}, {})
+    own = {
+        measure: [effect.own_spread for effect in effects.values() if effect.own_spread is not None]
+        for measure, effects in found.items()
+    }
+    return {measure: max(spreads) for measure, spreads in own.items() if spreads}
 
 
 def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:

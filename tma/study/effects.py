@@ -141,13 +141,6 @@ def contrasts(
     }
 
 
-def largest_spread(runs: Runs, pairs: Sequence[tuple[str, str]], measure: str) -> Spread | None:
-    """Return the largest spread of seeds among pairs that have runs; None: no fold was repeated."""
-    known = [(runs[first], runs[second]) for first, second in pairs if {first, second} <= {*runs}]
-    spreads = [effect(first, second, measure).own_spread for first, second in known]
-    return max((spread for spread in spreads if spread is not None), default=None)
-
-
 def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     """Return effects as rows of numbers: the estimate, both intervals, what stands beside it."""
     columns = [
