@@ -167,6 +167,7 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
 
 def saved_effects(study: StudyConfig, name: str, differences: Mapping[str, Effect]) -> pd.DataFrame:
     """Write differences into the output folder, as `saved_table`; return them for display."""
+    saved_table(study, name, effects.table(differences))
     return effects.format_table(differences)
 
 
