@@ -219,7 +219,7 @@ def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
     ]
     assert script["markdown"]([made])[2].count(r"a\|b") == 1
     why = claims.untested("near-duplicates", "there are none")
-    assert script["row"](why)[0] == "{doc}`open </notebooks/04_tma>`"
+    assert script["row"](why)[0] == "{doc}`open </notebooks/05_order_or_selection>`"
     assert script["row"](why)[3:5] == ["–", "–"]
 
 

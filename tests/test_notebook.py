@@ -84,7 +84,7 @@ def test_notebooks_are_short_and_hold_no_logic(path: Path) -> None:
 @each_notebook
 def test_notebooks_have_the_same_parameters_and_parts(path: Path) -> None:
     lines, expected = parameters(path), parameters(NOTEBOOKS[-1])
-    assert lines[:9] == [line.replace("04_tma", path.stem) for line in expected]
+    assert lines[:9] == [line.replace(NAMES[-1], path.stem) for line in expected]
     own = [line.split(":")[0] for line in lines[9:]]
     assert own == (["reward_model"] if path.stem == NAMES[0] else [])
     prose = "\n".join(c.source for c in cells(path, "markdown"))

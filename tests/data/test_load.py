@@ -399,8 +399,17 @@ def test_twins_take_places_in_the_pool_that_the_seed_draws(cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"twins": 0.0}, {"twins": 1.5}, {"twins": True}, {"pool": None}, {"dataset": "p3"}]
+    ("wrong", "message"),
+    [
+        ({"twins": 0.0}, r"twins=0\.0 cannot be used: it should be greater than 0"),
+        ({"twins": 1.5}, r"twins=1\.5 cannot be used: it should be less than or equal to 1"),
+        ({"twins": True}, "twins=True cannot be used"),
+        ({"pool": None}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),
+        ({"dataset": "p3"}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),
+    ],
 )
-def test_twins_without_a_suite_a_pool_or_a_share_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match=r"twins=.* a share in .* with dataset=suite or"):
+def test_twins_without_a_suite_a_pool_or_a_share_are_refused(
+    wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ParameterError, match=message):
         RunConfig.at("pocket", **({"order": "random", "pool": 100, "twins": 0.5} | wrong))

@@ -141,7 +141,7 @@ def _remove_old_states(folder: Path) -> None:
 
     Younger ones belong to a run that is made again to keep its model, and goes on from them.
     """
-    if states := [*folder.glob("state-*")]:
+    if states := [*folder.glob("state-" + 8 * "[0-9]")]:
         with suppress(Timeout), locked(folder, 0):
             ended = (folder / "manifest.json").stat().st_mtime_ns
             if all(state.stat().st_mtime_ns < ended for state in states):
