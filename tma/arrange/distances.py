@@ -1,18 +1,16 @@
 """How far training data is from test data: the nine distances, and WSD.
 
-Cosine distance is minus the cosine similarity, as in the paper: -1 for equal directions, +1 for
-opposite ones. A distance between a training set S and a test set T is, over all pairs of S×T, their
-average (`avg`), smallest (`min`) or largest (`max`), or the distance between the two mean
-embeddings (`centroid`); the ninth compares the bigrams of the texts. Each takes one pass over the
-training rows, block by block; float32 products only find the pairs among which the smallest or
-largest is, and every distance comes from float64.
+Cosine distance is minus the cosine similarity, as in the paper. A distance between a training set S
+and a test set T is, over all pairs of S×T, their average (`avg`), smallest (`min`) or largest
+(`max`), or that between the two mean embeddings (`centroid`); the ninth compares the bigrams of the
+texts. Each takes one pass over the training rows, block by block, and comes from float64.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, pairwise
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,7 +42,6 @@ def weighted_similarity_distance(
     Y: Embeddings,
     weight: float | None = None,
     *,
-    numbers: Numbers | None = None,
     device: str | None = None,
 ) -> Floats:
     """Return WSD_i = MD_i + w·AD_i of each training row.
@@ -55,7 +52,6 @@ def weighted_similarity_distance(
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
         weight: w; None: mean(MD)/mean(AD), so that both terms weigh the same.
-        numbers: ascending numbers of the training rows that count; None: all.
         device: where products are computed; None: a GPU if there is one.
 
     Returns:
@@ -70,7 +66,7 @@ def weighted_similarity_distance(
     mean = test.float32.astype(np.float64).mean(axis=0)
     parts = [
         (-key / UNIT, -_products(block.numpy().astype(np.float64), mean))
-        for block, _, key in nearest_blocks(train, test.float32, numbers, device=device)
+        for block, _, key in nearest_blocks(train, test.float32, device=device)
     ]
     MD, AD = (np.concatenate(values) for values in zip(*parts, strict=True))
     return _weighted(MD, AD, weight)
@@ -79,13 +75,7 @@ def weighted_similarity_distance(
 def task_distances(
     X: Embeddings, Y: Embeddings, groups: Sequence[Numbers], weight: float | None = None
 ) -> Floats:
-    """Return the WSD of each task's mean embedding, divided by its length, (len(groups),).
-
-    Raises:
-        ValueError: embeddings that cannot be used, or a task whose rows cancel out.
-
-    Source: the paper's section on granularity, coarse.
-    """
+    """Return the WSD of each task's mean embedding, divided by its length, (len(groups),)."""
     train, test = unit_pair(X, Y)
     rows = test.float32.astype(np.float64)
     MD, AD = np.empty(len(groups)), np.empty(len(groups))
@@ -117,16 +107,13 @@ def _task_means(train: UnitRows, groups: Sequence[Numbers]) -> Floats:
     return sums / _lengths(sums)[:, None]
 
 
-def row_distances(
-    X: Data, Y: Data, measure: str, *, numbers: Numbers | None = None, device: str | None = None
-) -> Floats:
+def row_distances(X: Data, Y: Data, measure: str, *, device: str | None = None) -> Floats:
     """Return the distance of each single training row to the test set: out[i] is of S = {i}.
 
     Args:
         X: (n, d) unit embeddings of the training rows; for `bigram_kl` their n texts.
         Y: (m, d) unit embeddings of the test rows; for `bigram_kl` their m texts.
         measure: one of `MEASURES`.
-        numbers: ascending numbers of the training rows that count; None: all.
         device: where products are computed; None: a GPU if there is one.
 
     Returns:
@@ -141,9 +128,8 @@ def row_distances(
     check_choice("measure", measure, MEASURES)
     if measure == "bigram_kl":
         of_texts: Floats = _Bigrams(X, [Y]).rows()[0]
-        return of_texts if numbers is None else of_texts[numbers]
-    train, test = unit_pair(cast(Embeddings, X), cast(Embeddings, Y))
-    return np.concatenate([*_row_blocks(train, test, measure, numbers, device)])
+        return of_texts
+    return _rows(*unit_pair(cast(Embeddings, X), cast(Embeddings, Y)), measure, device)
 
 
 def prefix_distances(
@@ -211,8 +197,8 @@ def _prefixes(
     train, test = unit_pair(X, Y)
     if measure.endswith("centroid"):
         return _centroid_prefixes(train, test, at, measure)
-    seen = np.arange(int(at.max(initial=1)))
-    rows = np.concatenate([*_row_blocks(train, test, measure, seen, device)])
+    seen = UnitRows(train.array[: at.max(initial=1)], train.name)
+    rows = _rows(seen, test, measure, device)
     if measure.endswith("avg"):
         return np.cumsum(rows)[at - 1] / at
     running: Floats = (np.minimum if measure.endswith("min") else np.maximum).accumulate(rows)
@@ -230,26 +216,27 @@ def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> F
     return _to_centre(means, Y.float32.astype(np.float64).mean(axis=0), measure)[which]
 
 
-def _row_blocks(
-    X: UnitRows, Y: UnitRows, measure: str, numbers: Numbers | None, device: str | None
-) -> Iterator[Floats]:
-    """Yield `row_distances` block by block."""
-    test, farthest = Y.float32.astype(np.float64), measure.endswith("max")
+def _rows(X: UnitRows, Y: UnitRows, measure: str, device: str | None) -> Floats:
+    """Return `row_distances` of embeddings."""
+    return np.concatenate([*_row_blocks(X, Y, measure, device)])
+
+
+def _row_blocks(X: UnitRows, Y: UnitRows, measure: str, device: str | None) -> Iterator[Floats]:
+    test = Y.float32.astype(np.float64)
+    search: dict[str, Any] = {"farthest": measure.endswith("max"), "device": device}
     if measure in ("cosine_min", "cosine_max"):
-        for _, _, key in nearest_blocks(X, Y.float32, numbers, farthest=farthest, device=device):
+        for _, _, key in nearest_blocks(X, Y.float32, **search):
             yield -key / UNIT
     elif measure in ("euclidean_min", "euclidean_max"):
         # From the difference itself: 1 - cosine would lose half the digits of a small distance.
-        extreme = np.maximum if farthest else np.minimum
-        for _, row, column, start in close_pairs(
-            X, Y.float32, numbers, farthest=farthest, euclidean=True, device=device
-        ):
+        extreme = np.maximum if measure.endswith("max") else np.minimum
+        for _, row, column, start in close_pairs(X, Y.float32, euclidean=True, **search):
             yield extreme.reduceat(_apart(X, row, test, column), start)
     else:
-        for chosen, block in X.blocks(max(1, BLOCK // max(X.width, len(Y))), numbers):
+        for numbers, block in X.blocks(max(1, BLOCK // max(X.width, len(Y)))):
             rows = block.numpy().astype(np.float64)
             if measure == "euclidean_avg":
-                yield _mean_apart(X, chosen, rows, test)
+                yield _mean_apart(X, numbers, rows, test)
             else:
                 yield _to_centre(rows, test.mean(axis=0), measure)
 
@@ -299,16 +286,15 @@ def _lengths(means: Floats) -> Floats:
 class _Bigrams:
     """Counts of word bigrams, and KL divergences between sets of texts.
 
-    Words are runs of letters, digits and underscores, in lower case. A test set is compared over
-    its own bigrams and those of the training texts; other test sets change none of its numbers.
+    A test set is compared over its own bigrams and those of the training texts alone.
     """
 
     def __init__(self, train: Data, tests: Sequence[Data]) -> None:
         from sklearn.feature_extraction.text import CountVectorizer
 
         sides = [_texts(train, "X"), *(_texts(test, "Y") for test in tests)]
-        word = r"\w+"
-        vectorizer = CountVectorizer(token_pattern=word, ngram_range=(2, 2), dtype=np.int64)
+        words = {"token_pattern": r"\w+", "ngram_range": (2, 2)}
+        vectorizer = CountVectorizer(**words, dtype=np.int64)
         try:
             counts = vectorizer.fit_transform(chain.from_iterable(sides))
         except ValueError as error:
@@ -349,11 +335,9 @@ class _Bigrams:
             yield kinds, np.log(seen[kinds] + SMOOTHING) - np.log(before + SMOOTHING)
 
     def _divergences(self, cross: Callable[[Floats], Floats], totals: Numbers) -> Floats:
-        """Return Σ p_T log p_T - Σ p_T log p_S of each test set T and of several sets S.
+        """Return Σ p_T log p_T - Σ p_T log p_S of each test set T and several sets S.
 
-        Args:
-            cross: p_T → Σ p_T log(count_S + smoothing) of each S.
-            totals: bigrams in each S.
+        `cross` gives Σ p_T log(count_S + smoothing) of each S, `totals` its number of bigrams.
         """
         in_train, out = self._train.sum(axis=0).A1 > 0, []
         for test in self._tests:  # one at a time: each needs a number for every bigram

@@ -31,11 +31,9 @@ class Receipt:
     """What an order was made of, and the order's own digest."""
 
     method: Method
-    """Name of the order and every setting that decides it."""
     train: str
     """SHA-256 of the training instances' ids in stored order (`tma.data.load.fingerprint`)."""
     test: str
-    """The same of the test instances."""
     encoder: str
     """Name and version of the embedding model."""
     left_out: int
@@ -67,14 +65,13 @@ class Receipt:
 
 @dataclass(frozen=True, eq=False)
 class Arranged:
-    """The order of a dataset."""
+    """The order of a dataset, with the receipt of what made it."""
 
     rows: Numbers
     """Row numbers of the training set, (k,)."""
     ids: tuple[str, ...]
     """Ids of those instances, (k,)."""
     receipt: Receipt
-    """What made the order."""
 
     def save(self, path: Path | str) -> None:
         """Write the ids to `path` as JSON, and the receipt beside it as `<name>.receipt.json`."""
