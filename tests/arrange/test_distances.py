@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import tma
 from tests import reference
 from tests.conftest import circle, embeddings
-from tma.arrange.distances import row_distances, several_prefix_distances, task_distances
+from tma.arrange.distances import bigram_divergences, several_prefix_distances, task_distances
+from tma.arrange.exact_knn import UnitRows
 from tma.arrange.spec import MEASURES
 from tma.errors import ParameterError
 
@@ -36,7 +37,7 @@ def test_wsd_equals_the_golden_files(path: Path) -> None:
     weight = MD.mean() / (both - MD).mean()
     assert weight == pytest.approx(float(golden["wsd_weight"]), abs=1e-9)
     groups = [np.flatnonzero(golden["task"] == task) for task in range(golden["task"].max() + 1)]
-    of_tasks = task_distances(golden["train"], golden["test"], groups)
+    of_tasks = task_distances(UnitRows(golden["train"], "X"), golden["test"], groups)
     np.testing.assert_allclose(of_tasks, golden["task_wsd"], rtol=0, atol=2e-9)
 
 
@@ -122,7 +123,7 @@ def test_bigram_divergences_of_many_test_sets_equal_the_reference(
         expected = [reference.bigram_divergence(train[:k], test, train) for k in steps]
         np.testing.assert_allclose(of_test, expected, rtol=0, atol=1e-10)
     of_rows = [reference.bigram_divergence([text], tests[0], train) for text in train]
-    rows = row_distances(train, tests[0], "bigram_kl")
+    rows = bigram_divergences(train, tests[:1])[0]
     np.testing.assert_allclose(rows, of_rows, rtol=0, atol=1e-10)
 
 

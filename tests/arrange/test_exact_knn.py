@@ -14,6 +14,7 @@ import tma
 from tests import reference
 from tests.conftest import embeddings, small_lists, unit
 from tma.arrange import exact_knn
+from tma.arrange.distances import row_distances
 from tma.arrange.exact_knn import UNIT, Product, UnitRows, exact_keys, nearest_blocks, nearest_lists
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -115,10 +116,10 @@ def test_extremes_of_rows_that_approximations_cannot_tell_apart(
         best = (distances if not farthest else -distances).argmin(axis=1)
         np.testing.assert_array_equal(np.concatenate([best for _, best, _ in found]), best)
         euclidean = getattr(reference.euclidean_distances(train, test), kind)(axis=1)
-        of_rows = tma.row_distances(train, test, f"euclidean_{kind}")
+        of_rows = row_distances(train, test, f"euclidean_{kind}")
         np.testing.assert_allclose(of_rows, euclidean, rtol=0, atol=1e-15)
         average = reference.euclidean_distances(train, test).mean(axis=1)
-        of_rows = tma.row_distances(train, test, "euclidean_avg")
+        of_rows = row_distances(train, test, "euclidean_avg")
         np.testing.assert_allclose(of_rows, average, rtol=0, atol=1e-13)
 
 

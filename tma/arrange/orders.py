@@ -198,17 +198,22 @@ def _sign(inputs: Inputs) -> int:
 
 
 def _distances(inputs: Inputs) -> Floats:
-    from tma.arrange.distances import row_distances, weighted_similarity_distance
+    from tma.arrange.distances import (
+        bigram_divergences,
+        row_distances,
+        weighted_similarity_distance,
+    )
 
     measure, texts, device = inputs.method.measure, inputs.texts, inputs.device
     if measure == "wsd":
         weight = inputs.method.weight
         return weighted_similarity_distance(inputs.X, inputs.Y, weight, device=device)
     if measure != "bigram_kl":
-        return row_distances(inputs.X, inputs.Y, measure, device=device)
+        return row_distances(inputs.X, inputs.Y, measure, device)
     if texts is None:
         raise wrong("texts", None, "training and test texts with measure='bigram_kl'")
-    return row_distances(*texts, measure)
+    distances: Floats = bigram_divergences(texts[0], [texts[1]])[0]
+    return distances
 
 
 @order("coarse_nearest", "coarse_farthest", settings=["weight"])
@@ -261,9 +266,9 @@ def _groups(inputs: Inputs) -> list[Numbers]:
     setting = "pool_by='task'" if method.pool_by == "task" else f"order={method.name!r}"
     if tasks is None:
         raise wrong("tasks", None, f"the task of each row of X: {setting} goes by tasks")
-    groups: dict[str, list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for number, task in enumerate(tasks):
-        if task is None or task != task:  # tables mark what is missing by NaN
+        if task is None or isinstance(task, float):  # tables mark what is missing by NaN
             raise wrong(f"tasks[{inputs.stored[number]}]", None, f"a task: {setting} goes by it")
         groups.setdefault(task, []).append(number)
     return [np.array(rows, dtype=np.int64) for rows in groups.values()]

@@ -1,7 +1,4 @@
-"""An order of a dataset with its receipt: what it was made of, and a digest of its ids in sequence.
-
-The receipt, stored beside the order as JSON, tells later whether the order was kept.
-"""
+"""An order of a dataset with its receipt, which tells later whether the order was kept."""
 
 from __future__ import annotations
 
@@ -54,13 +51,8 @@ class Receipt:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the receipt as values that JSON can hold."""
+        """Return values that JSON can hold."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Receipt:
-        """Return the receipt from what `to_json` gave."""
-        return cls(**(value | {"method": Method(**value["method"])}))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +72,7 @@ class Arranged:
 
 
 def receipt_path(path: Path | str) -> Path:
-    """Return where the receipt of an order stored at `path` lies."""
+    """Return the path of the receipt of an order stored at `path`."""
     return Path(path).with_name(f"{Path(path).name.removesuffix('.json')}.receipt.json")
 
 
@@ -91,18 +83,15 @@ def read_receipt(path: Path | str) -> Receipt:
         DataError: a file is missing or is not what `Arranged.save` wrote.
         OrderError: the ids are not those of the receipt.
     """
-    return _read(path)[1]
+    return read_order(path)[1]
 
 
-def read_ids(path: Path | str) -> list[str]:
-    """Return the ids of the order stored at `path`, checked as by `read_receipt`."""
-    return _read(path)[0]
-
-
-def _read(path: Path | str) -> tuple[list[str], Receipt]:
+def read_order(path: Path | str) -> tuple[list[str], Receipt]:
+    """Return the ids of the order stored at `path`, and its receipt; see `read_receipt`."""
     try:
         ids = json.loads(Path(path).read_text("utf-8"))["ids"]
-        receipt = Receipt.from_json(json.loads(receipt_path(path).read_text("utf-8")))
+        stored = json.loads(receipt_path(path).read_text("utf-8"))
+        receipt = Receipt(**(stored | {"method": Method(**stored["method"])}))
         if not isinstance(ids, list):
             raise TypeError(f"ids is a {type(ids).__name__}; expected a list")
     except (OSError, ValueError, KeyError, TypeError) as error:

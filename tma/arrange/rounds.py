@@ -39,7 +39,7 @@ class Inputs:
     """The caller's number of each row of X, (n,)."""
     left_out: int = 0
     """Near-duplicates of test rows, which are not in X."""
-    tasks: Sequence[str | None] | None = None
+    tasks: Sequence[object] | None = None
     """Task of each row of X."""
     texts: Texts | None = None
     device: str | None = None
@@ -103,7 +103,10 @@ def test_centric_rounds(
         Y: (m, d) unit embeddings of the test rows.
         limit: rows to take; rounds come whole, until at least as many are taken. None: all.
         farthest: every test row takes the farthest training row that is left.
-        collision, within, exact_limit, seed: see `tma.Method`.
+        collision: see `tma.Method`, as for the next three.
+        within: the sequence inside a round.
+        exact_limit: cut the last round.
+        seed: seed of the shuffling.
         device: where products are computed; None: a GPU if there is one. No influence on rounds.
 
     Returns:
