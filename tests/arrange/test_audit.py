@@ -89,5 +89,5 @@ def test_texts_that_the_encoder_cuts_are_counted(cache: object) -> None:
 
 
 def test_another_encoder_needs_the_same_rows() -> None:
-    with pytest.raises(ValueError, match="other has 6 rows; expected 7, one a row of X"):
+    with pytest.raises(ValueError, match=r"other\[0\] has 6 entries; expected 7, one per row of X"):
         tma.audit(Method("random"), X, Y, other=(X[:6], Y))

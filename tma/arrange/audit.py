@@ -12,7 +12,7 @@ from tma.arrange.orders import ordered, prepared
 from tma.arrange.rounds import Inputs, Texts
 from tma.arrange.spec import Floats, Method, Numbers
 from tma.embed import Encoder
-from tma.errors import ParameterError
+from tma.errors import check_length
 
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]
 
@@ -93,7 +93,6 @@ def audit(
     texts: Texts | None = None,
     encoder: Encoder | None = None,
     other: Pair | None = None,
-    device: str | None = None,
 ) -> Audit:
     """Return an order's rounds, coverage and hubs, what the encoder cuts, and what another says.
 
@@ -106,23 +105,20 @@ def audit(
         encoder: what made the embeddings; it tells which texts it cuts if it has a `truncated`
             method.
         other: embeddings of the same rows by another encoder, to compare the orders.
-        device: where products are computed; None: a GPU if there is one.
 
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    inputs = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
+    inputs = prepared(method, X, Y, tasks=tasks, texts=texts)
     rows = ordered(inputs)
     near, far = inputs.sides
     coverage, served = _coverage(inputs.select(np.sort(rows)))
     agreement = shared = None
     if other is not None:
-        for name, rows_here, rows_there in (("X", X, other[0]), ("Y", Y, other[1])):
-            if len(rows_here) != len(rows_there):
-                expected = f"{len(rows_here)}, one a row of {name}"
-                raise ParameterError(f"other has {len(rows_there)} rows; expected {expected}.")
-        agreement = _agreement((X, Y), other, device)
-        second = prepared(method, *other, tasks=tasks, texts=texts, device=device)
+        check_length("other[0]", other[0], "X", len(X))
+        check_length("other[1]", other[1], "Y", len(Y))
+        agreement = _agreement((X, Y), other)
+        second = prepared(method, *other, tasks=tasks, texts=texts)
         both = np.intersect1d(inputs.stored[rows], second.stored[ordered(second)])
         shared = len(both) / max(1, len(rows))
     return Audit(
@@ -152,7 +148,7 @@ def _nearest(inputs: Inputs) -> Numbers:
     """Return the nearest row of X for each test row, (m,)."""
     from tma.arrange.exact_knn import Nearest
 
-    return Nearest(inputs.X, inputs.Y, 1, device=inputs.device).first_left()
+    return Nearest(inputs.X, inputs.Y, 1).first_left()
 
 
 def _coverage(inputs: Inputs) -> tuple[Floats, Numbers]:
@@ -166,7 +162,7 @@ def _coverage(inputs: Inputs) -> tuple[Floats, Numbers]:
         return np.full(tests, -1.0), np.zeros(tests, dtype=np.int64)
     Y = torch.from_numpy(inputs.Y).double()
     keys = pair_keys(inputs.X, _nearest(inputs), Y, np.arange(tests))
-    blocks = nearest_blocks(inputs.X, inputs.Y, device=inputs.device)
+    blocks = nearest_blocks(inputs.X, inputs.Y)
     served = sum(np.bincount(test, minlength=tests) for _, test, _ in blocks)
     return keys / UNIT, np.asarray(served)
 
@@ -179,10 +175,10 @@ def _hubs(inputs: Inputs) -> tuple[tuple[int, int], ...]:
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
 
 
-def _agreement(one: Pair, other: Pair, device: str | None) -> float:
+def _agreement(one: Pair, other: Pair) -> float:
     from scipy.stats import spearmanr
 
     from tma.arrange.distances import weighted_similarity_distance
 
-    distances = [weighted_similarity_distance(*pair, device=device) for pair in (one, other)]
+    distances = [weighted_similarity_distance(*pair) for pair in (one, other)]
     return float(spearmanr(*distances).statistic)

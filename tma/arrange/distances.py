@@ -74,10 +74,10 @@ def task_distances(
     """Return the WSD of the mean embedding of each task's rows, divided by its length, (tasks,)."""
     train, test = unit_pair(X, Y)
     rows = test.float32.astype(np.float64)
-    MD, AD = np.empty(len(groups)), np.empty(len(groups))
-    for task, mean in enumerate(_task_means(train, groups)):
-        similarity = (rows * mean).sum(axis=1)
-        MD[task], AD[task] = -np.round(similarity.max(), DECIMALS), -similarity.mean()
+    sums = np.array([_total(train, numbers) for numbers in groups])
+    means = sums / _lengths(sums)[:, None]
+    similarity = np.array([_products(rows, mean) for mean in means])
+    MD, AD = -np.round(similarity.max(axis=1), DECIMALS), -similarity.mean(axis=1)
     return _weighted(MD, AD, weight)
 
 
@@ -91,24 +91,16 @@ def _weighted(MD: Floats, AD: Floats, weight: float | None) -> Floats:
     return MD + (MD.mean() / AD.mean() if weight is None else weight) * AD
 
 
-def _task_means(train: UnitRows, groups: Sequence[Numbers]) -> Floats:
-    task_of = np.full(len(train), -1)
-    for task, numbers in enumerate(groups):
-        task_of[numbers] = task
-    sums = np.zeros((len(groups), train.width))
-    for numbers, block in train.blocks(max(1, BLOCK // train.width)):
-        member = task_of[numbers] >= 0
-        np.add.at(sums, task_of[numbers[member]], block.numpy()[member].astype(np.float64))
-    return sums / _lengths(sums)[:, None]
+def _total(X: UnitRows, numbers: Numbers) -> Floats:
+    """Return the sum of some rows, (d,)."""
+    total = np.zeros(X.width)
+    for _, block in X.blocks(max(1, BLOCK // X.width), numbers):
+        total += block.numpy().sum(axis=0, dtype=np.float64)
+    return total
 
 
 def prefix_distances(
-    X: Data,
-    Y: Data,
-    steps: Sequence[int] | Numbers,
-    measure: str = "cosine_avg",
-    *,
-    device: str | None = None,
+    X: Data, Y: Data, steps: Sequence[int] | Numbers, measure: str = "cosine_avg"
 ) -> Floats:
     """Return the distance between the first rows of an arranged training set and the test set.
 
@@ -117,7 +109,6 @@ def prefix_distances(
         Y: (m, d) unit embeddings, or texts, of the test rows.
         steps: numbers of training rows seen, each from 1 to n.
         measure: one of `MEASURES`.
-        device: where products are computed; None: a GPU if there is one.
 
     Returns:
         (len(steps),) float64: out[k] is the distance between the sets S = X[:steps[k]] and T = Y.
@@ -131,7 +122,7 @@ def prefix_distances(
     Source: the paper's section on similarity distances; the direction and the smoothing of the KL
     divergence (0.5 for every bigram of X and Y) are this package's choice.
     """
-    distances: Floats = several_prefix_distances(X, [Y], steps, measure, device=device)[0]
+    distances: Floats = several_prefix_distances(X, [Y], steps, measure)[0]
     return distances
 
 
@@ -140,8 +131,6 @@ def several_prefix_distances(
     tests: Sequence[Data],
     steps: Sequence[int] | Numbers,
     measure: str = "cosine_avg",
-    *,
-    device: str | None = None,
 ) -> Floats:
     """Return out[t] = prefix_distances(X, tests[t], steps, …); texts of X are counted once."""
     check_choice("measure", measure, MEASURES)
@@ -149,7 +138,7 @@ def several_prefix_distances(
     if measure == "bigram_kl":
         return bigram_divergences(X, tests, at)
     train = cast(Embeddings, X)
-    return np.array([_prefixes(train, cast(Embeddings, Y), at, measure, device) for Y in tests])
+    return np.array([_prefixes(train, cast(Embeddings, Y), at, measure) for Y in tests])
 
 
 def _checked_steps(steps: Sequence[int] | Numbers, rows: int) -> Numbers:
@@ -162,14 +151,12 @@ def _checked_steps(steps: Sequence[int] | Numbers, rows: int) -> Numbers:
     return at.astype(np.int64)
 
 
-def _prefixes(
-    X: Embeddings, Y: Embeddings, at: Numbers, measure: str, device: str | None
-) -> Floats:
+def _prefixes(X: Embeddings, Y: Embeddings, at: Numbers, measure: str) -> Floats:
     train, test = unit_pair(X, Y)
     if measure.endswith("centroid"):
         return _centroid_prefixes(train, test, at, measure)
     seen = UnitRows(train.array[: at.max(initial=1)], train.name)
-    rows = row_distances(seen, test, measure, device)
+    rows = row_distances(seen, test, measure)
     if measure.endswith("avg"):
         return np.cumsum(rows)[at - 1] / at
     running: Floats = (np.minimum if measure.endswith("min") else np.maximum).accumulate(rows)
@@ -181,8 +168,7 @@ def _centroid_prefixes(X: UnitRows, Y: UnitRows, at: Numbers, measure: str) -> F
     stops, which = np.unique(at, return_inverse=True)
     means = np.empty((len(stops), X.width))
     for k, (start, stop) in enumerate(pairwise([0, *stops.tolist()])):
-        for _, block in X.blocks(max(1, BLOCK // X.width), np.arange(start, stop)):
-            total += block.numpy().sum(axis=0, dtype=np.float64)
+        total += _total(X, np.arange(start, stop))
         means[k] = total / stop
     return _to_centre(means, Y.float32.astype(np.float64).mean(axis=0), measure)[which]
 
@@ -255,7 +241,7 @@ def _lengths(means: Floats) -> Floats:
 
 
 def bigram_divergences(train: Data, tests: Sequence[Data], at: Numbers | None = None) -> Floats:
-    """Return KL(T ‖ S) in nats of each test set T and each S, (tests, sets).
+    """Return KL(T ‖ S) in nats of each test set T and each set S, (tests, sets).
 
     S is the first at[k] training texts; without `at` each single one. A test set is compared over
     its own bigrams and those of the training texts: other test sets change none of its numbers.

@@ -107,12 +107,7 @@ def ids_digest(ids: Sequence[str]) -> str:
 
 
 def arrange_dataset(
-    train: Dataset,
-    test: Dataset,
-    method: Method,
-    *,
-    encoder: Encoder | None = None,
-    device: str | None = None,
+    train: Dataset, test: Dataset, method: Method, *, encoder: Encoder | None = None
 ) -> Arranged:
     """Return the order of a training set for a test set, with its receipt.
 
@@ -121,7 +116,6 @@ def arrange_dataset(
         test: test instances.
         method: name and settings of the order, e.g. `Method("tma_min", limit=30_000)`.
         encoder: default all-MiniLM-L6-v2.
-        device: where products are computed; None: a GPU if there is one. No influence on the order.
 
     Raises:
         ParameterError: the order needs tasks that the training set does not have.
@@ -143,7 +137,6 @@ def arrange_dataset(
         tasks=tasks if any(task is not None for task in tasks) else None,
         # Only one measure reads words; the others need no second copy of all texts.
         texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
-        device=device,
         pool=pool,
     )
     rows, known = inputs.stored[ordered(inputs)], train["id"]
