@@ -69,8 +69,8 @@ class UnitRows:
 
     @property
     def float32(self) -> NDArray[np.float32]:
-        """The array in float32, writable; for test rows, which fit in memory."""
-        return np.require(self.array, np.float32, ["C", "W"])
+        """All rows as one writable array; for test rows, which fit in memory."""
+        return self.take(np.arange(len(self))).numpy()
 
     def select(self, numbers: Numbers) -> UnitRows:
         """Return these rows, numbered anew, without a copy; all rows are checked first."""
@@ -97,7 +97,8 @@ class UnitRows:
         if self._chosen is not None:
             numbers = self._chosen[numbers]
         first, last = int(numbers[0]), int(numbers[-1])
-        adjacent = last - first == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
+        # A single row counts as contiguous even with a negative stride, which torch refuses.
+        adjacent = last - first == len(numbers) - 1 > 0 and bool((np.diff(numbers) == 1).all())
         rows = self.array[first : last + 1] if adjacent else self.array[numbers]
         # torch shares memory only with contiguous arrays that it may write to.
         return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
