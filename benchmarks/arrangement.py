@@ -126,7 +126,7 @@ def faiss_search(X: Floats, Y: Floats, wanted: int) -> System:
 
 def needed(X: Floats, Y: Floats, wanted: int) -> int:
     """Return how far down its list of nearest rows the test row goes that goes farthest."""
-    nearest = Nearest(UnitRows(X, "X"), Y, np.arange(len(X)), wanted, device="cpu")
+    nearest = Nearest(UnitRows(X, "X"), Y, wanted, device="cpu")
     deepest = taken = 0
     last = np.empty(0, dtype=np.int64)
     while taken < wanted:

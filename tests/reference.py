@@ -25,7 +25,7 @@ def cosine_distances(X: Unit, Y: Unit, decimals: int | None = 10) -> NDArray[np.
     out = np.empty((len(X), len(Y)))
     for i, x in enumerate(X.tolist()):
         for j, y in enumerate(Y.tolist()):
-            # Products of float32 numbers, to multiples of 2⁻⁵²: what `products.exact_keys` adds.
+            # Products of float32 numbers, to multiples of 2⁻⁵²: what `exact_knn.exact_keys` adds.
             cosine = math.fsum((a * b + 3) - 3 for a, b in zip(x, y, strict=True))
             out[i, j] = -cosine if decimals is None else -round(cosine, decimals)
     return out

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tma.arrange.audit import Audit, audit
-    from tma.arrange.distances import prefix_distances, row_distances, weighted_similarity_distance
+    from tma.arrange.distances import prefix_distances, weighted_similarity_distance
     from tma.arrange.duplicates import near_duplicates
     from tma.arrange.orders import arrange
     from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
@@ -35,7 +35,7 @@ _PUBLIC = {
     "tma.arrange.spec": ["Method"],
     "tma.arrange.orders": ["arrange"],
     "tma.arrange.rounds": ["test_centric_rounds"],
-    "tma.arrange.distances": ["prefix_distances", "row_distances", "weighted_similarity_distance"],
+    "tma.arrange.distances": ["prefix_distances", "weighted_similarity_distance"],
     "tma.arrange.duplicates": ["near_duplicates"],
     "tma.arrange.audit": ["Audit", "audit"],
     "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
@@ -100,7 +100,6 @@ __all__ = [
     "near_duplicates",
     "prefix_distances",
     "read_receipt",
-    "row_distances",
     "run",
     "run_all",
     "save",

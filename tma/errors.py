@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 
 class TmaError(Exception):
@@ -74,7 +74,7 @@ def check_count(name: str, value: object, least: int) -> None:
         raise wrong(name, value, f"a whole number of at least {least}")
 
 
-def check_length(name: str, given: Sequence[object] | None, rows: str, expected: int) -> None:
+def check_length(name: str, given: Sized | None, rows: str, expected: int) -> None:
     """Refuse a sequence that does not have one entry per row; None passes."""
     if given is not None and len(given) != expected:
         raise ParameterError(

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import tma
 from tests.conftest import circle
 from tma import Method
-from tma.arrange import rounds
 from tma.embed import MiniLM
 
 # Test rows at 0° and 90°; the rounds are [0, 4], [1, 3], [2], [5, 6].
@@ -43,20 +38,6 @@ def test_an_audit_of_both_sides_and_of_what_is_left_out() -> None:
         assert of_pool.left_out == (0 in tma.arrange("random", X, Y, **given))
 
 
-def test_rounds_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    searched: list[bool] = []
-    search = rounds.rounds
-
-    def counted(*given: Any, farthest: bool = False) -> Iterator[NDArray[np.int64]]:
-        searched.append(farthest)
-        return search(*given, farthest=farthest)
-
-    monkeypatch.setattr(rounds, "rounds", counted)
-    found = tma.audit(Method("tma_nft", limit=4), X, Y)
-    assert (found.near_sizes, found.far_sizes) == ((2,), (2,))
-    assert searched == [False, True]
-
-
 def test_hubs_are_rows_that_several_test_rows_want_most() -> None:
     found = tma.audit(Method("random"), circle([0, 100, 180]), circle([80, 85, 90, 1, 2, 200]))
     assert found.hubs == ((1, 3), (0, 2))
@@ -78,6 +59,8 @@ def test_another_encoder_can_agree_or_not() -> None:
     assert other.agreement is not None
     assert other.agreement < 0
     assert other.shared == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match=r"other\[0\] has 6 entries; expected 7, one per row of X"):
+        tma.audit(method, X, Y, other=(X[:6], Y))
 
 
 def test_texts_that_the_encoder_cuts_are_counted(cache: object) -> None:
@@ -86,8 +69,3 @@ def test_texts_that_the_encoder_cuts_are_counted(cache: object) -> None:
     found = tma.audit(Method("random"), *rows, texts=texts, encoder=MiniLM())
     assert found.truncated == (pytest.approx(1 / 3), 0.25)
     assert "33.3%" in str(found)
-
-
-def test_another_encoder_needs_the_same_rows() -> None:
-    with pytest.raises(ValueError, match="other has 6 rows; expected 7, one a row of X"):
-        tma.audit(Method("random"), X, Y, other=(X[:6], Y))

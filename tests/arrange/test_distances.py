@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 import tma
 from tests import reference
 from tests.conftest import circle, embeddings
-from tma.arrange.distances import row_distances, several_prefix_distances, task_distances
+from tma.arrange.distances import bigram_divergences, several_prefix_distances, task_distances
+from tma.arrange.exact_knn import UnitRows
 from tma.arrange.spec import MEASURES
 from tma.errors import ParameterError
 
@@ -36,7 +37,7 @@ def test_wsd_equals_the_golden_files(path: Path) -> None:
     weight = MD.mean() / (both - MD).mean()
     assert weight == pytest.approx(float(golden["wsd_weight"]), abs=1e-9)
     groups = [np.flatnonzero(golden["task"] == task) for task in range(golden["task"].max() + 1)]
-    of_tasks = task_distances(golden["train"], golden["test"], groups)
+    of_tasks = task_distances(UnitRows(golden["train"], "X"), golden["test"], groups)
     np.testing.assert_allclose(of_tasks, golden["task_wsd"], rtol=0, atol=2e-9)
 
 
@@ -59,11 +60,6 @@ def test_wsd_by_hand() -> None:
     assert own[1] == pytest.approx(0.5 * -0.8660254 / (-0.6830127 + 0.5), abs=1e-5)
 
 
-def test_a_weight_without_a_value_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mean\(AD\) is .*give weight"):
-        tma.weighted_similarity_distance(circle([0]), circle([90, 270]))
-
-
 @settings(max_examples=40, deadline=None)
 @given(embeddings(), st.sampled_from(MEASURES[:-1]), st.data())
 def test_prefix_distances_equal_the_reference(
@@ -81,9 +77,13 @@ def test_prefix_distances_equal_the_reference(
     assert found[1].tolist() == tma.prefix_distances(train, test, steps, measure).tolist()
 
 
-def test_a_mean_without_direction_is_refused() -> None:
+def test_data_without_a_direction_or_a_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="cancel out"):
         tma.prefix_distances(circle([0, 180]), circle([0]), [1, 2], "cosine_centroid")
+    with pytest.raises(ValueError, match=r"mean\(AD\) is .*give weight"):
+        tma.weighted_similarity_distance(circle([0]), circle([90, 270]))
+    with pytest.raises(ValueError, match=r"X\[1\] has length 3"):
+        tma.near_duplicates(circle([0, 1]) * np.array([[1], [3]]), circle([0]))
 
 
 def test_bigram_divergence_by_hand() -> None:
@@ -91,16 +91,6 @@ def test_bigram_divergence_by_hand() -> None:
     p, q = (1.5 / 3, 1.5 / 3), (1.5 / 2, 0.5 / 2)
     expected = sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
     assert tma.prefix_distances(["a b"], ["a, b c"], [1], "bigram_kl")[0] == pytest.approx(expected)
-
-
-def test_test_sets_do_not_share_bigrams() -> None:
-    # "b c" is of the first test set alone, "d e" and "e f" are of the second.
-    found = several_prefix_distances(["a b", "a b"], [["a b c"], ["d e f"]], [1, 2], "bigram_kl")
-    first = [0.5 * math.log(0.5 / share) for share in (1.5 / 2, 0.5 / 2, 2.5 / 3, 0.5 / 3)]
-    p, q = (0.5 / 3.5, 1.5 / 3.5, 1.5 / 3.5), ((0.6, 0.2, 0.2), (2.5 / 3.5, 0.5 / 3.5, 0.5 / 3.5))
-    second = [sum(a * math.log(a / b) for a, b in zip(p, of, strict=True)) for of in q]
-    expected = [[first[0] + first[1], first[2] + first[3]], second]
-    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -122,7 +112,7 @@ def test_bigram_divergences_of_many_test_sets_equal_the_reference(
         expected = [reference.bigram_divergence(train[:k], test, train) for k in steps]
         np.testing.assert_allclose(of_test, expected, rtol=0, atol=1e-10)
     of_rows = [reference.bigram_divergence([text], tests[0], train) for text in train]
-    rows = row_distances(train, tests[0], "bigram_kl")
+    rows = bigram_divergences(train, tests[:1])[0]
     np.testing.assert_allclose(rows, of_rows, rtol=0, atol=1e-10)
 
 
@@ -145,9 +135,3 @@ def test_a_test_set_without_bigrams_is_refused_beside_another() -> None:
 def test_wrong_settings_are_named(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ParameterError, match=words):
         tma.prefix_distances(circle([0, 1, 2]), circle([0]), **({"steps": [1]} | given))
-
-
-def test_bad_rows_are_named() -> None:
-    for call in (tma.weighted_similarity_distance, tma.near_duplicates):
-        with pytest.raises(ValueError, match=r"X\[1\] has length 3"):
-            call(circle([0, 1]) * np.array([[1], [3]]), circle([0]))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 import tma
 from tests import reference
 from tests.conftest import circle, embeddings, unit
-from tma.arrange.orders import _ORDERS, ascending
+from tma.arrange.orders import ascending
 from tma.arrange.spec import MEASURES, ORDERS
 from tma.errors import ParameterError
 
@@ -229,13 +229,6 @@ def test_cluster_keeps_tasks_together_and_shuffles_their_rows() -> None:
     assert firsts == {0, 2, 5}
 
 
-@pytest.mark.parametrize("name", ["random", "round_robin", "cluster", "tma_rt"])
-def test_a_shuffled_order_follows_from_its_seed(name: str) -> None:
-    assert arranged(name, seed=1) == arranged(name, seed=1)
-    assert len({tuple(arranged(name, seed=seed)) for seed in range(5)}) > 1
-    assert sorted(arranged(name, seed=1)) == list(range(7))
-
-
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threshold", [None, 0.99])
 def test_limits_at_the_ends(name: str, threshold: float | None) -> None:
@@ -247,12 +240,17 @@ def test_limits_at_the_ends(name: str, threshold: float | None) -> None:
     assert sorted(taken.tolist()) == usable
     for limit in (7, 1000):
         assert taken.tolist() == arranged(name, limit=limit, **given)
+    assert tma.arrange(name, X[:1], Y[:1], tasks=["a"]).tolist() == [0]
 
 
-def test_every_documented_order_exists_and_takes_a_single_row() -> None:
-    assert set(_ORDERS) == set(ORDERS)
-    for name in NAMES:
-        assert tma.arrange(name, X[:1], Y[:1], tasks=["a"]).tolist() == [0]
+@pytest.mark.parametrize("name", NAMES)
+def test_an_order_depends_on_the_seed_and_on_embeddings_as_it_says(name: str) -> None:
+    method = tma.Method(name)
+    assert arranged(name, seed=1) == arranged(name, seed=1)
+    assert (len({tuple(arranged(name, seed=seed)) for seed in range(5)}) > 1) == method.seeded
+    other = tma.arrange(name, X[::-1], Y, tasks=TASKS).tolist()
+    assert (other != arranged(name)) == method.embeds
+    assert all(tma.Method(name, pool=2).seeded for name in NAMES)
 
 
 def test_inputs_are_not_modified() -> None:

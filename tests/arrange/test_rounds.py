@@ -38,14 +38,8 @@ def test_rounds_equal_the_golden_files(path: Path, side: str) -> None:
             )
         assert [len(r) for r in rounds] == golden[f"{side}_sizes"].tolist()
         np.testing.assert_array_equal(np.concatenate(rounds), golden[side])
-
-
-@pytest.mark.parametrize("path", GOLDEN, ids=lambda p: p.stem)
-def test_a_limit_takes_whole_rounds_as_in_the_golden_files(path: Path) -> None:
-    golden = np.load(path)
-    train = golden["train"]
-    rounds = tma.test_centric_rounds(train, golden["test"], limit=len(train) // 4)
-    assert [len(r) for r in rounds] == golden["near_quarter_sizes"].tolist()
+    quarter = tma.test_centric_rounds(golden["train"], golden["test"], len(golden["train"]) // 4)
+    assert [len(r) for r in quarter] == golden["near_quarter_sizes"].tolist()
 
 
 EACH, SIMILAR = {"collision": "each"}, {"within": "similarity"}
@@ -87,14 +81,6 @@ def test_rounds_by_hand(
     expected: list[list[int]],
 ) -> None:
     assert listed(tma.test_centric_rounds(train, test, **given)) == expected
-
-
-def test_what_a_cut_round_takes_does_not_depend_on_how_it_is_sorted() -> None:
-    # The nearest pair of the round {0, 1} is row 1 (89° and 90°); a cut keeps row 0.
-    train, test = circle([0, 89]), circle([5, 90])
-    for within in ("row", "similarity", "shuffled"):
-        (found,) = tma.test_centric_rounds(train, test, 1, within=within, exact_limit=True)
-        assert found.tolist() == [0]
 
 
 @given(embeddings(), st.integers(1, 12), st.booleans())

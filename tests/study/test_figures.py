@@ -31,11 +31,16 @@ def legend(axes: Axes) -> list[str]:
 
 
 def test_every_order_has_a_colour_a_dash_and_a_name_of_its_own() -> None:
-    # Single rounds are no order to tell from others, but steps of one scale.
-    named = set(ORDERS) - {"tma_rounds[i:j]"} | {"tma_nft, shuffled", "tma_fft, shuffled"}
-    assert set(figures.STYLES) == named
+    looks = figures.styles(figures.STYLES)
     for field in ("label", "colour", "dashes"):
-        assert len({getattr(look, field) for look in figures.STYLES.values()}) == len(named)
+        assert len({getattr(look, field) for look in looks.values()}) == len(looks)
+
+
+def test_an_order_without_a_style_of_its_own_is_drawn_under_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(ORDERS, "mine", ORDERS["random"])
+    assert figures.styles(["mine"])["mine"] == figures.Style("mine", "#000000")
 
 
 def test_rounds_are_steps_of_one_scale() -> None:

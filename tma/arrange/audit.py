@@ -12,12 +12,12 @@ from tma.arrange.orders import ordered, prepared
 from tma.arrange.rounds import Inputs, Texts
 from tma.arrange.spec import Floats, Method, Numbers
 from tma.embed import Encoder
-from tma.errors import ParameterError
+from tma.errors import check_length
 
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 HUBS = 10
-"""Hubs that are listed at most."""
+"""Most hubs listed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,6 @@ class Audit:
     """Figures of one order; `print(audit)` shows them as a table."""
 
     method: Method
-    """Name of the order and its settings."""
     instances: int
     """Training rows in the order."""
     rows: int
@@ -37,8 +36,7 @@ class Audit:
     far_sizes: tuple[int, ...]
     """Size of each farthest round."""
     coverage: Floats
-    """(m,) cosine similarity of each test row's nearest training row in the order; -1 for an empty
-    order."""
+    """(m,) cosine similarity of each test row's nearest row in the order; -1 for an empty order."""
     served: Numbers
     """(m,) how many rows of the order have this test row as their nearest."""
     hubs: tuple[tuple[int, int], ...]
@@ -52,7 +50,7 @@ class Audit:
     """Share of the order's rows that the other encoder selects too."""
 
     def table(self) -> list[tuple[str, str]]:
-        """Return the figures in words, one (name, value) a line."""
+        """Return the figures in words, (name, value)."""
         covered = " / ".join(f"{q:.3f}" for q in np.quantile(self.coverage, (0, 0.5, 1)))
         hubs = ", ".join(f"{row} (of {count})" for row, count in self.hubs) or "none"
         train, test = self.truncated or (None, None)
@@ -95,7 +93,6 @@ def audit(
     texts: Texts | None = None,
     encoder: Encoder | None = None,
     other: Pair | None = None,
-    device: str | None = None,
 ) -> Audit:
     """Return an order's rounds, coverage and hubs, what the encoder cuts, and what another says.
 
@@ -106,25 +103,22 @@ def audit(
         tasks: the task of each training row, for orders that go by tasks.
         texts: training and test texts, to count those that the encoder cuts.
         encoder: what made the embeddings; it tells which texts it cuts if it has a `truncated`
-            method, as `MiniLM` does.
+            method.
         other: embeddings of the same rows by another encoder, to compare the orders.
-        device: where products are computed; None: a GPU if there is one.
 
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    inputs = prepared(method, X, Y, tasks=tasks, texts=texts, device=device)
+    inputs = prepared(method, X, Y, tasks=tasks, texts=texts)
     rows = ordered(inputs)
     near, far = inputs.sides
-    coverage, served = _coverage(inputs, rows)
+    coverage, served = _coverage(inputs.select(np.sort(rows)))
     agreement = shared = None
     if other is not None:
-        for name, rows_here, rows_there in (("X", X, other[0]), ("Y", Y, other[1])):
-            if len(rows_here) != len(rows_there):
-                expected = f"{len(rows_here)}, one a row of {name}"
-                raise ParameterError(f"other has {len(rows_there)} rows; expected {expected}.")
-        agreement = _agreement((X, Y), other, device)
-        second = prepared(method, *other, tasks=tasks, texts=texts, device=device)
+        check_length("other[0]", other[0], "X", len(X))
+        check_length("other[1]", other[1], "Y", len(Y))
+        agreement = _agreement((X, Y), other)
+        second = prepared(method, *other, tasks=tasks, texts=texts)
         both = np.intersect1d(inputs.stored[rows], second.stored[ordered(second)])
         shared = len(both) / max(1, len(rows))
     return Audit(
@@ -150,40 +144,41 @@ def _truncated(texts: Texts | None, encoder: Encoder | None) -> tuple[float, flo
     return float(np.mean(cut(texts[0]))), float(np.mean(cut(texts[1])))
 
 
-def _nearest(inputs: Inputs, choice: Numbers) -> Numbers:
-    """Return the nearest of some training rows for each test row, (m,)."""
+def _nearest(inputs: Inputs) -> Numbers:
+    """Return the nearest row of X for each test row, (m,)."""
     from tma.arrange.exact_knn import Nearest
 
-    return Nearest(inputs.X, inputs.Y, choice, 1, device=inputs.device).first_left()
+    return Nearest(inputs.X, inputs.Y, 1).first_left()
 
 
-def _coverage(inputs: Inputs, rows: Numbers) -> tuple[Floats, Numbers]:
+def _coverage(inputs: Inputs) -> tuple[Floats, Numbers]:
+    """Return `Audit.coverage` and `Audit.served` of an order that takes all rows of X."""
     import torch
 
     from tma.arrange.exact_knn import UNIT, nearest_blocks, pair_keys
 
     tests = len(inputs.Y)
-    if not len(rows):
+    if not len(inputs.X):
         return np.full(tests, -1.0), np.zeros(tests, dtype=np.int64)
     Y = torch.from_numpy(inputs.Y).double()
-    keys = pair_keys(inputs.X, _nearest(inputs, rows), Y, np.arange(tests))
-    blocks = nearest_blocks(inputs.X, inputs.Y, np.sort(rows), device=inputs.device)
+    keys = pair_keys(inputs.X, _nearest(inputs), Y, np.arange(tests))
+    blocks = nearest_blocks(inputs.X, inputs.Y)
     served = sum(np.bincount(test, minlength=tests) for _, test, _ in blocks)
     return keys / UNIT, np.asarray(served)
 
 
 def _hubs(inputs: Inputs) -> tuple[tuple[int, int], ...]:
-    if not len(inputs.numbers):
+    if not len(inputs.X):
         return ()
-    row, count = np.unique(inputs.stored[_nearest(inputs, inputs.numbers)], return_counts=True)
+    row, count = np.unique(inputs.stored[_nearest(inputs)], return_counts=True)
     most = np.argsort(-count, kind="stable")[:HUBS]
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
 
 
-def _agreement(one: Pair, other: Pair, device: str | None) -> float:
+def _agreement(one: Pair, other: Pair) -> float:
     from scipy.stats import spearmanr
 
     from tma.arrange.distances import weighted_similarity_distance
 
-    distances = [weighted_similarity_distance(*pair, device=device) for pair in (one, other)]
+    distances = [weighted_similarity_distance(*pair) for pair in (one, other)]
     return float(spearmanr(*distances).statistic)

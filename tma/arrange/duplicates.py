@@ -1,8 +1,4 @@
-"""Training rows that (nearly) stand in the test set: the first objection to nearest-first.
-
-A row is a near-duplicate if its embedding is nearly that of a test row, or if its text holds much
-of a test text word for word.
-"""
+"""Training rows that are nearly in the test set: the first objection to nearest-first."""
 
 from __future__ import annotations
 
@@ -23,17 +19,16 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class NearDuplicates:
-    """What the test set has in common with each training row."""
+    """What the test set has in common with each training row; all are (n,)."""
 
     nearest: Numbers
-    """(n,) number of the test row with the highest cosine similarity, the lowest among equals."""
+    """The test row with the highest cosine similarity, the lowest among equals."""
     cosine: Floats
-    """(n,) that similarity."""
+    """That similarity."""
     overlap: Floats | None
-    """(n,) largest share of a test text's word n-grams that the training text holds; None without
-    texts."""
+    """Largest share of a test text's word n-grams that the training text holds; None: no texts."""
     duplicate: NDArray[np.bool_]
-    """(n,) whether the row is a near-duplicate by one of the two."""
+    """Whether the row is a near-duplicate by one of the two."""
 
 
 def near_duplicates(
@@ -46,13 +41,13 @@ def near_duplicates(
     overlap: float = 0.5,
     device: str | None = None,
 ) -> NearDuplicates:
-    """Find the training rows that (nearly) stand in the test set.
+    """Find the training rows that are nearly in the test set, by embedding or word for word.
 
     Args:
         X: (n, d) unit embeddings of the training rows.
         Y: (m, d) unit embeddings of the test rows.
-        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1], with a
-            tolerance of 1e-6: 1 finds rows that are equal, or that only rounding tells apart.
+        threshold: cosine similarity from which a row is a near-duplicate, in (0, 1]; 1 finds rows
+            that are equal but for rounding.
         texts: training and test texts, to compare word n-grams as well.
         ngram: words of an n-gram; a shorter text is one n-gram.
         overlap: share of a test text's n-grams from which a training row is a near-duplicate.

@@ -1,18 +1,15 @@
 """Exact nearest rows between training and test embeddings; the matrix of all pairs never exists.
 
-A blocked matrix product gives every similarity up to a known error, in bfloat16 where the CPU
-multiplies in it. Every pair that this error leaves open is computed again in float64, with exact
-products and a sum that does not depend on its order, and rounded to 10 decimals. So the result,
-ties included, is the same for every block size, thread count, precision and device; a tie goes to
-the lowest row number.
-
-Memory is O((n + m) · d + m · k): each test row has a list of its k nearest rows that were left when
-the list was filled. Rows taken since are skipped, and a list that is used up is filled again.
+A blocked matrix product gives every similarity up to a known error. Every pair that this error
+leaves open is computed again in float64, by a sum that does not depend on its order, and rounded to
+10 decimals: block size, thread count, precision and device change nothing, ties included.
+Memory is O((n + m) · d + m · k): each test row has a list of its k nearest rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,9 +45,7 @@ def slices(count: int, size: int, first: int | None = None) -> Iterator[slice]:
 class UnitRows:
     """Embeddings, (n, d), in memory or memory-mapped, read in blocks and rounded to float32.
 
-    Raises:
-        ValueError: no rows, no matrix, or no floating-point numbers; the first time all are read: a
-            row that is not finite or whose Euclidean length is not 1 within 0.001.
+    Rows that are not finite or not of length 1 (within 0.001) are refused when all are first read.
     """
 
     def __init__(self, rows: NDArray[np.floating], name: str) -> None:
@@ -62,9 +57,10 @@ class UnitRows:
                 f"{name} has dtype {rows.dtype}; expected floating-point unit rows, best float32."
             )
         self.array, self.name, self._checked = rows, name, False
+        self._chosen: Numbers | None = None
 
     def __len__(self) -> int:
-        return len(self.array)
+        return len(self.array if self._chosen is None else self._chosen)
 
     @property
     def width(self) -> int:
@@ -74,7 +70,14 @@ class UnitRows:
     @property
     def float32(self) -> NDArray[np.float32]:
         """All rows as one writable array; for test rows, which fit in memory."""
-        return np.require(self.array, np.float32, ["C", "W"])
+        return self.take(np.arange(len(self))).numpy()
+
+    def select(self, numbers: Numbers) -> UnitRows:
+        """Return these rows, numbered anew, without a copy; all rows are checked first."""
+        self.check()
+        selected = copy(self)
+        selected._chosen = numbers if self._chosen is None else self._chosen[numbers]
+        return selected
 
     def blocks(
         self, size: int, numbers: Numbers | None = None, *, first: int | None = None
@@ -82,17 +85,20 @@ class UnitRows:
         """Yield (row numbers, float32 rows), `size` rows at a time (see `slices`)."""
         count = len(self) if numbers is None else len(numbers)
         for part in slices(count, size, first):
-            chosen = np.arange(part.start, part.stop) if numbers is None else numbers[part]
-            block = self.take(chosen)
+            block_numbers = np.arange(part.start, part.stop) if numbers is None else numbers[part]
+            block = self.take(block_numbers)
             if not self._checked:
-                self._check(chosen, block)
-            yield chosen, block
+                self._check(block_numbers, block)
+            yield block_numbers, block
         self._checked = self._checked or count == len(self)
 
     def take(self, numbers: Numbers) -> torch.Tensor:
         """Return the rows of these numbers, float32 on the CPU; without a copy where possible."""
+        if self._chosen is not None:
+            numbers = self._chosen[numbers]
         first, last = int(numbers[0]), int(numbers[-1])
-        adjacent = last - first == len(numbers) - 1 and bool((np.diff(numbers) == 1).all())
+        # A single row counts as contiguous even with a negative stride, which torch refuses.
+        adjacent = last - first == len(numbers) - 1 > 0 and bool((np.diff(numbers) == 1).all())
         rows = self.array[first : last + 1] if adjacent else self.array[numbers]
         # torch shares memory only with contiguous arrays that it may write to.
         return torch.from_numpy(np.require(rows, np.float32, ["C", "W"]))
@@ -117,11 +123,9 @@ Embeddings = NDArray[np.floating] | UnitRows
 
 
 def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
-    """Return training and test rows, of equal width; the test rows are checked at once."""
-    train, test = (
-        rows if isinstance(rows, UnitRows) else UnitRows(rows, name)
-        for rows, name in ((X, "X"), (Y, "Y"))
-    )
+    """Return training and test rows of equal width; the test rows are checked at once."""
+    train = X if isinstance(X, UnitRows) else UnitRows(X, "X")
+    test = Y if isinstance(Y, UnitRows) else UnitRows(Y, "Y")
     test.check()
     if train.width != test.width:
         raise ValueError(
@@ -188,7 +192,7 @@ def best_device() -> str:
 
 
 def reaching(scores: torch.Tensor, threshold: torch.Tensor) -> Numbers:
-    """Return the places in the flattened scores, ascending, that are not below the threshold."""
+    """Return where the flattened scores are not below the threshold, ascending."""
     if scores.device.type != "cpu":
         places: Numbers = (scores >= threshold).flatten().nonzero()[:, 0].cpu().numpy()
         return places
@@ -202,12 +206,11 @@ def reaching(scores: torch.Tensor, threshold: torch.Tensor) -> Numbers:
 
 
 def exact_keys(x: torch.Tensor, y: torch.Tensor) -> Numbers:
-    """Return the keys of pairs of rows: out[p] = rint(1e10 · x[p]·y[p]), exact up to d · 2⁻⁵².
+    """Return out[p] = rint(1e10 · x[p]·y[p]), exact up to d · 2⁻⁵², for (p, d) rows of float32.
 
     Products of float32 numbers are exact in float64. Adding and subtracting 3 rounds them to
-    multiples of 2⁻⁵², whose sums are exact as long as they stay below 2, in any order and with or
-    without fused operations: every device finds the same key. x and y are (p, d) unit rows of
-    float32 numbers; y is float64, on the device that computes.
+    multiples of 2⁻⁵², whose sums below 2 are exact in any order, with or without fused operations:
+    every device finds the same key. y is float64, on the device that computes.
     """
     products = x.to(y.device).double().mul_(y).add_(3).sub_(3)
     keys: Numbers = torch.round(products.sum(1) * UNIT).long().cpu().numpy()
@@ -215,7 +218,7 @@ def exact_keys(x: torch.Tensor, y: torch.Tensor) -> Numbers:
 
 
 def pair_keys(X: UnitRows, row: Numbers, Y: torch.Tensor, test: Numbers) -> Numbers:
-    """Return the exact keys of the pairs X[row[p]], Y[test[p]], (p,); Y is float64."""
+    """Return the exact keys of the pairs X[row[p]], Y[test[p]]; Y is float64."""
     keys = np.empty(len(row), dtype=np.int64)
     for part in slices(len(row), PAIRS):
         keys[part] = exact_keys(X.take(row[part]), Y[torch.from_numpy(test[part])])
@@ -223,7 +226,7 @@ def pair_keys(X: UnitRows, row: Numbers, Y: torch.Tensor, test: Numbers) -> Numb
 
 
 def _sorted(codes: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the codes in ascending order and their places; torch sorts integers by radix."""
+    """Return codes in ascending order and their places; torch sorts integers by radix."""
     values, places = torch.sort(torch.from_numpy(codes), stable=True)
     return values.numpy(), places.numpy()
 
@@ -307,11 +310,9 @@ class _Shortlist:
 def nearest_lists(
     X: UnitRows, Y: torch.Tensor, numbers: Numbers | None, k: int, product: Product
 ) -> tuple[Numbers, Numbers]:
-    """Return each test row's nearest among the numbered training rows (None: all).
+    """Return each test row's nearest among the numbered training rows (None: all), nearest first.
 
-    Returns:
-        (m, w) row numbers, nearest first, the lowest number first among equals; and (m,) how many
-        of them count: at least min(k, rows to choose from), at most k.
+    (m, w) row numbers, and (m,) how many of them count: at most k, at least k or all there are.
     """
     shortlist = _Shortlist(X, Y, k, product)
     tests = product.factor(Y)
@@ -332,15 +333,13 @@ def nearest_lists(
 class Nearest:
     """Each test row's nearest (or farthest) training row that is left, round after round.
 
-    Only the training rows in `numbers` may be taken; `limit`, about how many will be taken in all,
-    has no influence on the result.
+    `limit`, about how many rows will be taken in all, has no influence on the result.
     """
 
     def __init__(
         self,
         X: UnitRows,
         Y: NDArray[np.floating],
-        numbers: Numbers,
         limit: int,
         *,
         farthest: bool = False,
@@ -349,9 +348,8 @@ class Nearest:
         rows = torch.tensor(np.asarray(Y, np.float32))
         self._X, self._Y = X, -rows if farthest else rows
         self._product = Product.on(device)
-        self._left = np.zeros(len(X), dtype=bool)
-        self._left[numbers] = True
-        self._remaining = len(numbers)
+        self._left = np.ones(len(X), dtype=bool)
+        self._remaining = len(X)
         self._limit = min(limit, self._remaining)
         self._taken = self._rounds = 0
         self._ranked = np.empty((len(Y), 0), dtype=np.int64)
@@ -427,20 +425,15 @@ class Nearest:
 def close_pairs(
     X: UnitRows,
     Y: NDArray[np.floating],
-    numbers: Numbers | None = None,
     *,
     farthest: bool = False,
     euclidean: bool = False,
     device: str | None = None,
 ) -> Iterator[tuple[torch.Tensor, Numbers, Numbers, Numbers]]:
-    """Yield, block by block, the pairs that may be of a training row and its nearest test row.
+    """Yield, block by block, all pairs that may be of a training row and its nearest test row.
 
-    Nearest by cosine similarity or Euclidean distance; `numbers`, ascending, are the training rows
-    asked for (None: all).
-
-    Yields:
-        (b, d) float32 training rows; the pairs: (p,) training rows, ascending, and (p,) test rows;
-        (b,) where the pairs of each training row begin.
+    Nearest by cosine similarity or Euclidean distance. Yields (b, d) float32 training rows; (p,)
+    training and (p,) test rows of the pairs, the former ascending; (b,) where each row's begin.
     """
     product = Product(device or best_device(), torch.float32)
     # Equal test rows would all be among the pairs.
@@ -450,22 +443,17 @@ def close_pairs(
     tests = product.factor(distinct)
     # |x - y|² = |x|² - 2 (x·y - |y|²/2): the test row with the largest bracket is nearest.
     half = (distinct.double() ** 2).sum(dim=1).to(product.device, torch.float32) / 2
-    for chosen, block in X.blocks(max(1, BLOCK // len(first)), numbers):
+    for numbers, block in X.blocks(max(1, BLOCK // len(first))):
         scores, slack = product.scores(block, tests)
         if euclidean:
             scores, slack = scores + half if farthest else scores - half, slack + 5e-7
         lowest = scores.max(dim=1, keepdim=True).values - 2 * slack
         row, test = np.divmod(reaching(scores, lowest), len(first))
-        yield block, chosen[row], first[test], np.searchsorted(row, np.arange(len(chosen)))
+        yield block, numbers[row], first[test], np.searchsorted(row, np.arange(len(numbers)))
 
 
 def nearest_blocks(
-    X: UnitRows,
-    Y: NDArray[np.floating],
-    numbers: Numbers | None = None,
-    *,
-    farthest: bool = False,
-    device: str | None = None,
+    X: UnitRows, Y: NDArray[np.floating], *, farthest: bool = False, device: str | None = None
 ) -> Iterator[tuple[torch.Tensor, Numbers, Numbers]]:
     """Yield, block by block, the training rows, the nearest test row of each, and their exact key.
 
@@ -473,7 +461,7 @@ def nearest_blocks(
     """
     sign = -1 if farthest else 1
     exact = torch.tensor(np.asarray(Y, np.float32)).to(device or best_device()).double()
-    for block, row, test, start in close_pairs(X, Y, numbers, farthest=farthest, device=device):
+    for block, row, test, start in close_pairs(X, Y, farthest=farthest, device=device):
         key = sign * pair_keys(X, row, exact, test)
         best = np.maximum.reduceat(key, start)
         ties = np.flatnonzero(key == np.repeat(best, np.diff(start, append=len(row))))

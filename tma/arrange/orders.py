@@ -1,19 +1,17 @@
-"""Embeddings → a permutation of training rows: one function an order.
-
-A new order is a function of `Inputs` under `@order("its_name")`, and a line in `spec.ORDERS`.
-"""
+"""Embeddings → a permutation of training rows: one function an order, under `@order`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tma.arrange.rounds import Inputs, Texts, first_places, joined
-from tma.arrange.spec import Floats, Method, Numbers, order_name
+from tma.arrange.spec import ORDERS, Floats, Method, Numbers, Order, find_order
 from tma.errors import check_length, check_texts, wrong
 
 log = logging.getLogger(__name__)
@@ -21,15 +19,24 @@ log = logging.getLogger(__name__)
 TIE = 1e-10
 """Distances of single rows that differ by less are equal: float64 sums leave far less noise."""
 
-Order = Callable[[Inputs], Numbers]
-_ORDERS: dict[str, Order] = {}
+Function = Callable[[Inputs], Numbers]
+_TMA = ("collision", "within", "exact_limit")
 
 
-def order(*names: str) -> Callable[[Order], Order]:
-    """Register a function of `Inputs` as the orders of these names."""
+def order(
+    *names: str, settings: Sequence[str] = (), seeded: bool = False, embeds: bool = True
+) -> Callable[[Function], Function]:
+    """Register a function of `Inputs`, which returns numbers of rows of X, as orders.
 
-    def register(function: Order) -> Order:
-        _ORDERS.update(dict.fromkeys(names, function))
+    Args:
+        names: names of the orders; the function finds the one in use in `inputs.method.name`.
+        settings: those of `Method` that not every order has and these have, such as `weight`.
+        seeded: the rows depend on `inputs.random`.
+        embeds: the rows depend on embeddings.
+    """
+
+    def register(function: Function) -> Function:
+        ORDERS.update(dict.fromkeys(names, Order(function, tuple(settings), seeded, embeds)))
         return function
 
     return register
@@ -83,8 +90,8 @@ def arrange(
 
 def ordered(inputs: Inputs) -> Numbers:
     """Return an order as numbers of the rows of `inputs.X`."""
-    function = _ORDERS[order_name(inputs.method.name)]
-    rows = function(inputs) if len(inputs.numbers) else joined([])
+    function = find_order(inputs.method.name).function
+    rows = function(inputs) if len(inputs.X) else joined([])
     inputs.X.check()  # an order that needs no embeddings has not read them
     return rows
 
@@ -103,7 +110,7 @@ def prepared(
 
     Given `pool`, what `pool_rows` returned, X, tasks and texts are those of just these rows.
     """
-    from tma.arrange.exact_knn import UnitRows, unit_pair
+    from tma.arrange.exact_knn import unit_pair
 
     train, test = unit_pair(X, Y)
     # By position, whatever index a table's column has.
@@ -111,36 +118,36 @@ def prepared(
     texts = None if texts is None else (list(texts[0]), list(texts[1]))
     check_length("tasks", tasks, "X", len(train))
     check_texts(texts, len(train), len(test))
+    stored = np.arange(len(train)) if pool is None else pool
+    given: dict[str, Any] = {"tasks": tasks, "texts": texts, "device": device}
+    inputs = Inputs(method, train, test.float32, stored, **given)
     if pool is None and method.pool is not None:
-        pool = _pool(method, method.pool, tasks, len(train))
-        train.check()
-        train = UnitRows(train.array[pool], train.name)
-        tasks = None if tasks is None else [tasks[row] for row in pool]
-        texts = None if texts is None else ([texts[0][row] for row in pool], texts[1])
-    numbers = np.arange(len(train))
-    stored = numbers if pool is None else pool
-    if method.exclude_near_duplicates is not None:
-        from tma.arrange.duplicates import near_duplicates
-
-        threshold = method.exclude_near_duplicates
-        duplicate = near_duplicates(train, test, threshold, device=device).duplicate
-        numbers = np.flatnonzero(~duplicate)
-        log.warning(
-            "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
-            "least %g) and are left out",
-            duplicate.sum(),
-            len(train),
-            threshold,
-        )
-    return Inputs(method, train, test.float32, stored, numbers, tasks, texts, device)
+        inputs = inputs.select(_pool(inputs, method.pool))
+    if method.exclude_near_duplicates is None:
+        return inputs
+    return _without_near_duplicates(inputs, method.exclude_near_duplicates)
 
 
-def _pool(method: Method, size: int, tasks: Sequence[str | None] | None, count: int) -> Numbers:
+def _without_near_duplicates(inputs: Inputs, threshold: float) -> Inputs:
+    from tma.arrange.duplicates import near_duplicates
+
+    duplicate = near_duplicates(inputs.X, inputs.Y, threshold, device=inputs.device).duplicate
+    log.warning(
+        "%d of %d training rows are near-duplicates of test rows (cosine similarity of at "
+        "least %g) and are left out",
+        duplicate.sum(),
+        len(duplicate),
+        threshold,
+    )
+    return replace(inputs.select(np.flatnonzero(~duplicate)), left_out=int(duplicate.sum()))
+
+
+def _pool(inputs: Inputs, size: int) -> Numbers:
     """Return the numbers of the rows that the seed draws, in the sequence drawn."""
-    if method.pool_by == "row":
-        return drawn(count, size, method.seed)
-    groups = _by_task(method, tasks, np.arange(count))
-    return joined(_shuffled(groups, _stream(method.seed)))[:size]
+    seed = inputs.method.seed
+    if inputs.method.pool_by == "row":
+        return drawn(len(inputs.X), size, seed)
+    return joined(_shuffled(_groups(inputs), _stream(seed)))[:size]
 
 
 def pool_rows(method: Method, count: int) -> Numbers | None:
@@ -160,17 +167,17 @@ def _stream(seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, 1])
 
 
-@order("random")
+@order("random", seeded=True, embeds=False)
 def _random(inputs: Inputs) -> Numbers:
-    return inputs.random.permutation(inputs.numbers)[: inputs.limit]
+    return inputs.random.permutation(len(inputs.X))[: inputs.limit]
 
 
-@order("cluster")
+@order("cluster", seeded=True, embeds=False)
 def _cluster(inputs: Inputs) -> Numbers:
     return joined(_shuffled(_groups(inputs), inputs.random))[: inputs.limit]
 
 
-@order("round_robin")
+@order("round_robin", seeded=True, embeds=False)
 def _round_robin(inputs: Inputs) -> Numbers:
     groups = _shuffled(_groups(inputs), inputs.random)
     turn = np.concatenate([np.arange(len(group)) for group in groups])
@@ -181,9 +188,9 @@ def _shuffled(groups: list[Numbers], random: np.random.Generator) -> list[Number
     return [random.permutation(groups[at]) for at in random.permutation(len(groups))]
 
 
-@order("nearest", "farthest")
+@order("nearest", "farthest", settings=["measure", "weight"])
 def _by_distance(inputs: Inputs) -> Numbers:
-    return inputs.numbers[ascending(_sign(inputs) * _distances(inputs))][: inputs.limit]
+    return ascending(_sign(inputs) * _distances(inputs))[: inputs.limit]
 
 
 def _sign(inputs: Inputs) -> int:
@@ -191,20 +198,25 @@ def _sign(inputs: Inputs) -> int:
 
 
 def _distances(inputs: Inputs) -> Floats:
-    from tma.arrange.distances import row_distances, weighted_similarity_distance
+    from tma.arrange.distances import (
+        bigram_divergences,
+        row_distances,
+        weighted_similarity_distance,
+    )
 
-    measure, texts = inputs.method.measure, inputs.texts
-    given: dict[str, Any] = {"numbers": inputs.numbers, "device": inputs.device}
+    measure, texts, device = inputs.method.measure, inputs.texts, inputs.device
     if measure == "wsd":
-        return weighted_similarity_distance(inputs.X, inputs.Y, inputs.method.weight, **given)
+        weight = inputs.method.weight
+        return weighted_similarity_distance(inputs.X, inputs.Y, weight, device=device)
     if measure != "bigram_kl":
-        return row_distances(inputs.X, inputs.Y, measure, **given)
+        return row_distances(inputs.X, inputs.Y, measure, device)
     if texts is None:
         raise wrong("texts", None, "training and test texts with measure='bigram_kl'")
-    return row_distances([texts[0][row] for row in inputs.numbers], texts[1], measure)
+    distances: Floats = bigram_divergences(texts[0], [texts[1]])[0]
+    return distances
 
 
-@order("coarse_nearest", "coarse_farthest")
+@order("coarse_nearest", "coarse_farthest", settings=["weight"])
 def _coarse(inputs: Inputs) -> Numbers:
     from tma.arrange.distances import task_distances
 
@@ -214,30 +226,30 @@ def _coarse(inputs: Inputs) -> Numbers:
     return joined([groups[at] for at in sequence])[: inputs.limit]
 
 
-@order("tma_min", "tma_max", "tma_rounds[i:j]")
+@order("tma_min", "tma_max", "tma_rounds[i:j]", settings=_TMA)
 def _one_side(inputs: Inputs) -> Numbers:
     near, far = inputs.sides
     return joined(near + far)
 
 
-@order("tma_nft")
+@order("tma_nft", settings=_TMA)
 def _nft(inputs: Inputs) -> Numbers:
     near, far = inputs.sides
     return first_places(near + _reversed(inputs, far))
 
 
-@order("tma_fft")
+@order("tma_fft", settings=_TMA)
 def _fft(inputs: Inputs) -> Numbers:
     near, far = inputs.sides
     return first_places(far + _reversed(inputs, near))
 
 
-@order("tma_rt")
+@order("tma_rt", settings=_TMA, seeded=True)
 def _rt(inputs: Inputs) -> Numbers:
     return inputs.random.permutation(_nft(inputs))
 
 
-@order("tma_min_rt", "tma_max_rt")
+@order("tma_min_rt", "tma_max_rt", settings=_TMA, seeded=True)
 def _one_side_rt(inputs: Inputs) -> Numbers:
     return inputs.random.permutation(_one_side(inputs))
 
@@ -249,19 +261,15 @@ def _reversed(inputs: Inputs, rounds: list[Numbers]) -> list[Numbers]:
 
 
 def _groups(inputs: Inputs) -> list[Numbers]:
-    return _by_task(inputs.method, inputs.tasks, inputs.numbers)
-
-
-def _by_task(method: Method, tasks: Sequence[str | None] | None, numbers: Numbers) -> list[Numbers]:
     """Return each task's row numbers, ascending; tasks by their first row."""
+    method, tasks = inputs.method, inputs.tasks
     setting = "pool_by='task'" if method.pool_by == "task" else f"order={method.name!r}"
     if tasks is None:
         raise wrong("tasks", None, f"the task of each row of X: {setting} goes by tasks")
-    groups: dict[str, list[int]] = {}
-    for number in numbers.tolist():
-        task = tasks[number]
+    groups: dict[object, list[int]] = {}
+    for number, task in enumerate(tasks):
         if task is None or isinstance(task, float):  # tables mark what is missing by NaN
-            raise wrong(f"tasks[{number}]", None, f"a task: {setting} goes by it")
+            raise wrong(f"tasks[{inputs.stored[number]}]", None, f"a task: {setting} goes by it")
         groups.setdefault(task, []).append(number)
     return [np.array(rows, dtype=np.int64) for rows in groups.values()]
 

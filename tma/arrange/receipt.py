@@ -1,7 +1,4 @@
-"""An order of a dataset with its receipt: what it was made of, and a digest of its ids in sequence.
-
-The receipt, stored beside the order as JSON, tells later whether the order was kept.
-"""
+"""An order of a dataset with its receipt, which tells later whether the order was kept."""
 
 from __future__ import annotations
 
@@ -31,11 +28,9 @@ class Receipt:
     """What an order was made of, and the order's own digest."""
 
     method: Method
-    """Name of the order and every setting that decides it."""
     train: str
     """SHA-256 of the training instances' ids in stored order (`tma.data.load.fingerprint`)."""
     test: str
-    """The same of the test instances."""
     encoder: str
     """Name and version of the embedding model."""
     left_out: int
@@ -56,25 +51,19 @@ class Receipt:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the receipt as values that JSON can hold."""
+        """Return values that JSON can hold."""
         return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Receipt:
-        """Return the receipt from what `to_json` gave."""
-        return cls(**(value | {"method": Method(**value["method"])}))
 
 
 @dataclass(frozen=True, eq=False)
 class Arranged:
-    """The order of a dataset."""
+    """The order of a dataset, with the receipt of what made it."""
 
     rows: Numbers
     """Row numbers of the training set, (k,)."""
     ids: tuple[str, ...]
     """Ids of those instances, (k,)."""
     receipt: Receipt
-    """What made the order."""
 
     def save(self, path: Path | str) -> None:
         """Write the ids to `path` as JSON, and the receipt beside it as `<name>.receipt.json`."""
@@ -83,7 +72,7 @@ class Arranged:
 
 
 def receipt_path(path: Path | str) -> Path:
-    """Return where the receipt of an order stored at `path` lies."""
+    """Return the path of the receipt of an order stored at `path`."""
     return Path(path).with_name(f"{Path(path).name.removesuffix('.json')}.receipt.json")
 
 
@@ -94,18 +83,15 @@ def read_receipt(path: Path | str) -> Receipt:
         DataError: a file is missing or is not what `Arranged.save` wrote.
         OrderError: the ids are not those of the receipt.
     """
-    return _read(path)[1]
+    return read_order(path)[1]
 
 
-def read_ids(path: Path | str) -> list[str]:
-    """Return the ids of the order stored at `path`, checked as by `read_receipt`."""
-    return _read(path)[0]
-
-
-def _read(path: Path | str) -> tuple[list[str], Receipt]:
+def read_order(path: Path | str) -> tuple[list[str], Receipt]:
+    """Return the ids of the order stored at `path`, and its receipt; see `read_receipt`."""
     try:
         ids = json.loads(Path(path).read_text("utf-8"))["ids"]
-        receipt = Receipt.from_json(json.loads(receipt_path(path).read_text("utf-8")))
+        stored = json.loads(receipt_path(path).read_text("utf-8"))
+        receipt = Receipt(**(stored | {"method": Method(**stored["method"])}))
         if not isinstance(ids, list):
             raise TypeError(f"ids is a {type(ids).__name__}; expected a list")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -121,12 +107,7 @@ def ids_digest(ids: Sequence[str]) -> str:
 
 
 def arrange_dataset(
-    train: Dataset,
-    test: Dataset,
-    method: Method,
-    *,
-    encoder: Encoder | None = None,
-    device: str | None = None,
+    train: Dataset, test: Dataset, method: Method, *, encoder: Encoder | None = None
 ) -> Arranged:
     """Return the order of a training set for a test set, with its receipt.
 
@@ -135,7 +116,6 @@ def arrange_dataset(
         test: test instances.
         method: name and settings of the order, e.g. `Method("tma_min", limit=30_000)`.
         encoder: default all-MiniLM-L6-v2.
-        device: where products are computed; None: a GPU if there is one. No influence on the order.
 
     Raises:
         ParameterError: the order needs tasks that the training set does not have.
@@ -157,7 +137,6 @@ def arrange_dataset(
         tasks=tasks if any(task is not None for task in tasks) else None,
         # Only one measure reads words; the others need no second copy of all texts.
         texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
-        device=device,
         pool=pool,
     )
     rows, known = inputs.stored[ordered(inputs)], train["id"]

@@ -8,7 +8,7 @@ gone (`tma.arrange.exact_knn`): a round costs what it removes and not another sc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -27,34 +27,39 @@ Texts = tuple[Sequence[str], Sequence[str]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an order may look at."""
+    """What an order may look at: all rows, or the pool in the sequence drawn; no near-duplicates.
+
+    Rows of a pool thus tie by that sequence and not by how data is stored.
+    """
 
     method: Method
     X: UnitRows
-    """Training embeddings, (n, d) unit rows: the caller's, or the pool in the sequence drawn, so
-    that ties do not follow how data is stored."""
     Y: NDArray[np.float32]
-    """Test embeddings, (m, d) unit rows."""
     stored: Numbers
     """The caller's number of each row of X, (n,)."""
-    numbers: Numbers
-    """Ascending numbers of the rows of X that may be used: all but near-duplicates."""
-    tasks: Sequence[str | None] | None = None
+    left_out: int = 0
+    """Near-duplicates of test rows, which are not in X."""
+    tasks: Sequence[object] | None = None
     """Task of each row of X."""
     texts: Texts | None = None
     device: str | None = None
-    """Where products are computed; None: a GPU if there is one."""
+
+    def select(self, numbers: Numbers) -> Inputs:
+        """Return these rows of X alone, with what belongs to them."""
+        tasks, texts = self.tasks, self.texts
+        return replace(
+            self,
+            X=self.X.select(numbers),
+            stored=self.stored[numbers],
+            tasks=None if tasks is None else [tasks[row] for row in numbers],
+            texts=None if texts is None else ([texts[0][row] for row in numbers], texts[1]),
+        )
 
     @property
     def limit(self) -> int:
         """N, rows in the order."""
         limit = self.method.limit
-        return len(self.numbers) if limit is None else min(limit, len(self.numbers))
-
-    @property
-    def left_out(self) -> int:
-        """Near-duplicates of test rows, which may not be used."""
-        return len(self.stored) - len(self.numbers)
+        return len(self.X) if limit is None else min(limit, len(self.X))
 
     @property
     def random(self) -> np.random.Generator:
@@ -68,7 +73,7 @@ class Inputs:
         if name.startswith("tma_rounds"):
             return _chosen_rounds(self), []
         near, far = -(-limit // 2), limit // 2
-        if limit >= len(self.numbers):  # halves would share rows and so leave others out
+        if limit >= len(self.X):  # halves would share rows and so leave others out
             near = far = limit
         if name.startswith("tma_min"):
             near, far = limit, 0
@@ -118,8 +123,7 @@ def test_centric_rounds(
     rules: dict[str, Any] = {"collision": collision, "within": within, "exact_limit": exact_limit}
     method = Method("tma_max" if farthest else "tma_min", limit=limit, seed=seed, **rules)
     train, test = unit_pair(X, Y)
-    every = np.arange(len(train))
-    near, far = Inputs(method, train, test.float32, every, every, device=device).sides
+    near, far = Inputs(method, train, test.float32, np.arange(len(train)), device=device).sides
     train.check()  # without a round nothing has been read
     return near + far
 
@@ -133,9 +137,9 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
     random = np.random.default_rng([method.seed, 2 + farthest])
     # Equal test rows take the same row, and so count once.
     Y = inputs.Y if in_turn else np.unique(inputs.Y, axis=0)
-    numbers, taken = inputs.numbers, 0
-    nearest = Nearest(inputs.X, Y, numbers, limit, farthest=farthest, device=inputs.device)
-    while taken < min(limit, len(numbers)):
+    nearest = Nearest(inputs.X, Y, limit, farthest=farthest, device=inputs.device)
+    taken = 0
+    while taken < min(limit, len(inputs.X)):
         picked = nearest.take_in_turn() if in_turn else nearest.first_left()
         rows = np.unique(picked[picked >= 0])
         nearest.take(rows)
@@ -152,7 +156,7 @@ def rounds(inputs: Inputs, limit: int, *, farthest: bool = False) -> Iterator[Nu
 def _chosen_rounds(inputs: Inputs) -> list[Numbers]:
     first, stop = inputs.method.rounds
     # A round holds at most m rows, so that this many rows are not reached before round j.
-    enough = len(inputs.numbers) if stop is None else stop * len(inputs.Y)
+    enough = len(inputs.X) if stop is None else stop * len(inputs.Y)
     chosen: list[Numbers] = []
     left = inputs.limit
     for rows in islice(rounds(inputs, enough), first, stop):

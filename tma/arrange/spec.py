@@ -1,4 +1,4 @@
-"""The orders by name and the one definition of their settings.
+"""The settings of an order, defined once.
 
 `Method` is what a receipt stores: equal methods on equal data give equal orders.
 """
@@ -8,48 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import fields
-from functools import wraps
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from tma.errors import ParameterError, check_choice, choices, wrong
+from tma.config import STRICT, Count, Number, refusing
+from tma.errors import ParameterError, choices, wrong
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
-Class = TypeVar("Class")
-
-_TMA = ("collision", "within", "exact_limit")
-ORDERS: dict[str, tuple[str, ...]] = {
-    "random": (),
-    "round_robin": (),
-    "cluster": (),
-    "nearest": ("measure", "weight"),
-    "farthest": ("measure", "weight"),
-    "coarse_nearest": ("weight",),
-    "coarse_farthest": ("weight",),
-    "tma_min": _TMA,
-    "tma_max": _TMA,
-    "tma_nft": _TMA,
-    "tma_fft": _TMA,
-    "tma_rt": _TMA,
-    "tma_min_rt": _TMA,
-    "tma_max_rt": _TMA,
-    "tma_rounds[i:j]": _TMA,
-}
-"""Names that `tma.arrange` knows, each with the settings of its kind of order."""
-SHUFFLED = ("random", "round_robin", "cluster", "tma_rt", "tma_min_rt", "tma_max_rt")
-"""The orders that depend on the seed."""
 
 Measure = Literal[
     "wsd",
@@ -65,54 +35,38 @@ Measure = Literal[
 ]
 MEASURES: tuple[str, ...] = get_args(Measure)[1:]
 """The nine similarity distances."""
-
 Collision = Literal["set", "each"]
 Within = Literal["row", "similarity", "shuffled"]
 
 _ROUNDS = re.compile(r"tma_rounds\[(\d{0,9}):(\d{0,9})\]")
 
-STRICT = ConfigDict(strict=True, extra="forbid")
-"""Settings of the right type only: no text for a number, no unknown name."""
+
+class Order(NamedTuple):
+    """A named order: its function of `tma.arrange.rounds.Inputs`, and what it depends on."""
+
+    function: Callable[..., Numbers]
+    settings: tuple[str, ...]
+    """Those of `OrderSettings` that not every order has, and this one has."""
+    seeded: bool
+    embeds: bool
 
 
-def refusing(cls: type[Class]) -> type[Class]:
-    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
-    fill: Callable[..., None] = cls.__init__
-
-    @wraps(fill)
-    def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
-        try:
-            fill(self, *args, **settings)
-        except ValidationError as error:
-            raise parameter_error(error) from None
-
-    type.__setattr__(cls, "__init__", fill_or_refuse)  # an assignment does not pass mypy
-    return cls
+ORDERS: dict[str, Order] = {}
+"""The orders by name, as `tma.arrange.orders` registers them."""
 
 
-def parameter_error(error: ValidationError) -> ParameterError:
-    """Return the first of pydantic's complaints: the setting, what came, what was expected."""
-    first = error.errors()[0]
-    context = first.get("ctx", {})
-    if isinstance(context.get("error"), ParameterError):
-        raised: ParameterError = context["error"]
-        return raised
-    name, value = ".".join(map(str, first["loc"])), first["input"]
-    if first["type"] == "literal_error":
-        return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
-    if first["type"].startswith("missing"):
-        return ParameterError(f"{name} is missing; give it a value.")
-    expected = first["msg"].replace("Input should", "it should")
-    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-Count = Annotated[int, Field(ge=0), BeforeValidator(_plain)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
+def find_order(name: str) -> Order:
+    """Return the order of a name; refuse an unknown name, and blocks of rounds without a round."""
+    match = _ROUNDS.fullmatch(name) if isinstance(name, str) else None
+    if match is None:
+        known = [known for known in ORDERS if "[" not in known]
+        if name not in known:
+            raise wrong("order", name, choices([*known, "tma_rounds[0:5] and the like"], name))
+        return ORDERS[name]
+    first, stop = match.groups()
+    if stop and int(stop) <= int(first or 0):
+        raise ParameterError(f"order={name!r} has no rounds; expected [i:j] with i < j.")
+    return ORDERS["tma_rounds[i:j]"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -161,18 +115,18 @@ class Method(OrderSettings):
     @field_validator("name", mode="before")
     @classmethod
     def _check_name(cls, name: Any) -> Any:
-        order_name(name)
+        find_order(name)
         return name
 
     @model_validator(mode="after")
     def _check_together(self) -> Method:
         """Refuse a setting without influence: the caller expects one."""
-        used = ORDERS[order_name(self.name)]
-        specific = {setting for settings in ORDERS.values() for setting in settings}
+        specific = {setting for order in ORDERS.values() for setting in order.settings}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in specific.difference(used) and value != field.default:
-                users = ", ".join(name for name, its in ORDERS.items() if field.name in its)
+            idle = field.name in specific.difference(find_order(self.name).settings)
+            if idle and value != field.default:
+                users = ", ".join(name for name in ORDERS if field.name in ORDERS[name].settings)
                 expected = f"no {field.name} with order={self.name!r}; it belongs to {users}"
                 raise wrong(field.name, value, expected)
         if self.weight is not None and self.measure != "wsd":
@@ -184,8 +138,13 @@ class Method(OrderSettings):
     @property
     def embeds(self) -> bool:
         """Whether the order depends on embeddings."""
-        without = ("random", "round_robin", "cluster")
-        return self.name not in without or self.exclude_near_duplicates is not None
+        return find_order(self.name).embeds or self.exclude_near_duplicates is not None
+
+    @property
+    def seeded(self) -> bool:
+        """Whether the order depends on the seed."""
+        drawn = self.pool is not None or self.within == "shuffled"
+        return drawn or find_order(self.name).seeded
 
     @property
     def rounds(self) -> tuple[int, int | None]:
@@ -193,20 +152,3 @@ class Method(OrderSettings):
         match = _ROUNDS.fullmatch(self.name)
         first, stop = match.groups() if match else ("", "")
         return int(first or 0), int(stop) if stop else None
-
-
-def order_name(name: str) -> str:
-    """Return the name under which an order stands in `ORDERS`.
-
-    Raises:
-        ParameterError: there is no such order, or it has no rounds.
-    """
-    match = _ROUNDS.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
-        known = [known for known in ORDERS if "[" not in known] + ["tma_rounds[0:5] and the like"]
-        check_choice("order", name, known)
-        return name
-    first, stop = match.groups()
-    if stop and int(stop) <= int(first or 0):
-        raise ParameterError(f"order={name!r} has no rounds; expected [i:j] with i < j.")
-    return "tma_rounds[i:j]"

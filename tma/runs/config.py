@@ -15,14 +15,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from tma.arrange.spec import STRICT, Count, Method, Number, OrderSettings, refusing
+from tma.arrange.spec import Method, OrderSettings
 from tma.config import (
     BUILT_IN,
     BUILT_IN_DATA,
     DATASETS,
     FOLDS,
     SCALES,
+    STRICT,
     Caps,
+    Count,
+    Number,
     Scale,
     check_dataset,
     check_fold,
@@ -31,6 +34,7 @@ from tma.config import (
     checked_caps,
     checked_columns,
     checked_names,
+    refusing,
 )
 from tma.errors import ParameterError, check_choice, check_count, wrong
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from tma.arrange.receipt import Receipt, read_ids, read_receipt
+from tma.arrange.receipt import Receipt, read_order, read_receipt
 from tma.data.load import fingerprint, references, sources
 from tma.embed import MiniLM
 from tma.errors import AssetError, DataError, ParameterError
@@ -105,7 +105,7 @@ class Run:
             OrderError: the stored ids are not those of the receipt.
         """
         epochs: int = self.manifest["config"]["epochs"]
-        return read_ids(self.folder / "order.json") * epochs
+        return read_order(self.folder / "order.json")[0] * epochs
 
     @property
     def receipt(self) -> Receipt:

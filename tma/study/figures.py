@@ -22,6 +22,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tma.arrange.spec import ORDERS
 from tma.data.describe import check_described, task_sizes, token_counts
 from tma.errors import check_choice
 from tma.study.effects import Effect
@@ -84,6 +85,8 @@ STYLES = {
     "coarse_nearest": Style("nearest first, coarse", "#7FB8D9", (12, 3, 3, 3)),
     "coarse_farthest": Style("farthest first, coarse", "#EAAE7F", (2, 4)),
 }
+"""Order → its style; one that is not here is a solid black line under its own name."""
+BLACK = "#000000"
 BLUE, GREY = STYLES["tma_nft"].colour, STYLES["tma_rt"].colour
 METRICS = {
     "loss": "loss (nats a token)",
@@ -113,8 +116,8 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
         if match:
             looks[name] = _block_style(starts[name], match[2], ranked.index(name), len(ranked))
         else:
-            check_choice("order", name, tuple(STYLES))
-            looks[name] = STYLES[name]
+            check_choice("order", name, [*STYLES, *ORDERS])
+            looks[name] = STYLES.get(name) or Style(name, BLACK)
     return looks
 
 

@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING, Any
 from pydantic import model_validator
 from pydantic.dataclasses import dataclass
 
-from tma.arrange.spec import SHUFFLED, STRICT, refusing
-from tma.config import BUILT_IN_DATA, FOLDS, SCALES, Scale, check_dataset, check_model, expanded
+from tma.config import (
+    BUILT_IN_DATA,
+    FOLDS,
+    SCALES,
+    STRICT,
+    Scale,
+    check_dataset,
+    check_model,
+    expanded,
+    refusing,
+)
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
 from tma.runs.config import Positive, RunConfig
 
@@ -151,7 +160,7 @@ class StudyConfig:
         settings |= changes
         seeds = settings.pop("seeds", range(self.seeds))
         configs = [RunConfig.at(self.scale, order=order, seed=seed, **settings) for seed in seeds]
-        depends = order in SHUFFLED or any(config.pool is not None for config in configs)
+        depends = any(config.method.seeded for config in configs)
         return configs if depends else configs[:1]
 
     def suits(self, changes: Mapping[str, Any]) -> bool:
