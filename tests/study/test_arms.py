@@ -1,6 +1,13 @@
 from __future__ import annotations
 
+import json
 import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -239,3 +246,62 @@ def test_an_arm_whose_data_cannot_be_had_is_not_in_the_way_of_others(
     assert arms.make("study", arms.ARMS, "p3", 1) == 1
     assert stored(own) is not None
     assert f"Arm {arms.ARMS[5].name} cannot be made here. " in caplog.text
+
+
+SCRIPT = """
+import sys, json
+from tma.runs.config import RunConfig
+from tma.runs.parallel import make_runs
+configs = [RunConfig.from_json(one) for one in json.loads(sys.argv[1])]
+from tma.runs.store import Run, stored
+for config in make_runs([c for c in configs if stored(c) is None], 2):
+    print(config.seed, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
+def test_stopped_at_any_moment_it_goes_on_and_repeats_nothing(
+    tiny_arm: list[RunConfig], how: signal.Signals
+) -> None:
+    first = 60 if how is signal.SIGTERM else 70
+    configs = [replace(tiny_arm[0], seed=first + k) for k in range(4)]
+    given = [sys.executable, "-c", SCRIPT, json.dumps([c.to_json() for c in configs])]
+    done = list[str]()
+    with subprocess.Popen(given, stdout=subprocess.PIPE, text=True) as started:
+        assert started.stdout is not None
+        done += [started.stdout.readline()]
+        os.kill(started.pid, how)
+    stamps = {c.seed: run.folder for c in configs if (run := stored(c)) is not None}
+    assert int(done[0]) in stamps
+    times = {seed: (folder / "manifest.json").stat().st_mtime_ns for seed, folder in stamps.items()}
+    time.sleep(2)  # what a killed parent left ends by itself
+    subprocess.run(given, check=True, capture_output=True)
+    assert all(stored(config) is not None for config in configs)
+    for seed, stamp in times.items():
+        assert (stamps[seed] / "manifest.json").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments_it_repeats_no_finished_run(
+    tiny_arm: list[RunConfig],
+) -> None:
+    configs = [replace(tiny_arm[0], seed=80 + k) for k in range(12)]
+    given = [sys.executable, "-c", SCRIPT, json.dumps([c.to_json() for c in configs])]
+    moments, stamps = random.Random(0), dict[Path, int]()
+    for _ in range(5):
+        with subprocess.Popen(given, stdout=subprocess.PIPE, text=True) as started:
+            assert started.stdout is not None
+            started.stdout.readline()  # a run is finished, whatever the machine's speed
+            time.sleep(moments.uniform(0, 1))
+            started.send_signal(signal.SIGKILL)
+        for config in configs:
+            if run := stored(config):
+                stamps.setdefault(run.folder, (run.folder / "manifest.json").stat().st_mtime_ns)
+    time.sleep(2)
+    subprocess.run(given, check=True, capture_output=True)
+    assert all(stored(config) is not None for config in configs)
+    assert stamps
+    for folder, stamp in stamps.items():
+        assert (folder / "manifest.json").stat().st_mtime_ns == stamp
