@@ -75,8 +75,7 @@ def train(
     from accelerate import PartialState
 
     if PartialState().is_main_process:  # one result, however many processes made it
-        final = finished.losses[finished.losses["step"] == finished.losses["step"].max()]
-        typer.echo(f"{finished.folder}\ntest loss {final['loss'].mean():.4f} nats a token")
+        typer.echo(f"{finished.folder}\ntest loss {finished.final_loss:.4f} nats a token")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -85,25 +84,15 @@ def _setting(text: str) -> tuple[str, Any]:
 
     from tma.runs.config import RunConfig
 
-    name, found, value = text.partition("=")
-    if name in ("order", "model", "seed"):
-        raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
-    known = {*(field.name for field in fields(RunConfig)), "steps"} - {"order", "model", "seed"}
-    if not found or name not in known:
-        raise ParameterError(
-            f"--set {text} cannot be used; expected NAME=VALUE with a name of: "
-            f"{', '.join(sorted(known))}."
-        )
+    name, _, value = text.partition("=")
+    own = ("order", "model", "seed")  # options of their own
+    check_choice(
+        "--set", name, sorted({*(f.name for f in fields(RunConfig)), "steps"}.difference(own))
+    )
     try:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-@_runs.callback(invoke_without_command=True)
-def _runs_alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_runs()
 
 
 @_runs.command("list")

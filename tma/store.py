@@ -72,17 +72,11 @@ def known_digest(path: Path) -> str:
 def folder_digest(folder: Path, pattern: str, of_file: Callable[[Path], str] = file_digest) -> str:
     """Return the SHA-256 of the names and contents of a folder's files that match a pattern."""
     files = [file for file in sorted(folder.glob(pattern)) if file.is_file()]
-    return digest_of(
-        part for file in files for part in (str(file.relative_to(folder)), of_file(file))
-    )
+    return digest(*(p for file in files for p in (str(file.relative_to(folder)), of_file(file))))
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of files by name.
-
-    Raises:
-        OSError: one of them is missing.
-    """
+    """Return the SHA-256 of files by name."""
     return {name: file_digest(folder / name) for name in names}
 
 
@@ -93,16 +87,9 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a destination; a second process waits for it.
+    """Hold the lock of a destination; a second process waits for it, -1 seconds: unbounded.
 
-    Args:
-        path: the destination.
-        seconds: longest wait; -1: unbounded.
-        lock: the lock file, which stays; None: beside the destination.
-
-    Raises:
-        Timeout: the lock was not free in time.
-        StateError: the lock cannot be written.
+    The lock file stays; it lies beside the destination unless `lock` names another.
     """
     file = lock or Path(f"{path}.lock")
     with ExitStack() as held:
@@ -131,11 +118,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk, met while `path` is written, into one message.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Turn the error of a full or read-only disk, met while `path` is written, into one message."""
     from safetensors import SafetensorError
 
     try:
@@ -160,7 +143,7 @@ def _is_refusal(error: OSError, path: Path) -> bool:
 
 
 def _draft_prefix(path: Path) -> str:
-    """Return how the names of a destination's drafts begin; no other destination shares it."""
+    """Return how the names of a destination's drafts begin, and of no other's."""
     return f".new-{digest(path.name)[:16]}-"
 
 
@@ -169,9 +152,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` if the block ends without an error.
 
     The caller holds `locked(path)`; an error leaves nothing behind.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,11 +169,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write; it becomes `path` if the block ends without an error.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Yield the name of a file to write; it becomes `path` if the block ends without an error."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_draft_prefix(path), dir=path.parent) as folder:
@@ -204,11 +180,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Write a value as readable JSON, atomically."""
     with new_file(path) as draft:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")

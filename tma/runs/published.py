@@ -8,6 +8,7 @@ reader needs no embeddings. Only `export` writes the folder of published runs.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,20 +26,10 @@ INDEX = "index.parquet"
 
 
 def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None) -> list[str]:
-    """Write finished runs, and an index of them, into a folder that `import_runs` reads.
+    """Write finished runs, and an index of them, into a folder; return the keys written.
 
-    Args:
-        keys: names of the runs, as `tma runs` lists them, or their beginnings.
-        target: the folder; runs that it holds already stay as they are.
-        tables: given a run, further tables by the name of their file; None: none.
-
-    Returns:
-        The keys that were written.
-
-    Raises:
-        ParameterError: no finished run, or more than one, has such a key.
-        StateError: the folder cannot be written.
-        TmaError: what `tables` raises.
+    `keys` are names of runs or their beginnings; `tables` gives, for a run, further tables by the
+    name of their file. Runs that the folder holds already stay as they are.
     """
     target, written = Path(target).expanduser(), []
     for run in [_finished(key) for key in keys]:
@@ -57,7 +48,7 @@ def _finished(key: str) -> Run:
     if len(found) != 1:
         raise ParameterError(
             f"key={key!r} is the beginning of {len(found)} finished runs' names; expected one. "
-            "`tma runs` lists them."
+            "`tma runs list` shows them."
         )
     return Run(found[0])
 
@@ -79,12 +70,8 @@ def _write(run: Run, draft: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
     """Take the runs of a folder that `export` wrote into the cache; none is overwritten.
 
-    Returns:
-        The keys that were taken, and those that were there already.
-
-    Raises:
-        DataError: the folder holds no run, or a file does not have the checksum in its manifest;
-            then nothing is taken.
+    Returns the keys that were taken, and those that were there already. If one run is damaged,
+    nothing is taken.
     """
     source = Path(source).expanduser()
     found = sorted(file.parent for file in source.glob("*/manifest.json"))
@@ -96,20 +83,18 @@ def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
                 f"{one} is damaged: a file is missing, or does not have the checksum in its "
                 "manifest. Export the run again."
             )
-    taken = [one.name for one in found if _take(one)]
-    return taken, [one.name for one in found if one.name not in taken]
-
-
-def _take(source: Path) -> bool:
-    """Copy a run into the cache unless its key is there; return whether it was copied."""
-    place = cache_dir() / "runs" / source.name
-    with locked(place):
-        if place.exists():
-            return False
-        with new_folder(place) as draft:
-            for file in source.iterdir():
-                (draft / file.name).write_bytes(file.read_bytes())
-    return True
+    taken, there = list[str](), list[str]()
+    for one in found:
+        place = cache_dir() / "runs" / one.name
+        with locked(place):
+            if place.exists():
+                there.append(one.name)
+                continue
+            with new_folder(place) as draft:
+                for file in one.iterdir():
+                    shutil.copyfile(file, draft / file.name)
+            taken.append(one.name)
+    return taken, there
 
 
 def write_index(target: Path) -> None:
@@ -122,7 +107,6 @@ def write_index(target: Path) -> None:
 
 
 def _row(run: Run) -> dict[str, Any]:
-    """Return a run's row of the index: what it was, and its first and last loss."""
     means = run.losses.groupby("step")["loss"].mean()
     settings = ("model", "dataset", "order", "seed", "limit", "pool")
     measured = ("steps", "instances", "seconds", "hardware", "finished")

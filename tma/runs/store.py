@@ -40,7 +40,6 @@ class Run:
     """A finished run."""
 
     folder: Path
-    """Where it is stored."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -73,6 +72,12 @@ class Run:
         table = self._table("losses")
         return table.assign(loss=table["loss_sum"] / table["tokens"])
 
+    @property
+    def final_loss(self) -> float:
+        """Mean test loss of the last evaluation, in nats per token."""
+        losses = self.losses
+        return float(losses["loss"][losses["step"] == losses["step"].max()].mean())
+
     @cached_property
     def training(self) -> pd.DataFrame:
         """One row per step: step, loss (nats per response token), learning_rate, tokens (of
@@ -101,8 +106,7 @@ class Run:
         """Ids of the training instances in the order in which they were consumed.
 
         Raises:
-            DataError: the order or its receipt cannot be read.
-            OrderError: the stored ids are not those of the receipt.
+            DataError, OrderError: it cannot be read, or is not that of its receipt.
         """
         epochs: int = self.manifest["config"]["epochs"]
         return read_ids(self.folder / "order.json") * epochs
@@ -123,7 +127,6 @@ class ResolvedRun:
     """Settings with their data, and the key that follows from both."""
 
     config: RunConfig
-    """The settings, with absolute paths."""
     inputs: dict[str, str]
     """Digests of the content of data, weights and encoder."""
     train: Dataset
@@ -131,7 +134,7 @@ class ResolvedRun:
 
     @cached_property
     def key(self) -> str:
-        """Name of the run."""
+        """The run's name."""
         return key(self.config, self.inputs)
 
     @property
@@ -141,23 +144,14 @@ class ResolvedRun:
 
 
 def resolve(config: RunConfig) -> ResolvedRun:
-    """Load the data of a run and take the digests that name it.
-
-    Raises:
-        AssetError, DataError, ParameterError: model or data cannot be had.
-    """
+    """Load the data of a run and take the digests that name it."""
     config = config.with_absolute_paths()
     train, test = load_both(config)
     return ResolvedRun(config, _inputs(config, train, test), train, test)
 
 
 def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
-    """Return the resolved settings or, where model or data is gone, the finished run of them.
-
-    Raises:
-        AssetError, DataError, ParameterError: model or data cannot be had, and there is no such
-            run; or nothing is left to train on or to test with.
-    """
+    """Return the resolved settings or, where model or data is gone, the finished run of them."""
     try:
         resolved = resolve(config)
     except (AssetError, DataError, ParameterError) as error:
@@ -175,24 +169,15 @@ def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
 
 
 def stored(config: RunConfig) -> Run | None:
-    """Return the finished run of these settings, made here or published; nothing is made.
-
-    Raises:
-        AssetError, DataError, ParameterError: as `tma.run`.
-    """
+    """Return the finished run of these settings, made here or published; nothing is made."""
     resolved = resolve_or_find(config)
     return resolved if isinstance(resolved, Run) else find(resolved.key)
 
 
 def key(config: RunConfig, inputs: Mapping[str, str]) -> str:
-    """Return the name of a run: a digest of what decides its numbers.
-
-    Args:
-        config: its settings, of which `RunConfig.deciding` count.
-        inputs: digests of the content of data, weights and encoder.
-    """
-    named = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
-    return digest(canonical_json(named))[:20]
+    """Return the name of a run: a digest of what decides its numbers."""
+    deciding = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
+    return digest(canonical_json(deciding))[:20]
 
 
 def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
@@ -233,30 +218,27 @@ def find(key: str, *, with_model: bool = False) -> Run | None:
 
 def _by_settings(config: RunConfig) -> Run | None:
     """Return the finished run with the same settings, paths compared by their last part."""
-    wanted = portable(config.to_json())
-    folders = [cache_dir() / "runs", *filter(None, [published_folder()])]
-    for file in (file for folder in folders for file in sorted(folder.glob("*/manifest.json"))):
-        run = Run(file.parent)
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            if portable(run.config.to_json()) == wanted and is_complete(run.folder):
-                return run
+    settings = portable(config.to_json())
+    for folder in filter(None, (cache_dir() / "runs", published_folder())):
+        for file in sorted(folder.glob("*/manifest.json")):
+            run = Run(file.parent)
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                if portable(run.config.to_json()) == settings and is_complete(run.folder):
+                    return run
     return None
 
 
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings with local paths by their last part, `p3:/data/x` as `p3:x`."""
-    local = ("model", "dataset", "test_dataset", "reward_model")
-    return {**config, **{name: _last_part(config.get(name)) for name in local}}
-
-
-def _last_part(name: str | None) -> str | None:
-    if name is None:
-        return None
-    known, colon, place = name.partition(":")
-    if colon and ("/" in place or "\\" in place):
-        return f"{known}:{PurePath(place).name}"
-    # A hub id has a slash too, but does not begin with one.
-    return PurePath(name).name if PurePath(name).is_absolute() else name
+    found = dict(config)
+    for setting in ("model", "dataset", "test_dataset", "reward_model"):
+        name = config.get(setting) or ""
+        known, colon, place = name.partition(":")
+        if PurePath(name).is_absolute():  # a hub id has a slash too, but does not begin with one
+            found[setting] = PurePath(name).name
+        elif colon and "/" in place:
+            found[setting] = f"{known}:{PurePath(place).name}"
+    return found
 
 
 def table_names(answered: bool) -> list[str]:
@@ -292,14 +274,13 @@ class Entry:
     """One line of the list of runs."""
 
     key: str
-    """Name of the run's folder."""
     config: dict[str, Any]
     """Its settings as they are stored; empty if they cannot be read."""
     status: str
     """finished, running, interrupted (goes on when asked for again), failed, or damaged (is then
     made again)."""
     step: int | None = None
-    """Last step that is stored; of a failed run the last complete one."""
+    """Last complete step that is stored."""
     loss: float | None = None
     """Mean test loss of the last stored evaluation, in nats per token."""
     error: str | None = None
@@ -315,10 +296,8 @@ def runs() -> list[Entry]:
 def _entry(folder: Path) -> Entry:
     config = dict[str, Any]()
     try:
-        if (folder / "config.json").is_file():
-            config.update(_read(folder, "config"))
-        else:
-            config.update(_read(folder, "manifest")["config"])
+        own = (folder / "config.json").is_file()  # an imported run has none
+        config |= _read(folder, "config") if own else _read(folder, "manifest")["config"]
         return Entry(folder.name, config, *_status(folder))
     except Exception:  # whatever a foreign folder holds, the other runs are listed
         return Entry(folder.name, config, "damaged")
@@ -332,8 +311,7 @@ def _status(folder: Path) -> tuple[str, int | None, float | None, str | None]:
         if not is_complete(folder):
             return "damaged", None, None, None
         run = Run(folder)
-        last = run.losses[run.losses["step"] == run.losses["step"].max()]
-        return "finished", run.manifest["steps"], float(last["loss"].mean()), None
+        return "finished", run.manifest["steps"], run.final_loss, None
     if (folder / "failed.json").is_file():
         failed = _read(folder, "failed")
         return "failed", failed.get("step"), failed.get("loss"), failed["error"]

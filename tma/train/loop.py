@@ -59,28 +59,9 @@ def train(
 ) -> History:
     """Fine-tune a model, in place, on instances in their order, and follow its test loss.
 
-    Args:
-        model: a causal language model in float32; all its parameters are trained.
-        ordered: training instances in order; the last step of an epoch may be smaller.
-        test: instances whose loss is taken at step 0, every `eval_every` steps, at the steps of
-            `eval_at` and `generate_at`, and at the end.
-        config: settings.
-        states: where the state is saved, and training goes on from; None: nowhere.
-        answer: makes the entries of test instances' answers with the model, at the steps of
-            `generate_at`, of which one past the last stands for the last.
-
-    Raises:
-        OrderError: the loop consumed other instances than the order says.
-        TrainingError: a loss, a gradient or a reward is NaN or infinite; the message names the
-            step and the instances.
-        StateError: a state could not be written.
-        ParameterError: there is nothing to train on or to test with, or the model is not split as
-            accelerate was told.
+    All parameters are trained, in float32. `states` is where the state is saved and training goes
+    on from; `answer` makes the entries of test instances' answers at the steps of `generate_at`.
     """
-    if not ordered or not test:
-        raise ParameterError(
-            f"{len(ordered)} training and {len(test)} test instances; expected at least one of each"
-        )
     starts = range(0, len(ordered), config.batch_size)
     steps = [ordered[start : start + config.batch_size] for start in starts] * config.epochs
     loop = _Loop(model, config, states, answer)
@@ -107,12 +88,7 @@ def learning_rate(config: TrainingSettings, step: int, total: int) -> float:
 
 
 def check_order(consumed: Sequence[str], ordered: Sequence[str]) -> None:
-    """Compare the ids that were consumed with the order.
-
-    Raises:
-        OrderError: they differ, or another number was consumed; the message names the first place
-            and both ids.
-    """
+    """Refuse consumed ids that differ from the order; the message names the first place."""
     for place, (got, given) in enumerate(zip_longest(consumed, ordered, fillvalue="nothing")):
         if got != given:
             raise OrderError(f"place {place}: consumed {got}, the order says {given}")
@@ -207,14 +183,14 @@ class _Loop:
         return share, _gathered(seen)
 
     def _own(self, instances: Sequence[Encoded]) -> Sequence[Encoded]:
-        """Return the share of this process: with n processes, every n-th instance."""
+        """Return the share of this process: of n processes, every n-th instance."""
         return instances[self.accelerator.process_index :: self.processes]
 
     def _head(self) -> AbstractContextManager[None]:
         return head_in_parts(self.model) if self.in_parts else nullcontext()
 
     def evaluate(self, step: int, test: Sequence[Encoded]) -> None:
-        """Take the loss of every test instance, and its answer at the steps of `generate_at`."""
+        """Take the loss of every test instance, and its answer where one is asked for."""
         # A process without an instance keeps step with the others; what it finds is cut off.
         own, count = self._own(test) or test[:1], len(test)
         losses = _gathered(self._losses(step, own))[:count]
@@ -242,21 +218,16 @@ class _Loop:
         """Save the state if it is time; the main process decides for all."""
         if self.states is None:
             return
-        due = [self.states.due(len(self.history.steps), last=last)]
+        due = [self.states.due(last=last)]
         broadcast_object_list(due)
         if due[0]:
             self.states.save(self.accelerator, self.model, self.optimizer, self.history)
 
 
 def variety(instances: Sequence[Encoded]) -> dict[str, float]:
-    """Return how many tasks and answers a step holds.
-
-    `effective_tasks` is exp(-Σ p ln p) over the shares p of the tasks, where an instance without
-    one is its own; `distinct_answers` is the number of different responses.
-    """
-    counts = Counter(
-        instance.id if instance.task is None else instance.task for instance in instances
-    )
+    """Return how many tasks a step holds, exp(-Σ p ln p) of their shares p, and answers."""
+    # An instance without a task is a task of its own.
+    counts = Counter(i.id if i.task is None else i.task for i in instances)
     shares = [count / len(instances) for count in counts.values()]
     entropy = -sum(share * math.log(share) for share in shares)
     answers = {instance.tokens[instance.response_start :] for instance in instances}
@@ -264,7 +235,7 @@ def variety(instances: Sequence[Encoded]) -> dict[str, float]:
 
 
 def _accelerator() -> Accelerator:
-    """Return what spreads the work, without settings of accelerate that would change numbers."""
+    """Return what spreads the work, without settings of accelerate that change numbers."""
     found = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
