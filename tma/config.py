@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
@@ -187,10 +188,7 @@ def local_copy(name: str) -> tuple[str, Path] | None:
 
 def expanded(text: str) -> Path:
     """Return a path with `~` expanded, or as written where there is no such user."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
+    return Path(os.path.expanduser(text))  # noqa: PTH111  (that of Path raises)
 
 
 def check_dataset(value: object, setting: str = "dataset") -> None:

@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,6 @@ from tma.errors import StateError, first_line
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_SETTLED = 2 * 10**9
-"""Nanoseconds after which a further change of a file is sure to change its times."""
-_digests: dict[Path, tuple[tuple[int, ...], str]] = {}
-"""File → its inode, size and times when it was read, and its digest."""
 
 
 def cache_dir() -> Path:
@@ -58,15 +54,14 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """Return `file_digest`, computed once a process while the file's size and times stay."""
-    real, now = path.resolve(), time.time_ns()
+    real = path.resolve()
     found = real.stat()
-    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    if _digests.get(real, (None, ""))[0] != state:
-        fresh = file_digest(real)
-        if now - max(state[2:]) < _SETTLED:
-            return fresh
-        _digests[real] = (state, fresh)
-    return _digests[real][1]
+    return _digest(real, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@cache
+def _digest(path: Path, *_state: int) -> str:
+    return file_digest(path)
 
 
 def folder_digest(folder: Path, pattern: str, of_file: Callable[[Path], str] = file_digest) -> str:

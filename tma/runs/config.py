@@ -6,7 +6,6 @@ No numerical library is imported here but numpy, so that a wrong setting is answ
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Mapping
 from dataclasses import field, fields
 from pathlib import Path
@@ -37,8 +36,6 @@ from tma.train import Positive, TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -220,19 +217,15 @@ class RunConfig(OrderSettings, TrainingSettings, DataSettings):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
-        """Return stored settings without checking them; unknown and missing ones are logged.
+        """Return stored settings without checking them.
 
         A run stays readable when its model or data is gone, or a name is no longer known.
         """
-        known = {f.name: f for f in fields(cls)}
         stored = cls.__new__(cls)
-        for name, own in known.items():
+        for own in fields(cls):
             default = None if own.default is dataclasses.MISSING else own.default
-            given = value.get(name, default)
-            object.__setattr__(stored, name, tuple(given) if isinstance(given, list) else given)
-        unknown, missing = [*value.keys() - known.keys()], [*known.keys() - value.keys()]
-        if unknown or missing:
-            log.info("stored settings: unknown %s; missing %s", sorted(unknown), sorted(missing))
+            given = value.get(own.name, default)
+            object.__setattr__(stored, own.name, tuple(given) if isinstance(given, list) else given)
         return stored
 
 

@@ -29,9 +29,7 @@ from tma.runs.store import (
     find,
     hardware,
     is_complete,
-    last_loss,
     resolve_or_find,
-    table_names,
 )
 from tma.store import checksums, locked, new_file, new_folder, write_json
 
@@ -184,7 +182,7 @@ class RunExecutor:
 
     def _fail(self, error: Exception) -> None:
         history = self.states.history
-        found = {"error": str(error), "step": len(history.steps), "loss": last_loss(history.losses)}
+        found = {"error": str(error), "step": len(history.steps), "loss": history.loss}
         try:
             self.states.remove()  # first: it makes room for the note
             write_json(self.folder / "failed.json", found)
@@ -228,7 +226,7 @@ class RunExecutor:
         if self.judge is None:
             return entries
         rewards = self.judge.scores(list(own["prompt"]), answers)
-        return [entry | {"reward": float(r)} for entry, r in zip(entries, rewards, strict=True)]
+        return [entry | {"reward": reward} for entry, reward in zip(entries, rewards, strict=True)]
 
     @property
     def _precision(self) -> str:
@@ -245,24 +243,27 @@ class RunExecutor:
                 self.tokenizer.save_pretrained(draft)
         # Its tables are replaced one by one from here on.
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        self._store_tables(history)
+        files = [*self._store_tables(history), "order.json", "order.receipt.json"]
         arranged.save(self.folder / "order.json")
-        write_json(self.folder / "manifest.json", self._manifest(history, arranged))
+        manifest = self._manifest(history, arranged) | {"sums": checksums(self.folder, files)}
+        write_json(self.folder / "manifest.json", manifest)
         self.states.remove()
 
-    def _store_tables(self, history: History) -> None:
+    def _store_tables(self, history: History) -> list[str]:
+        """Write the tables; return the names of their files."""
         import pandas as pd
 
         test = self.resolved.test
         source = dict(zip(test["id"], sources(test), strict=True))  # intervals cluster by it
         losses = pd.DataFrame(history.losses)
         losses.insert(3, "source", losses["id"].map(source))
-        tables = {"losses": losses, "training": pd.DataFrame(history.steps)}
+        tables = {"losses.parquet": losses, "training.parquet": pd.DataFrame(history.steps)}
         if history.answers:
-            tables["answers"] = pd.DataFrame(history.answers)
+            tables["answers.parquet"] = pd.DataFrame(history.answers)
         for name, table in tables.items():
-            with new_file(self.folder / f"{name}.parquet") as draft:
+            with new_file(self.folder / name) as draft:
                 table.to_parquet(draft, index=False)
+        return [*tables]
 
     def _manifest(self, history: History, arranged: Arranged) -> dict[str, Any]:
         return {
@@ -279,5 +280,4 @@ class RunExecutor:
             "steps": len(history.steps),
             "seconds": round(self.states.seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "sums": checksums(self.folder, table_names(bool(self.config.generate_at))),
         }

@@ -58,14 +58,14 @@ def run_all(
         TmaError: what `tma.run` raises, with the name of the run; the other runs are stopped, and
             go on from their last states when they are asked for again.
     """
+    import torch
+    from tqdm import tqdm
+
     if processes is not None:
         check_count("processes", processes, 1)
     # By their text: `columns` makes settings that cannot be hashed.
     distinct = {canonical_json(c.to_json()): c for group in configs.values() for c in group}
     missing = [config for config in distinct.values() if stored(config) is None]
-    import torch
-    from tqdm import tqdm
-
     usual = 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
     processes = min(processes or usual, len(missing))
     if processes > 1:

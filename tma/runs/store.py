@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,7 @@ class Run:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds of all
-        sessions, and when it was finished.
-        """
+        """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds, date."""
         return _read(self.folder, "manifest")
 
     @property
@@ -169,7 +167,7 @@ def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
 
 
 def stored(config: RunConfig) -> Run | None:
-    """Return the finished run of these settings, made here or published; nothing is made."""
+    """Return the finished run of these settings, made here or published; none is made."""
     resolved = resolve_or_find(config)
     return resolved if isinstance(resolved, Run) else find(resolved.key)
 
@@ -241,32 +239,15 @@ def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def table_names(answered: bool) -> list[str]:
-    """Return the files that every finished run has the checksums of."""
-    names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json"]
-    return [*names, "answers.parquet"] if answered else names
-
-
 def is_complete(folder: Path) -> bool:
     """Return whether a run's manifest is that of its settings and tables."""
     try:
         manifest = _read(folder, "manifest")
-        config, sums = manifest["config"], manifest["sums"]
-        asked = (folder / "config.json").is_file()  # a published run has none
-        return (
-            manifest.get("key", folder.name) == folder.name
-            and {*table_names(bool(config["generate_at"]))} <= {*sums}
-            and sums == checksums(folder, sums)
-            and (not asked or config == _read(folder, "config"))
-        )
+        key, config, sums = manifest.get("key", folder.name), manifest["config"], manifest["sums"]
+        found = folder.name, _settings(folder), checksums(folder, sums)
+        return (key, config, sums) == found
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-
-
-def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
-    """Return the mean test loss of the last evaluation, in nats per token; None without one."""
-    last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
-    return sum(last) / len(last) if last else None
 
 
 @dataclass(frozen=True)
@@ -294,32 +275,30 @@ def runs() -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    config = dict[str, Any]()
-    try:
-        own = (folder / "config.json").is_file()  # an imported run has none
-        config |= _read(folder, "config") if own else _read(folder, "manifest")["config"]
-        return Entry(folder.name, config, *_status(folder))
-    except Exception:  # whatever a foreign folder holds, the other runs are listed
-        return Entry(folder.name, config, "damaged")
-
-
-def _status(folder: Path) -> tuple[str, int | None, float | None, str | None]:
-    """Return status, step, loss and error of a run."""
     from tma.train.checkpoint import States
 
-    if (folder / "manifest.json").is_file():
-        if not is_complete(folder):
-            return "damaged", None, None, None
-        run = Run(folder)
-        return "finished", run.manifest["steps"], run.final_loss, None
-    if (folder / "failed.json").is_file():
-        failed = _read(folder, "failed")
-        return "failed", failed.get("step"), failed.get("loss"), failed["error"]
-    status = "running" if is_locked(folder) else "interrupted"
-    history = States(folder).last()
-    if history is None:
-        return status, None, None, None
-    return status, len(history.steps), last_loss(history.losses), None
+    entry = Entry(folder.name, {}, "damaged")
+    try:
+        entry = replace(entry, config=_settings(folder))
+        if (folder / "manifest.json").is_file():
+            steps, loss = Run(folder).manifest["steps"], Run(folder).final_loss
+            ended = replace(entry, status="finished", step=steps, loss=loss)
+            return ended if is_complete(folder) else entry
+        if (folder / "failed.json").is_file():
+            return replace(entry, status="failed", **_read(folder, "failed"))
+        status = "running" if is_locked(folder) else "interrupted"
+        history = States(folder).last()
+        return replace(entry, status=status, step=len(history.steps) or None, loss=history.loss)
+    except Exception:  # whatever a foreign folder holds, the other runs are listed
+        return entry
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return a run's settings as they are stored; an imported run has them in its manifest."""
+    if (folder / "config.json").is_file():
+        return _read(folder, "config")
+    found: dict[str, Any] = _read(folder, "manifest")["config"]
+    return found
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -43,17 +43,13 @@ class TrainingSettings:
     """Arithmetic of the forward pass; auto: bf16 where the machine has it."""
     epochs: Positive = 1
     """Passes over the order."""
-    optimizer: Literal["adamw", "adafactor"] = "adamw"
-    """adafactor keeps less memory."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = "cosine"
     """How the rate falls to its final ratio; constant: it does not."""
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
     """Attention kernel of transformers; auto: on the CPU the padding-free one of
     `tma.train.packing`, elsewhere, or if the model cannot use it, the model's own choice."""
     gradient_checkpointing: bool = False
     """Compute activations twice instead of keeping them."""
-    compile: bool = False
-    """Compile the model below its output head (torch.compile)."""
     generate_at: tuple[int, ...] = ()
     """Steps at which the test prompts are answered: 0 is before training, one past the last stands
     for the last."""

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,6 +52,12 @@ class History:
     """One entry a (step, test instance): step, id, task, answer, scores."""
     seconds: float = 0.0
     """Time that all sessions took until this was saved."""
+
+    @property
+    def loss(self) -> float | None:
+        """Mean test loss of the last evaluation, in nats per token; None without one."""
+        last = [e for e in self.losses if e["step"] == self.losses[-1]["step"]]
+        return fmean(e["loss_sum"] / e["tokens"] for e in last) if last else None
 
 
 class States:
@@ -109,10 +116,10 @@ class States:
         self._saved = time.monotonic()
         return self.history
 
-    def last(self) -> History | None:
-        """Return the history of the last intact state; None without one."""
+    def last(self) -> History:
+        """Return the history of the last intact state; empty without one."""
         intact = (folder for folder in self.found() if not _damaged(folder, ("history.json",)))
-        return next(map(_read_history, intact), None)
+        return next(map(_read_history, intact), History())
 
     def found(self) -> list[Path]:
         """Return the folders of all states, intact or not, the last one first."""

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -66,9 +66,7 @@ def train(
     steps = [ordered[start : start + config.batch_size] for start in starts] * config.epochs
     loop = _Loop(model, config, states, answer)
     done = steps[: len(loop.history.steps)]
-    check_order(
-        loop.history.consumed, [instance.id for instances in done for instance in instances]
-    )
+    check_order(loop.history.consumed, [row.id for instances in done for row in instances])
     loop.run(steps, test)
     loop.accelerator.free_memory()
     model.zero_grad()
@@ -78,11 +76,7 @@ def train(
 def learning_rate(config: TrainingSettings, step: int, total: int) -> float:
     """Return the rate of a step counted from 0: from the peak to its final ratio."""
     passed = step / max(1, total - 1)
-    share = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * passed)),
-        "linear": 1 - passed,
-        "constant": 1.0,
-    }[config.schedule]
+    share = 1.0 if config.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * passed))
     ratio = config.final_rate_ratio + (1 - config.final_rate_ratio) * share
     return config.learning_rate * ratio
 
@@ -108,12 +102,16 @@ class _Loop:
         self.processes: int = self.accelerator.num_processes
         self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
-        _prepare(model, config)
-        packable = config.attention in ("auto", "flash_attention_2") and not config.compile
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        packable = config.attention in ("auto", "flash_attention_2")
         self.packed = packable and packs(model, self.accelerator.device)
-        # Several processes exchange whole gradients; compiled code has none that are sparse.
-        self.in_parts = self.processes == 1 and not config.compile and tied_on_cpu(model)
-        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
+        # Several processes exchange whole gradients, not sparse ones.
+        self.in_parts = self.processes == 1 and tied_on_cpu(model)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.history, self.answered = History(), set[int]()
         if states is not None:
             self.history = states.restore(self.accelerator, self.model, self.optimizer)
@@ -141,14 +139,13 @@ class _Loop:
         self.model.train()
         tokens = sum(instance.response_tokens for instance in instances)
         share, consumed = self._backward(instances, tokens)
-        check_order(consumed, [instance.id for instance in instances])
+        ids = [instance.id for instance in instances]
+        check_order(consumed, ids)
         loss = float(self.accelerator.reduce(share, "sum"))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP splits it
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                ids = [instance.id for instance in instances]
-                raise TrainingError(f"step {step}: {name} is {value}; instances {ids}")
+        _check_finite(step, "loss", dict.fromkeys(ids, loss))
+        _check_finite(step, "gradient norm", dict.fromkeys(ids, norm))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -193,26 +190,23 @@ class _Loop:
         """Take the loss of every test instance, and its answer where one is asked for."""
         # A process without an instance keeps step with the others; what it finds is cut off.
         own, count = self._own(test) or test[:1], len(test)
-        losses = _gathered(self._losses(step, own))[:count]
-        _check_finite(step, "test loss", "loss_sum", losses)
+        with self._head():
+            sums = response_losses(
+                self.model, own, self.config.micro_tokens, self.precision, packed=self.packed
+            )
+        found = [
+            {"step": step, "id": instance.id, "task": instance.task, "loss_sum": float(loss)}
+            | {"tokens": instance.response_tokens}
+            for instance, loss in zip(own, sums, strict=True)
+        ]
+        losses = _gathered(found)[:count]
+        _check_finite(step, "test loss", {e["id"]: e["loss_sum"] for e in losses})
         self.history.losses += losses
         if self.answer is not None and step in self.answered:
             found = self.answer(self.accelerator.unwrap_model(self.model), own)
             answers = _gathered([{"step": step} | entry for entry in found])[:count]
-            _check_finite(step, "reward", "reward", answers)
+            _check_finite(step, "reward", {e["id"]: e.get("reward", 0.0) for e in answers})
             self.history.answers += answers
-
-    def _losses(self, step: int, instances: Sequence[Encoded]) -> list[dict[str, Any]]:
-        budget = self.config.micro_tokens
-        with self._head():
-            losses = response_losses(
-                self.model, instances, budget, self.precision, packed=self.packed
-            )
-        return [
-            {"step": step, "id": instance.id, "task": instance.task, "loss_sum": float(loss)}
-            | {"tokens": instance.response_tokens}
-            for instance, loss in zip(instances, losses, strict=True)
-        ]
 
     def save(self, *, last: bool) -> None:
         """Save the state if it is time; the main process decides for all."""
@@ -251,12 +245,12 @@ def _accelerator() -> Accelerator:
     return found
 
 
-def _check_finite(step: int, name: str, key: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Refuse NaN and infinity in the gathered entries, so that every process stops."""
-    bad = [e for e in entries if not math.isfinite(e.get(key, 0.0))]
+def _check_finite(step: int, name: str, values: Mapping[str, float]) -> None:
+    """Refuse NaN and infinity in the gathered values by id, so that every process stops."""
+    bad = {key: value for key, value in values.items() if not math.isfinite(value)}
     if bad:
-        ids = [e["id"] for e in bad]
-        raise TrainingError(f"step {step}: {name} is {bad[0][key]}; instances {ids}")
+        value = next(iter(bad.values()))
+        raise TrainingError(f"step {step}: {name} is {value}; instances {[*bad]}")
 
 
 def _gathered(own: list[Any]) -> list[Any]:
@@ -264,20 +258,3 @@ def _gathered(own: list[Any]) -> list[Any]:
     missing = object()
     turns = zip_longest(*gather_object([own]), fillvalue=missing)
     return [entry for turn in turns for entry in turn if entry is not missing]
-
-
-def _optimizer(model: PreTrainedModel, config: TrainingSettings) -> torch.optim.Optimizer:
-    given: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(model.parameters(), **given)
-    return torch.optim.AdamW(model.parameters(), **given, fused=True)
-
-
-def _prepare(model: Any, config: TrainingSettings) -> None:
-    if config.gradient_checkpointing:
-        # Older releases of transformers know the other name only.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    if config.compile:
-        # Below the head: what the head computes depends on the batch (`evaluate`).
-        model.get_decoder().compile(dynamic=True)

@@ -8,16 +8,11 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tma.errors import ParameterError
 from tma.train.encode import PROMPT
 from tma.train.models import load_complete
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-_BATCH = 8
-"""Texts that the reward model scores at once."""
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
@@ -67,28 +62,17 @@ class RewardModel:
                 f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the "
                 "score."
             )
-        if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-            tokenizer.pad_token = tokenizer.eos_token
-        if tokenizer.pad_token is not None:
-            model.config.pad_token_id = tokenizer.pad_token_id
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self._tokenizer = tokenizer
 
-    def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> NDArray[np.float64]:
-        """Return the score of each answer in the training format, (n,); higher is better."""
+    def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+        """Return the score of each answer in the training format; higher is better."""
         import torch
 
-        pairs = zip(prompts, answers, strict=True)
-        texts = [f"{PROMPT.format(prompt)} {answer}" for prompt, answer in pairs]
-        by_length = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        out = np.empty(len(texts))
-        padding = self._tokenizer.pad_token is not None
-        size = _BATCH if padding else 1
+        out = []
         with torch.inference_mode():
-            for start in range(0, len(texts), size):
-                part = by_length[start : start + size]
-                given = self._tokenizer(
-                    [texts[i] for i in part], padding=padding, truncation=True, return_tensors="pt"
-                ).to(self._model.device)
-                out[part] = self._model(**given).logits[:, 0].float().cpu().numpy()
+            for prompt, answer in zip(prompts, answers, strict=True):
+                text = f"{PROMPT.format(prompt)} {answer}"
+                given = self._tokenizer(text, truncation=True, return_tensors="pt")
+                out.append(float(self._model(**given.to(self._model.device)).logits[0, 0]))
         return out
