@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -211,32 +210,6 @@ def test_a_full_disk_ends_with_a_message_and_the_state_before_it(
         tma.run(config, state_minutes=0)
     assert (entry(config).status, entry(config).step) == ("interrupted", 2)
     finish_equals(config, tables)
-
-
-KILLED_WHILE_SAVING = """
-import json, os, signal, sys, tma
-import tma.train.checkpoint as checkpoint
-write, calls = checkpoint.save_file, []
-def stop(*given):
-    write(*given)
-    calls.append(1)
-    if len(calls) == 8:  # the third state, after its second file
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.save_file = stop
-tma.run(tma.RunConfig.from_json(json.loads(sys.argv[1])), state_minutes=0)
-"""
-
-
-def test_a_run_killed_while_it_saves_goes_on_from_the_state_before(
-    config: RunConfig, steps: list[int]
-) -> None:
-    config = replace(config, seed=6)
-    tables = uninterrupted(config)
-    command = [sys.executable, "-c", KILLED_WHILE_SAVING, json.dumps(config.to_json())]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
-    steps.clear()
-    finish_equals(config, tables)
-    assert steps[0] == 3
 
 
 # One process imports everything; its children train, and are killed at random moments.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from tma.data.load import references, sources
-from tma.errors import OrderError, TrainingError, wrong
+from tma.errors import OrderError, StateError, TrainingError, wrong
 from tma.runs.config import RunConfig
 from tma.runs.store import (
     ResolvedRun,
@@ -126,9 +126,11 @@ class RunExecutor:
 
     def __init__(self, resolved: ResolvedRun, state_minutes: float | None) -> None:
         from tma.train.checkpoint import States
+        from tma.train.evaluate import resolve_precision
 
         self.resolved, self.config, self.folder = resolved, resolved.config, resolved.folder
         self.states = States(self.folder, state_minutes)
+        self.precision = resolve_precision(self.config.precision, _processes().device)
 
     def execute(self, *, save_model: bool) -> None:
         """Train and store the run; raises what `run` does."""
@@ -161,10 +163,10 @@ class RunExecutor:
             for data in (self.resolved.train.select(arranged.rows), self.resolved.test)
         )
         models.check_positions(self.model, config, self.ordered, self.test)
-        limit, available = config.limit, len(self.resolved.train)
+        available = len(self.resolved.train)
         available = min(available, config.pool or available)
-        if limit is not None and available < limit:
-            log.warning("limit=%d, but there are %d instances to train on", limit, available)
+        if config.limit is not None and available < config.limit:
+            log.warning("limit=%d, but there are %d instances", config.limit, available)
 
     def _begin(self) -> None:
         """Write the settings, and remove what a failed or killed attempt left.
@@ -183,11 +185,9 @@ class RunExecutor:
     def _fail(self, error: Exception) -> None:
         history = self.states.history
         found = {"error": str(error), "step": len(history.steps), "loss": history.loss}
-        try:
-            self.states.remove()  # first: it makes room for the note
+        self.states.remove()  # first: it makes room for the note
+        with suppress(StateError):  # the error of training is the one to raise
             write_json(self.folder / "failed.json", found)
-        except OSError as problem:  # the error of training is the one to raise
-            log.warning("the run is not marked failed: %s", problem)
 
     def _train(self, arranged: Arranged) -> History:
         import torch
@@ -220,19 +220,13 @@ class RunExecutor:
             rows,
             max_new_tokens=config.max_new_tokens,
             micro_tokens=config.micro_tokens,
-            precision=self._precision,
+            precision=self.precision,
         )
         entries = generate.scored(rows, answers, references(own))
         if self.judge is None:
             return entries
         rewards = self.judge.scores(list(own["prompt"]), answers)
         return [entry | {"reward": reward} for entry, reward in zip(entries, rewards, strict=True)]
-
-    @property
-    def _precision(self) -> str:
-        from tma.train.evaluate import resolve_precision
-
-        return resolve_precision(self.config.precision, _processes().device)
 
     def _store(self, history: History, arranged: Arranged, *, save_model: bool) -> None:
         """Write model and results, the manifest last, and remove the states."""
@@ -274,7 +268,7 @@ class RunExecutor:
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "hardware": hardware(),
-            "precision": self._precision,
+            "precision": self.precision,
             "processes": _processes().num_processes,
             "instances": len(history.consumed),
             "steps": len(history.steps),

@@ -143,9 +143,24 @@ class ResolvedRun:
 
 def resolve(config: RunConfig) -> ResolvedRun:
     """Load the data of a run and take the digests that name it."""
+    from tma.train import models
+
     config = config.with_absolute_paths()
     train, test = load_both(config)
-    return ResolvedRun(config, _inputs(config, train, test), train, test)
+    inputs = {
+        "train": fingerprint(train),
+        "test": fingerprint(test),
+        "model": models.fingerprint(config.model),
+    }
+    if config.method.embeds:
+        inputs["encoder"] = MiniLM().name
+    if any(sources(test)):  # the tables name them
+        inputs["sources"] = digest(canonical_json(sources(test)))
+    if config.generate_at:  # scores depend on the references, which ids do not cover
+        inputs["references"] = digest(canonical_json(references(test)))
+    if config.reward_model is not None:
+        inputs["reward_model"] = models.fingerprint(config.reward_model)
+    return ResolvedRun(config, inputs, train, test)
 
 
 def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
@@ -176,25 +191,6 @@ def key(config: RunConfig, inputs: Mapping[str, str]) -> str:
     """Return the name of a run: a digest of what decides its numbers."""
     deciding = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
     return digest(canonical_json(deciding))[:20]
-
-
-def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
-    from tma.train import models
-
-    inputs = {
-        "train": fingerprint(train),
-        "test": fingerprint(test),
-        "model": models.fingerprint(config.model),
-    }
-    if config.method.embeds:
-        inputs["encoder"] = MiniLM().name
-    if any(sources(test)):  # the tables name them
-        inputs["sources"] = digest(canonical_json(sources(test)))
-    if config.generate_at:  # scores depend on the references, which ids do not cover
-        inputs["references"] = digest(canonical_json(references(test)))
-    if config.reward_model is not None:
-        inputs["reward_model"] = models.fingerprint(config.reward_model)
-    return inputs
 
 
 def published_folder() -> Path | None:

@@ -67,7 +67,8 @@ def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
     given = borders(lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
-    losses = token_losses(logits, batch.targets.to(device))
+    # torch declares no types for `apply`; so below.
+    losses = _Losses.apply(logits, batch.targets.to(device))  # type: ignore[no-untyped-call]
     sums = torch.zeros(len(lengths), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)
 
@@ -109,13 +110,6 @@ def _head_only_at(
         yield
     finally:
         handle.remove()
-
-
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each row of logits, (k,) float32, in nats."""
-    # torch declares no types for `apply`; so below.
-    losses: torch.Tensor = _Losses.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return losses
 
 
 def tied_on_cpu(model: Any) -> bool:
