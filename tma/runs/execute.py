@@ -11,14 +11,11 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from filelock import Timeout
 
 from tma.data.load import references, sources
 from tma.errors import OrderError, StateError, TrainingError, wrong
@@ -31,7 +28,7 @@ from tma.runs.store import (
     is_complete,
     resolve_or_find,
 )
-from tma.store import checksums, locked, new_file, new_folder, write_json
+from tma.store import checksums, is_locked, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -43,8 +40,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
-_WAIT = 5.0
-"""Seconds that processes wait for a lock before they hear from each other."""
 
 
 def run(config: RunConfig, *, state_minutes: float | None = 10, save_model: bool = False) -> Run:
@@ -74,7 +69,10 @@ def run(config: RunConfig, *, state_minutes: float | None = 10, save_model: bool
         return _agreed(find(resolved.key, with_model=save_model) is not None)
 
     if not finished():
-        with _turn(resolved.folder):
+        main = _processes().is_main_process
+        if main and is_locked(resolved.folder):
+            log.warning("waiting for another process that makes the run %s", resolved.key)
+        with locked(resolved.folder) if main else nullcontext():
             if not finished():
                 RunExecutor(resolved, state_minutes).execute(save_model=save_model)
                 gc.collect()  # model and optimizer refer to each other: free their memory now
@@ -87,7 +85,8 @@ def _processes() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    # The others wait for the main one, which may wait for another job that makes the same run.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
 
 
 def _agreed(value: bool) -> bool:
@@ -98,27 +97,6 @@ def _agreed(value: bool) -> bool:
     values = [value]
     broadcast_object_list(values)
     return values[0]
-
-
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run in the main process; the others wait for it in short turns.
-
-    One long wait would end them by the timeout of their process group.
-    """
-    main = _processes().is_main_process
-    with ExitStack() as held:
-        seconds, ours = 0.0, False
-        while not ours:
-            if main:
-                with suppress(Timeout):
-                    held.enter_context(locked(folder, seconds))
-                    ours = True
-            ours = _agreed(ours)
-            if not ours and not seconds and main:
-                log.warning("waiting for another process that makes the run %s", folder.name)
-            seconds = _WAIT
-        yield
 
 
 class RunExecutor:

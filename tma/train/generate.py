@@ -76,8 +76,8 @@ def scored(
 def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
     from transformers import GenerationConfig
 
-    end = tokenizer.eos_token_id
-    pad = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    pad = next((token for token in (pad, end) if token is not None), 0)
     config: Any = GenerationConfig
     length = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": pad}
     return config(do_sample=False, num_beams=1, **length)
