@@ -69,8 +69,8 @@ def train(
     from tma.runs.config import RunConfig
     from tma.runs.execute import run
 
-    changes = dict(_setting(text) for text in settings or ())
-    config = RunConfig.at(scale, order=order, model=model, seed=seed, **changes)
+    given: dict[str, Any] = {"order": order, "model": model, "seed": seed}
+    config = RunConfig.at(scale, **given | dict(_setting(text) for text in settings or ()))
     finished = run(config, state_minutes=state_minutes, save_model=save_model)
     from accelerate import PartialState
 
@@ -85,10 +85,7 @@ def _setting(text: str) -> tuple[str, Any]:
     from tma.runs.config import RunConfig
 
     name, _, value = text.partition("=")
-    own = ("order", "model", "seed")  # options of their own
-    check_choice(
-        "--set", name, sorted({*(f.name for f in fields(RunConfig)), "steps"}.difference(own))
-    )
+    check_choice("--set", name, sorted(["steps", *(f.name for f in fields(RunConfig))]))
     try:
         return name, json.loads(value)
     except ValueError:

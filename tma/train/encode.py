@@ -43,9 +43,6 @@ class Encoded:
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
     """Return the tokens of all instances, at most `max_tokens` each, by a fast tokenizer."""
     ids, responses = list(dataset["id"]), list(dataset["response"])
-    for name, response in zip(ids, responses, strict=True):
-        if not response.strip():
-            raise DataError(f"instance {name} has no response: nothing to learn or to measure.")
     prompts = [PROMPT.format(prompt) for prompt in dataset["prompt"]]
     batch = tokenizer(
         [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)],
