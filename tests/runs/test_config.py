@@ -36,11 +36,6 @@ def test_what_no_scale_can_be_changed_by_is_refused(given: dict[str, Any], messa
         RunConfig.at("pocket", order="random", **given)
 
 
-def test_steps_to_look_at_have_one_sequence() -> None:
-    config = RunConfig.at("pocket", order="random", eval_at=[4, 1, 4], generate_at=(3, 0, 3))
-    assert (config.eval_at, config.generate_at) == ((1, 4), (0, 3))
-
-
 def test_the_paper_scale_has_the_papers_settings() -> None:
     config = RunConfig.at("paper", order="tma_nft", dataset="declare-lab/flan-mini")
     assert config.model == "meta-llama/Llama-2-7b-hf"
@@ -84,7 +79,7 @@ def test_what_a_dataset_may_be(
 def test_settings_travel_as_json() -> None:
     data: dict[str, Any] = {"columns": {"prompt": "q", "response": "a"}, "per_task": (20, None)}
     data |= {"by": "source", "max_instance_tokens": 128}
-    config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[1, 2], **data)
+    config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[2, 1, 2], **data)
     assert config.per_task == (20, None)
     assert config.eval_at == (1, 2)
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config

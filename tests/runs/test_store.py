@@ -255,31 +255,6 @@ def test_too_few_instances_are_told(config: RunConfig, caplog: pytest.LogCapture
     assert f"limit=1000, but there are {len(run.order)} instances" in caplog.text
 
 
-def test_a_run_made_again_for_its_model_has_no_manifest_while_it_is_stored(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pandas as pd
-
-    config = replace(config, seed=24)
-    folder = tma.run(config).folder
-    losses = tma.Run(folder).losses
-    write, written = pd.DataFrame.to_parquet, list[str]()
-
-    def stopped(self: pd.DataFrame, path: Path, **options: Any) -> None:
-        if written:
-            raise KeyboardInterrupt
-        written.append(path.name)
-        write(self, path, **options)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pd.DataFrame, "to_parquet", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            tma.run(config, save_model=True)
-    assert written == ["losses.parquet"]
-    assert not (folder / "manifest.json").exists()
-    assert tma.run(config).losses.equals(losses)
-
-
 def test_wrong_intervals_and_data_without_a_test_are_refused(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,20 +326,6 @@ def test_dropout_follows_the_seed(config: RunConfig, tokenizer: Any, tmp_path: P
     (first.folder / "manifest.json").unlink()
     assert tma.run(config).losses.equals(before)
     assert not tma.run(replace(config, seed=1)).losses.equals(before)
-
-
-@pytest.mark.parametrize("dataset", [None, pytest.param("pocket", marks=pytest.mark.slow)])
-def test_the_real_model_learns_real_text(
-    cache: Path, dataset_file: Path, dataset: str | None
-) -> None:
-    assert cache.is_dir()
-    given = dataset or str(dataset_file)
-    config = RunConfig.at(
-        "pocket", order="tma_min", dataset=given, steps=2, eval_every=2, max_tokens=96
-    )
-    run = tma.run(replace(config, limit=20, batch_size=16))
-    means = run.losses.groupby("step")["loss"].mean()
-    assert means.iloc[-1] < 0.9 * means.iloc[0]
 
 
 def test_the_trained_model_can_be_kept(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
