@@ -99,7 +99,7 @@ NOT_IN_KEY = {"model", "reward_model", *(f.name for f in fields(DataSettings))}
 
 @refusing
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class RunConfig(OrderSettings, TrainingSettings, DataSettings):
+class RunConfig(DataSettings, TrainingSettings, OrderSettings):
     """Everything that decides the numbers of one fine-tuning run; defaults as in the paper.
 
     The settings of the order itself (`seed`, `pool`, `within`, …) are those of `tma.Method`, those
