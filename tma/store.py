@@ -81,8 +81,8 @@ def canonical_json(value: Any) -> str:
 
 
 @contextmanager
-def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a destination; a second process waits for it, -1 seconds: unbounded.
+def locked(path: Path, lock: Path | None = None) -> Iterator[None]:
+    """Hold the lock of a destination; another process waits for it.
 
     The lock file stays; it lies beside the destination unless `lock` names another.
     """
@@ -91,7 +91,7 @@ def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterato
         with writing(file):
             path.parent.mkdir(parents=True, exist_ok=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(file, timeout=seconds))
+            held.enter_context(FileLock(file))
         for stale in path.parent.glob(f"{_draft_prefix(path)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
