@@ -219,7 +219,7 @@ def stopped(config: RunConfig, at: int = 1, **settings: Any) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(States, "save", stop)
         with pytest.raises(KeyboardInterrupt):
-            tma.run(config, state_steps=1, **settings)
+            tma.run(config, state_minutes=0, **settings)
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float32]:

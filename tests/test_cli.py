@@ -26,30 +26,24 @@ def test_a_run_is_trained_and_listed(
     folder, loss = capsys.readouterr().out.splitlines()
     assert Path(folder, "manifest.json").is_file()
     assert loss.startswith("test loss 10.")
-    for command in (["runs"], ["runs", "list"]):
-        assert cli.main(command) == 0
-        listed = capsys.readouterr().out.splitlines()
-        (line,) = [line for line in listed if line.startswith(Path(folder).name)]
-        assert line.split()[1] == "finished"
-        assert f"{float(loss.split()[2]):.4f}" in line
-        model, dataset = arguments[2], arguments[4].partition("=")[2]
-        assert line.endswith(f"tma_min, {model}, {dataset}")
+    assert cli.main(["runs", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in listed if line.startswith(Path(folder).name)]
+    assert line.split()[1] == "finished"
+    assert f"{float(loss.split()[2]):.4f}" in line
+    model, dataset = arguments[2], arguments[4].partition("=")[2]
+    assert line.endswith(f"tma_min, {model}, {dataset}")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("train --order nearest_first", "ParameterError: order='nearest_first'"),
-        ("train --order random --set step=2", "--set step=2 cannot be used"),
-        ("train --order random --set batch_size=none", "batch_size='none'"),
-        ("train --order random --set seed=3", "--set seed=3 cannot be used; write --seed 3"),
-        ("train --order random --set model=x", "write --model x instead"),
-        ("train --order random --set generate_at=3", "generate_at=3 cannot be used"),
-        ("train --order random --set compile=False", "compile='False' cannot be used"),
+        ("train --order random --set step=2", "--set='step' cannot be used; expected one of"),
+        ("train --order random --set seed=-3", "seed=-3 cannot be used"),
+        ("train --order random --set exact_limit=False", "exact_limit='False' cannot be used"),
         ("train --order random --state-minutes -1", "state_minutes=-1.0"),
         ("train --order random --set dataset=", "dataset='' cannot be used"),
-        ("train --order random --model lama", "did you mean llama?"),
-        ("train --order random --set steps=2 --set limit=5", "steps=2 and limit=5"),
         ("train --order random --seed x", "Invalid value for '--seed'"),
         ("train", "Missing option '--order'"),
         ("study --scale big --list", "scale='big' cannot be used; expected one of: pocket"),
@@ -82,7 +76,6 @@ def test_an_interrupted_command_says_how_to_go_on(
     arguments: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from tma.train import loop
 
@@ -94,7 +87,6 @@ def test_an_interrupted_command_says_how_to_go_on(
         patched.setattr(loop._Loop, "step", stop)
         assert cli.main(arguments) == 130
     assert "the same command goes on from the last saved state" in capsys.readouterr().err
-    assert "the same call goes on from the beginning" in caplog.text
     assert cli.main(arguments) == 0
 
 
@@ -114,7 +106,7 @@ def test_one_odd_run_does_not_hide_the_others(
         (tmp_path / "runs" / name).mkdir(parents=True)
         for file, text in files.items():
             (tmp_path / "runs" / name / file).write_text(text)
-    assert cli.main(["runs"]) == 0
+    assert cli.main(["runs", "list"]) == 0
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()[1:]] == [
         "a damaged - - -, -, -",
         "b damaged - - random, gone/and/away, gone.jsonl",

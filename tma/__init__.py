@@ -6,24 +6,31 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tma.arrange.audit import Audit, audit
-    from tma.arrange.distances import prefix_distances, weighted_similarity_distance
-    from tma.arrange.duplicates import near_duplicates
-    from tma.arrange.orders import arrange
-    from tma.arrange.receipt import Arranged, Receipt, arrange_dataset, read_receipt
-    from tma.arrange.rounds import test_centric_rounds
-    from tma.arrange.spec import Method
-    from tma.data.describe import describe
-    from tma.data.load import load
-    from tma.data.save import save
-    from tma.embed import embed
-    from tma.errors import DataError, TmaError
-    from tma.runs.config import RunConfig, load_both
-    from tma.runs.execute import run
-    from tma.runs.parallel import run_all
-    from tma.runs.store import Run
-    from tma.study.figures import data_figure
-    from tma.study.settings import StudyConfig
+    from tma.arrange.audit import Audit as Audit
+    from tma.arrange.audit import audit as audit
+    from tma.arrange.distances import prefix_distances as prefix_distances
+    from tma.arrange.distances import weighted_similarity_distance as weighted_similarity_distance
+    from tma.arrange.duplicates import near_duplicates as near_duplicates
+    from tma.arrange.orders import arrange as arrange
+    from tma.arrange.receipt import Arranged as Arranged
+    from tma.arrange.receipt import Receipt as Receipt
+    from tma.arrange.receipt import arrange_dataset as arrange_dataset
+    from tma.arrange.receipt import read_receipt as read_receipt
+    from tma.arrange.rounds import test_centric_rounds as test_centric_rounds
+    from tma.arrange.spec import Method as Method
+    from tma.data.describe import describe as describe
+    from tma.data.load import load as load
+    from tma.data.save import save as save
+    from tma.embed import embed as embed
+    from tma.errors import DataError as DataError
+    from tma.errors import TmaError as TmaError
+    from tma.runs.config import RunConfig as RunConfig
+    from tma.runs.config import load_both as load_both
+    from tma.runs.execute import run as run
+    from tma.runs.parallel import run_all as run_all
+    from tma.runs.store import Run as Run
+    from tma.study.figures import data_figure as data_figure
+    from tma.study.settings import StudyConfig as StudyConfig
 
 __version__ = "0.1.0"
 
@@ -79,30 +86,4 @@ class _Package(ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 
-__all__ = [
-    "Arranged",
-    "Audit",
-    "DataError",
-    "Method",
-    "Receipt",
-    "Run",
-    "RunConfig",
-    "StudyConfig",
-    "TmaError",
-    "arrange",
-    "arrange_dataset",
-    "audit",
-    "data_figure",
-    "describe",
-    "embed",
-    "load",
-    "load_both",
-    "near_duplicates",
-    "prefix_distances",
-    "read_receipt",
-    "run",
-    "run_all",
-    "save",
-    "test_centric_rounds",
-    "weighted_similarity_distance",
-]
+__all__ = [*_MODULE_OF]  # noqa: PLE0604  (all are strings)

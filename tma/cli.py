@@ -69,14 +69,13 @@ def train(
     from tma.runs.config import RunConfig
     from tma.runs.execute import run
 
-    changes = dict(_setting(text) for text in settings or ())
-    config = RunConfig.at(scale, order=order, model=model, seed=seed, **changes)
+    given: dict[str, Any] = {"order": order, "model": model, "seed": seed}
+    config = RunConfig.at(scale, **given | dict(_setting(text) for text in settings or ()))
     finished = run(config, state_minutes=state_minutes, save_model=save_model)
     from accelerate import PartialState
 
     if PartialState().is_main_process:  # one result, however many processes made it
-        final = finished.losses[finished.losses["step"] == finished.losses["step"].max()]
-        typer.echo(f"{finished.folder}\ntest loss {final['loss'].mean():.4f} nats a token")
+        typer.echo(f"{finished.folder}\ntest loss {finished.final_loss:.4f} nats a token")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -85,25 +84,12 @@ def _setting(text: str) -> tuple[str, Any]:
 
     from tma.runs.config import RunConfig
 
-    name, found, value = text.partition("=")
-    if name in ("order", "model", "seed"):
-        raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
-    known = {*(field.name for field in fields(RunConfig)), "steps"} - {"order", "model", "seed"}
-    if not found or name not in known:
-        raise ParameterError(
-            f"--set {text} cannot be used; expected NAME=VALUE with a name of: "
-            f"{', '.join(sorted(known))}."
-        )
+    name, _, value = text.partition("=")
+    check_choice("--set", name, sorted(["steps", *(f.name for f in fields(RunConfig))]))
     try:
         return name, json.loads(value)
     except ValueError:
         return name, value
-
-
-@_runs.callback(invoke_without_command=True)
-def _runs_alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        list_runs()
 
 
 @_runs.command("list")

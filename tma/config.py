@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
@@ -45,7 +46,7 @@ Caps = tuple[int | None, int | None]
 
 @dataclass(frozen=True)
 class Scale:
-    """What a scale of the study sets where the caller does not."""
+    """What a scale of the study sets where the caller does not; fields as in `RunConfig`."""
 
     purpose: str
     models: Mapping[str, str]
@@ -59,32 +60,23 @@ class Scale:
     pool: int | None
     """Instances that each seed draws and orders select from; None: all, for every seed."""
     eval_every: int
-    """Steps between two evaluations."""
     sampled_every: int
-    """The same in chapters 1 to 3, which ask at which step the loss falls."""
+    """`eval_every` in chapters 1 to 3, which ask at which step the loss falls."""
     test_limit: int
-    """Most test instances, drawn evenly over the tasks."""
     batch_size: int = 16
-    """Instances per step."""
     max_tokens: int = 256
-    """Most tokens of an instance."""
     micro_tokens: int = 2048
-    """Most tokens in a micro-batch, padding included."""
     learning_rate: float = 1e-4
-    """Peak rate of AdamW."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
     """Preset → its own peak rate, chosen on validation data (`benchmarks/learning_rate.py`)."""
     precision: str = "auto"
     folds: int | None = None
     """Folds of the dataset; seed s tests fold s modulo `folds`. None: one split."""
     max_instance_tokens: int | None = None
-    """Longer instances are left out; None: as the dataset."""
     per_task: Caps | None = None
-    """None: as the dataset."""
     pooled_per_task: Caps | None = None
     """Caps where an order selects from a pool; None: `per_task`."""
     max_new_tokens: int = 128
-    """Most tokens of an answer."""
     seeds: int = 3
     """Seeds of a notebook's main comparisons."""
     fewer_seeds: int = 3
@@ -95,7 +87,6 @@ class Scale:
     blocks: int = 3
     """Most blocks of rounds that are compared."""
     block_rounds: int = 5
-    """Rounds in a block."""
     block_limit: int | None = None
     """Instances of each block; None: as many as each holds in every seed's pool."""
     made_before: bool = False
@@ -201,10 +192,7 @@ def local_copy(name: str) -> tuple[str, Path] | None:
 
 def expanded(text: str) -> Path:
     """Return a path with `~` expanded, or as written where there is no such user."""
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        return Path(text)
+    return Path(os.path.expanduser(text))  # noqa: PTH111  (that of Path raises)
 
 
 def check_dataset(value: object, setting: str = "dataset") -> None:
@@ -240,12 +228,7 @@ def check_fold(dataset: str, fold: object) -> None:
 
 
 def check_one_split(every: str | None, **given: object) -> None:
-    """Refuse two settings of what is held out, or one where nothing is held out.
-
-    Args:
-        every: the setting under which nothing is held out, as it was written; None: there is none.
-        given: the settings of what is held out.
-    """
+    """Refuse two settings of what is held out, or one beside `every`, which holds out nothing."""
     asked = [f"{name}={value!r}" for name, value in given.items() if value is not None]
     if every is not None and asked:
         raise ParameterError(

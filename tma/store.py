@@ -13,9 +13,9 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,6 @@ from tma.errors import StateError, first_line
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
-_SETTLED = 2 * 10**9
-"""Nanoseconds after which a further change of a file is sure to change its times."""
-_digests: dict[Path, tuple[tuple[int, ...], str]] = {}
-"""File → its inode, size and times when it was read, and its digest."""
 
 
 def cache_dir() -> Path:
@@ -58,31 +54,24 @@ def file_digest(path: Path) -> str:
 
 def known_digest(path: Path) -> str:
     """Return `file_digest`, computed once a process while the file's size and times stay."""
-    real, now = path.resolve(), time.time_ns()
+    real = path.resolve()
     found = real.stat()
-    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-    if _digests.get(real, (None, ""))[0] != state:
-        fresh = file_digest(real)
-        if now - max(state[2:]) < _SETTLED:
-            return fresh
-        _digests[real] = (state, fresh)
-    return _digests[real][1]
+    return _digest(real, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@cache
+def _digest(path: Path, *_state: int) -> str:
+    return file_digest(path)
 
 
 def folder_digest(folder: Path, pattern: str, of_file: Callable[[Path], str] = file_digest) -> str:
     """Return the SHA-256 of the names and contents of a folder's files that match a pattern."""
     files = [file for file in sorted(folder.glob(pattern)) if file.is_file()]
-    return digest_of(
-        part for file in files for part in (str(file.relative_to(folder)), of_file(file))
-    )
+    return digest(*(p for file in files for p in (str(file.relative_to(folder)), of_file(file))))
 
 
 def checksums(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of files by name.
-
-    Raises:
-        OSError: one of them is missing.
-    """
+    """Return the SHA-256 of files by name."""
     return {name: file_digest(folder / name) for name in names}
 
 
@@ -92,24 +81,17 @@ def canonical_json(value: Any) -> str:
 
 
 @contextmanager
-def locked(path: Path, seconds: float = -1, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a destination; a second process waits for it.
+def locked(path: Path, lock: Path | None = None) -> Iterator[None]:
+    """Hold the lock of a destination; another process waits for it.
 
-    Args:
-        path: the destination.
-        seconds: longest wait; -1: unbounded.
-        lock: the lock file, which stays; None: beside the destination.
-
-    Raises:
-        Timeout: the lock was not free in time.
-        StateError: the lock cannot be written.
+    The lock file stays; it lies beside the destination unless `lock` names another.
     """
     file = lock or Path(f"{path}.lock")
     with ExitStack() as held:
         with writing(file):
             path.parent.mkdir(parents=True, exist_ok=True)
             file.parent.mkdir(parents=True, exist_ok=True)
-            held.enter_context(FileLock(file, timeout=seconds))
+            held.enter_context(FileLock(file))
         for stale in path.parent.glob(f"{_draft_prefix(path)}*"):
             shutil.rmtree(stale, ignore_errors=True)
         yield
@@ -131,11 +113,7 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn the error of a full or read-only disk, met while `path` is written, into one message.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Turn the error of a full or read-only disk, met while `path` is written, into one message."""
     from safetensors import SafetensorError
 
     try:
@@ -160,7 +138,7 @@ def _is_refusal(error: OSError, path: Path) -> bool:
 
 
 def _draft_prefix(path: Path) -> str:
-    """Return how the names of a destination's drafts begin; no other destination shares it."""
+    """Return how the names of a destination's drafts begin, and of no other's."""
     return f".new-{digest(path.name)[:16]}-"
 
 
@@ -169,9 +147,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` if the block ends without an error.
 
     The caller holds `locked(path)`; an error leaves nothing behind.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,11 +164,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file to write; it becomes `path` if the block ends without an error.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Yield the name of a file to write; it becomes `path` if the block ends without an error."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=_draft_prefix(path), dir=path.parent) as folder:
@@ -204,11 +175,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically.
-
-    Raises:
-        StateError: the disk is full, or the place cannot be written.
-    """
+    """Write a value as readable JSON, atomically."""
     with new_file(path) as draft:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")

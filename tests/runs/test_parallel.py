@@ -82,16 +82,6 @@ def test_each_run_has_cores_of_its_own(
     assert parallel._shares(jobs, threads) == expected
 
 
-def test_what_is_stored_is_not_made_again(config: RunConfig) -> None:
-    config = replace(config, seed=11)
-    assert runs.stored(config) is None
-    made = tma.run(config)
-    assert runs.stored(config) == made
-    changed = (made.folder / "manifest.json").stat().st_mtime_ns
-    assert tma.run_all({"random": [config]}, processes=2) == {"random": [made]}
-    assert (made.folder / "manifest.json").stat().st_mtime_ns == changed
-
-
 def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in Path(config.dataset).read_text().splitlines()]
     path = tmp_path / "named.jsonl"
@@ -100,6 +90,8 @@ def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path:
     columns = {"prompt": "q", "response": "a", "task": "kind"}
     config = replace(config, dataset=str(path), columns=columns)
     again = replace(config, columns=dict(reversed(columns.items())))
+    with pytest.raises(ParameterError, match="processes=0 "):
+        tma.run_all({"one": [config]}, processes=0)
     made = tma.run_all({"one": [config], "two": [again, replace(config, seed=1)]}, processes=1)
     assert made["one"][0].folder == made["two"][0].folder != made["two"][1].folder
 
@@ -125,11 +117,6 @@ def test_a_process_that_ends_badly_names_its_run(
     monkeypatch.setattr(parallel, "_make", end)
     with pytest.raises(TrainingError, match=f"the run of order='random', seed=0 {message}"):
         list(parallel.make_runs([config], 1))
-
-
-def test_a_number_of_processes_is_checked(config: RunConfig) -> None:
-    with pytest.raises(ParameterError, match="processes=0 "):
-        tma.run_all({"random": [config]}, processes=0)
 
 
 Found = TypeVar("Found")

@@ -98,16 +98,6 @@ def test_tables_of_the_caller_travel_with_a_run(config: RunConfig, tmp_path: Pat
     assert not runs.is_complete(place)
 
 
-def test_the_index_has_a_row_per_run(config: RunConfig, tmp_path: Path) -> None:
-    made = [tma.run(replace(config, seed=seed)) for seed in (41, 42)]
-    published.export([run.key for run in made], tmp_path / "runs")
-    index = pd.read_parquet(tmp_path / "runs" / published.INDEX)
-    assert index["key"].tolist() == sorted(run.key for run in made)
-    row = index.set_index("key").loc[made[0].key]
-    assert (row["order"], row["seed"], row["steps"], row["instances"]) == ("random", 41, 2, 8)
-    assert json.loads(row["settings"])["batch_size"] == 4
-
-
 @pytest.mark.parametrize("name", ["losses.parquet", "order.json", "manifest.json"])
 def test_a_folder_with_a_changed_file_is_refused_whole(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -48,11 +48,6 @@ def test_a_long_response_keeps_half_of_the_room_for_the_prompt(
     assert (len(found.tokens), found.response_start, found.response_tokens) == (40, 20, 20)
 
 
-def test_an_instance_without_response_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match="instance 1 has no response"):
-        encode(instances(("a", "b"), ("c", " ")), tokenizer, 64)
-
-
 def test_a_special_token_that_stands_in_a_text_is_text(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:

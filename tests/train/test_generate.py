@@ -64,12 +64,8 @@ def test_settings_that_come_with_a_model_do_not_steer_its_answers(
 def test_the_real_model_answers(weights: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     from datasets import Dataset
 
-    given = {
-        "id": ["a", "b"],
-        "task": [None, None],
-        "prompt": ["What is the capital of France? Answer with one word.", "Say: yes"],
-        "response": ["Paris", "yes"],
-    }
+    prompt = "What is the capital of France? Answer with one word."
+    given = {"id": ["a"], "task": [None], "prompt": [prompt], "response": ["Paris"]}
     rows = encode(Dataset.from_dict(given), tokenizer, 64)
     found = answers(models.load(str(weights))[0], tokenizer, rows, max_new_tokens=8)
     assert "Paris" in found[0]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -36,23 +35,18 @@ def test_rouge_by_hand() -> None:
     assert rouge("", ["a"]) == {"rouge1": 0.0, "rougeL": 0.0}
 
 
-@pytest.mark.parametrize("references", [[], "abc"])
-def test_references_are_a_list_of_texts(references: list[str]) -> None:
-    for measure in (rouge, exact_match):
-        with pytest.raises(ParameterError, match=r"references=.* a list of one text or more"):
-            measure("a", references)
+def test_a_reward_is_the_output_of_the_model(reward_folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-
-def test_rewards_are_those_of_single_texts(reward_folder: Path) -> None:
-    prompts = ["What is it?", "Say more about the whole matter, please.", "Hm"]
-    answers = ["a cat", "no", "a much longer answer than the others have"]
-    together = RewardModel(str(reward_folder)).scores(prompts, answers)
-    apart = [
-        RewardModel(str(reward_folder)).scores([p], [a])[0]
-        for p, a in zip(prompts, answers, strict=True)
-    ]
-    assert together.tolist() == pytest.approx(apart, abs=1e-5)
-    assert len(set(together.round(6))) == 3
+    found = RewardModel(str(reward_folder)).scores(["What is it?", "Hm"], ["a cat", "no"])
+    model = AutoModelForSequenceClassification.from_pretrained(reward_folder)
+    given = AutoTokenizer.from_pretrained(reward_folder)(
+        "User: What is it?\nAssistant: a cat", return_tensors="pt"
+    )
+    with torch.inference_mode():
+        assert found[0] == pytest.approx(float(model(**given).logits), abs=1e-5)
+    assert found[1] != pytest.approx(found[0], abs=1e-5)
 
 
 def test_a_reward_model_with_two_outputs_is_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -74,14 +68,3 @@ def test_a_long_text_keeps_its_answer(reward_folder: Path) -> None:
     tokenizer.save_pretrained(reward_folder)
     found = RewardModel(str(reward_folder)).scores(["word " * 100] * 2, ["yes", "not at all"])
     assert found[0] != pytest.approx(found[1], abs=1e-6)
-
-
-def test_a_tokenizer_with_nothing_to_pad_scores_one_by_one(reward_folder: Path) -> None:
-    prompts, answers = ["What is it?", "Say more."], ["a cat", "a much longer answer"]
-    padded = RewardModel(str(reward_folder)).scores(prompts, answers)
-    file = reward_folder / "tokenizer_config.json"
-    known = json.loads(file.read_text())
-    file.write_text(json.dumps(known | {"pad_token": None, "eos_token": None}))
-    (reward_folder / "special_tokens_map.json").unlink(missing_ok=True)
-    found = RewardModel(str(reward_folder)).scores(prompts, answers)
-    assert found.tolist() == pytest.approx(padded.tolist(), abs=1e-5)

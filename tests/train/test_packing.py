@@ -23,6 +23,8 @@ from tma.train.encode import Encoded
 from tma.train.evaluate import arithmetic, summed_losses
 from tma.train.packing import BATCH_COST, attend, borders, grouped, micro_batches, packs
 
+CPU = torch.device("cpu")
+
 
 def instances(*shapes: tuple[int, int]) -> list[Encoded]:
     """Instances of some lengths whose responses begin at some positions."""
@@ -141,7 +143,7 @@ def test_packed_instances_have_the_losses_and_the_gradient_of_padded_ones(
     make: type, budget: int, rows: list[Encoded]
 ) -> None:
     model = make()
-    assert packs(model)
+    assert packs(model, CPU)
     padded = losses_and_gradient(model, rows, "fp32", packed=False)
     packed = losses_and_gradient(model, rows, "fp32", packed=True, budget=budget)
     torch.testing.assert_close(packed[0], padded[0], rtol=1e-5, atol=1e-4)
@@ -168,12 +170,12 @@ MAMBA = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "pad_toke
     ids=["capped scores", "a state that runs on"],
 )
 def test_a_model_that_would_compute_something_else_is_not_packed(model: torch.nn.Module) -> None:
-    assert not packs(model)
+    assert not packs(model, CPU)
 
 
 def test_the_kernel_of_the_cpu_is_not_for_a_gpu() -> None:
     model = llama()
-    assert packs(model, torch.device("cpu"))
+    assert packs(model, CPU)
     assert not packs(model, torch.device("cuda"))
     model.config._attn_implementation = "flash_attention_2"  # has borders of its own
     assert packs(model, torch.device("cuda"))
@@ -196,7 +198,7 @@ def test_equal_scores_average_the_values_that_a_token_sees(
 ) -> None:
     query, key = torch.zeros(1, 2, 5, 4, dtype=dtype), torch.ones(1, 1, 5, 4, dtype=dtype)
     value = torch.tensor([1.0, 2, 3, 4, 5], dtype=dtype).view(1, 1, 5, 1).expand(1, 1, 5, 4)
-    given = borders((3, 2), torch.device("cpu"))
+    given = borders((3, 2), CPU)
     assert given["position_ids"].tolist() == [[0, 1, 2, 0, 1]]
     ends = given["cu_seq_lens_q"]
     found, _ = attend(None, query, key, value, None, cu_seq_lens_q=ends, sliding_window=window)

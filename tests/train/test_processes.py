@@ -154,4 +154,4 @@ def test_jobs_of_two_processes_that_want_one_run_make_it_once(config: RunConfig)
     ended = [job.result() for job in jobs]
     assert [done.returncode for done in ended] == [0, 0]
     assert ended[0].stdout == ended[1].stdout
-    assert sorted("waiting for another process" in done.stderr for done in ended) == [False, True]
+    assert any("waiting for another process" in done.stderr for done in ended)

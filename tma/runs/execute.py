@@ -11,18 +11,14 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
-
 from tma.data.load import references, sources
-from tma.errors import OrderError, StateError, TrainingError, check_count, wrong
+from tma.errors import OrderError, StateError, TrainingError, wrong
 from tma.runs.config import RunConfig
 from tma.runs.store import (
     ResolvedRun,
@@ -30,41 +26,29 @@ from tma.runs.store import (
     find,
     hardware,
     is_complete,
-    last_loss,
     resolve_or_find,
-    table_names,
 )
-from tma.store import checksums, locked, new_file, new_folder, write_json
+from tma.store import checksums, is_locked, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from tma.arrange.receipt import Arranged
-    from tma.train.checkpoint import History, States
+    from tma.train.checkpoint import History
     from tma.train.encode import Encoded
-    from tma.train.metrics import RewardModel
 
 log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "torch", "transformers", "accelerate", "datasets", "sentence-transformers")
-_WAIT = 5.0
-"""Seconds that processes wait for a lock before they hear from each other."""
 
 
-def run(
-    config: RunConfig,
-    *,
-    state_minutes: float | None = 10,
-    state_steps: int | None = None,
-    save_model: bool = False,
-) -> Run:
+def run(config: RunConfig, *, state_minutes: float | None = 10, save_model: bool = False) -> Run:
     """Return the finished run of these settings: from the store, or made now.
 
     Args:
         config: everything that decides the numbers.
-        state_minutes: time between two saved states, from which an interrupted run goes on; None:
-            no state is saved.
-        state_steps: steps between two states, instead of `state_minutes`.
+        state_minutes: time between two saved states, from which an interrupted run goes on; 0: one
+            after every step; None: none.
         save_model: whether to keep the trained model, in the run's folder `model`.
 
     Raises:
@@ -75,25 +59,24 @@ def run(
         StateError: a state, the results or the cache could not be written; the next call goes on
             from the last state.
     """
-    if state_steps is not None:
-        check_count("state_steps", state_steps, 1)
-    minutes = 0 if state_minutes is None else state_minutes
-    if not (isinstance(minutes, int | float) and 0 <= minutes < math.inf):
-        raise wrong("state_minutes", minutes, "a finite number of at least 0, or None")
+    if state_minutes is not None and not 0 <= state_minutes < math.inf:
+        raise wrong("state_minutes", state_minutes, "a finite number of at least 0, or None")
     resolved = resolve_or_find(config)
     if isinstance(resolved, Run):
         return resolved
-    if not _agreed(find(resolved.key, with_model=save_model) is not None):
-        with _turn(resolved.folder):
-            if not _agreed(find(resolved.key, with_model=save_model) is not None):
-                from tma.train.checkpoint import States
 
-                states = States(resolved.folder, state_minutes, state_steps)
-                RunExecutor(resolved, states).execute(save_model=save_model)
+    def finished() -> bool:
+        return _agreed(find(resolved.key, with_model=save_model) is not None)
+
+    if not finished():
+        main = _processes().is_main_process
+        if main and is_locked(resolved.folder):
+            log.warning("waiting for another process that makes the run %s", resolved.key)
+        with locked(resolved.folder) if main else nullcontext():
+            if not finished():
+                RunExecutor(resolved, state_minutes).execute(save_model=save_model)
                 gc.collect()  # model and optimizer refer to each other: free their memory now
             _processes().wait_for_everyone()
-    if _processes().is_main_process:
-        _remove_old_states(resolved.folder)
     return find(resolved.key) or Run(resolved.folder)
 
 
@@ -102,7 +85,8 @@ def _processes() -> PartialState:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    # The others wait for the main one, which may wait for another job that makes the same run.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
 
 
 def _agreed(value: bool) -> bool:
@@ -115,67 +99,16 @@ def _agreed(value: bool) -> bool:
     return values[0]
 
 
-@contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run in the main process; the others wait for it in short turns.
-
-    One long wait would end them by the timeout of their process group.
-    """
-    main = _processes().is_main_process
-    with ExitStack() as held:
-        seconds, ours = 0.0, False
-        while not ours:
-            if main:
-                with suppress(Timeout):
-                    held.enter_context(locked(folder, seconds))
-                    ours = True
-            ours = _agreed(ours)
-            if not ours and not seconds and main:
-                log.warning("waiting for another process that makes the run %s", folder.name)
-            seconds = _WAIT
-        yield
-
-
-def _remove_old_states(folder: Path) -> None:
-    """Remove states older than the manifest, left by a kill after it was written.
-
-    Younger ones belong to a run that is made again to keep its model, and goes on from them.
-    """
-    if states := [*folder.glob("state-" + 8 * "[0-9]")]:
-        with suppress(Timeout), locked(folder, 0):
-            ended = (folder / "manifest.json").stat().st_mtime_ns
-            if all(state.stat().st_mtime_ns < ended for state in states):
-                for state in states:
-                    shutil.rmtree(state)
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What is loaded to make a run; training changes the model in place."""
-
-    model: Any
-    tokenizer: Any
-    judge: RewardModel | None
-    ordered: Sequence[Encoded]
-    test: Sequence[Encoded]
-
-
-@dataclass(frozen=True)
 class RunExecutor:
     """Makes one run, under the lock of its folder, in every process that trains."""
 
-    resolved: ResolvedRun
-    states: States
+    def __init__(self, resolved: ResolvedRun, state_minutes: float | None) -> None:
+        from tma.train.checkpoint import States
+        from tma.train.evaluate import resolve_precision
 
-    @property
-    def folder(self) -> Path:
-        """Where the run is stored."""
-        return self.states.folder
-
-    @property
-    def config(self) -> RunConfig:
-        """The settings of the run."""
-        return self.resolved.config
+        self.resolved, self.config, self.folder = resolved, resolved.config, resolved.folder
+        self.states = States(self.folder, state_minutes)
+        self.precision = resolve_precision(self.config.precision, _processes().device)
 
     def execute(self, *, save_model: bool) -> None:
         """Train and store the run; raises what `run` does."""
@@ -183,44 +116,35 @@ class RunExecutor:
 
         main = _processes().is_main_process
         arranged = arrange_dataset(self.resolved.train, self.resolved.test, self.config.method)
-        loaded = self._load(arranged)  # whatever cannot be used ends here, before any writing
+        self._load(arranged)  # whatever cannot be used ends here, before any writing
         if main:
-            self._warn_of_few()
             self._begin()
         try:
-            history = self._train(arranged, loaded)
+            history = self._train(arranged)
         except (OrderError, TrainingError) as error:
             if main:
                 self._fail(error)
             raise
-        except KeyboardInterrupt:
-            if main:
-                log.warning("stopped; the same call goes on from %s", self.states.newest())
-            raise
         if main:
-            self._store(history, arranged, loaded if save_model else None)
+            self._store(history, arranged, save_model=save_model)
 
-    def _load(self, arranged: Arranged) -> _Loaded:
+    def _load(self, arranged: Arranged) -> None:
+        """Load models and encode the data."""
         from tma.train import encode, metrics, models
 
-        config, judge = self.config, None
-        if config.reward_model is not None:
-            judge = metrics.RewardModel(config.reward_model)
-        revision = models.revision(self.resolved.inputs["model"])
-        model, tokenizer = models.load(config.model, config.attention, revision)
-        ordered, test = (
-            encode.encode(data, tokenizer, config.max_tokens)
+        config, name = self.config, self.config.reward_model
+        self.judge = None if name is None else metrics.RewardModel(name)
+        revision = self.resolved.inputs["model"].partition("@")[2] or None
+        self.model, self.tokenizer = models.load(config.model, config.attention, revision)
+        self.ordered, self.test = (
+            encode.encode(data, self.tokenizer, config.max_tokens)
             for data in (self.resolved.train.select(arranged.rows), self.resolved.test)
         )
-        models.check_positions(model, config, ordered, test)
-        return _Loaded(model, tokenizer, judge, ordered, test)
-
-    def _warn_of_few(self) -> None:
-        """Warn if the data holds fewer instances than the order is to take."""
-        limit, available = self.config.limit, len(self.resolved.train)
-        available = min(available, self.config.pool or available)
-        if limit is not None and available < limit:
-            log.warning("limit=%d, but there are %d instances to train on", limit, available)
+        models.check_positions(self.model, config, self.ordered, self.test)
+        available = len(self.resolved.train)
+        available = min(available, config.pool or available)
+        if config.limit is not None and available < config.limit:
+            log.warning("limit=%d, but there are %d instances", config.limit, available)
 
     def _begin(self) -> None:
         """Write the settings, and remove what a failed or killed attempt left.
@@ -238,15 +162,12 @@ class RunExecutor:
 
     def _fail(self, error: Exception) -> None:
         history = self.states.history
-        found = {"error": str(error), "step": len(history.steps), "loss": last_loss(history.losses)}
-        try:
-            self.states.remove()  # first: it makes room for the note
+        found = {"error": str(error), "step": len(history.steps), "loss": history.loss}
+        self.states.remove()  # first: it makes room for the note
+        with suppress(StateError):  # the error of training is the one to raise
             write_json(self.folder / "failed.json", found)
-        except OSError as problem:  # the error of training is the one to raise
-            log.warning("the run is not marked failed: %s", problem)
 
-    def _train(self, arranged: Arranged, loaded: _Loaded) -> History:
-        """Train the model; return what was measured."""
+    def _train(self, arranged: Arranged) -> History:
         import torch
 
         from tma.train import loop
@@ -254,17 +175,17 @@ class RunExecutor:
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # for dropout, if the model has it
             history = loop.train(
-                loaded.model,
-                loaded.ordered,
-                loaded.test,
+                self.model,
+                self.ordered,
+                self.test,
                 self.config,
                 states=self.states,
-                answer=lambda model, rows: self._answer(model, loaded, rows),
+                answer=self._answer,
             )
         loop.check_order(history.consumed, arranged.ids * self.config.epochs)
         return history
 
-    def _answer(self, model: Any, loaded: _Loaded, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
+    def _answer(self, model: Any, rows: Sequence[Encoded]) -> list[dict[str, Any]]:
         """Answer test instances and score the answers; one entry each."""
         from tma.train import generate
 
@@ -273,60 +194,48 @@ class RunExecutor:
         own = test.select([place[row.id] for row in rows])
         answers = generate.answers(
             model,
-            loaded.tokenizer,
+            self.tokenizer,
             rows,
             max_new_tokens=config.max_new_tokens,
             micro_tokens=config.micro_tokens,
-            precision=self._precision,
+            precision=self.precision,
         )
         entries = generate.scored(rows, answers, references(own))
-        if loaded.judge is None:
+        if self.judge is None:
             return entries
-        rewards = loaded.judge.scores(list(own["prompt"]), answers)
-        return [entry | {"reward": float(r)} for entry, r in zip(entries, rewards, strict=True)]
+        rewards = self.judge.scores(list(own["prompt"]), answers)
+        return [entry | {"reward": reward} for entry, reward in zip(entries, rewards, strict=True)]
 
-    @property
-    def _precision(self) -> str:
-        from tma.train.evaluate import resolve_precision
-
-        return resolve_precision(self.config.precision, _processes().device)
-
-    def _store(self, history: History, arranged: Arranged, kept: _Loaded | None) -> None:
+    def _store(self, history: History, arranged: Arranged, *, save_model: bool) -> None:
         """Write model and results, the manifest last, and remove the states."""
-        try:
-            if kept is not None:
-                self._store_model(kept)
-            # Its tables are replaced one by one from here on.
-            (self.folder / "manifest.json").unlink(missing_ok=True)
-            self._store_tables(history)
-            arranged.save(self.folder / "order.json")
-            write_json(self.folder / "manifest.json", self._manifest(history, arranged))
-        except OSError as error:
-            raise StateError(
-                f"the results could not be written to {self.folder}: {error.__cause__ or error}. "
-                f"Free space there and run again: training goes on from {self.states.newest()}."
-            ) from error
+        if save_model:
+            shutil.rmtree(self.folder / "model", ignore_errors=True)
+            with new_folder(self.folder / "model") as draft:
+                self.model.save_pretrained(draft)
+                self.tokenizer.save_pretrained(draft)
+        # Its tables are replaced one by one from here on.
+        (self.folder / "manifest.json").unlink(missing_ok=True)
+        files = [*self._store_tables(history), "order.json", "order.receipt.json"]
+        arranged.save(self.folder / "order.json")
+        manifest = self._manifest(history, arranged) | {"sums": checksums(self.folder, files)}
+        write_json(self.folder / "manifest.json", manifest)
         self.states.remove()
 
-    def _store_model(self, loaded: _Loaded) -> None:
-        shutil.rmtree(self.folder / "model", ignore_errors=True)
-        with new_folder(self.folder / "model") as draft:
-            loaded.model.save_pretrained(draft)
-            loaded.tokenizer.save_pretrained(draft)
-
-    def _store_tables(self, history: History) -> None:
+    def _store_tables(self, history: History) -> list[str]:
+        """Write the tables; return the names of their files."""
         import pandas as pd
 
         test = self.resolved.test
         source = dict(zip(test["id"], sources(test), strict=True))  # intervals cluster by it
         losses = pd.DataFrame(history.losses)
         losses.insert(3, "source", losses["id"].map(source))
-        tables = {"losses": losses, "training": pd.DataFrame(history.steps)}
+        tables = {"losses.parquet": losses, "training.parquet": pd.DataFrame(history.steps)}
         if history.answers:
-            tables["answers"] = pd.DataFrame(history.answers)
+            tables["answers.parquet"] = pd.DataFrame(history.answers)
         for name, table in tables.items():
-            with new_file(self.folder / f"{name}.parquet") as draft:
+            with new_file(self.folder / name) as draft:
                 table.to_parquet(draft, index=False)
+        return [*tables]
 
     def _manifest(self, history: History, arranged: Arranged) -> dict[str, Any]:
         return {
@@ -337,11 +246,10 @@ class RunExecutor:
             "versions": {name: version(name) for name in VERSIONS},
             "python": platform.python_version(),
             "hardware": hardware(),
-            "precision": self._precision,
+            "precision": self.precision,
             "processes": _processes().num_processes,
             "instances": len(history.consumed),
             "steps": len(history.steps),
             "seconds": round(self.states.seconds, 1),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "sums": checksums(self.folder, table_names(bool(self.config.generate_at))),
         }

@@ -15,8 +15,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
+from itertools import cycle, islice
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tma.arrange.orders import pool_rows
 from tma.data.load import fingerprint
@@ -26,6 +27,9 @@ from tma.runs.config import RunConfig, load_both
 from tma.runs.execute import run
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _ENVIRONMENT = {
     # glibc keeps freed blocks of up to 32 MB for the next step, whose pages it would clear anew.
@@ -54,16 +58,17 @@ def run_all(
         TmaError: what `tma.run` raises, with the name of the run; the other runs are stopped, and
             go on from their last states when they are asked for again.
     """
+    import torch
+    from tqdm import tqdm
+
     if processes is not None:
         check_count("processes", processes, 1)
     # By their text: `columns` makes settings that cannot be hashed.
     distinct = {canonical_json(c.to_json()): c for group in configs.values() for c in group}
     missing = [config for config in distinct.values() if stored(config) is None]
-    processes = min(processes or _usual(), len(missing))
+    usual = 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
+    processes = min(processes or usual, len(missing))
     if processes > 1:
-        import torch
-        from tqdm import tqdm
-
         _embed(missing)
         finished = make_runs(missing, processes, max(1, torch.get_num_threads() // processes))
         for _ in tqdm(finished, desc="runs", total=len(missing), unit="run"):
@@ -74,22 +79,14 @@ def run_all(
 def make_runs(configs: Sequence[RunConfig], jobs: int, threads: int = 1) -> Iterator[RunConfig]:
     """Make runs in the order given, `jobs` at a time; yield the settings of each as it finishes.
 
-    Args:
-        configs: settings of the runs.
-        jobs: runs at a time; each takes the memory of a run.
-        threads: threads of a run, each on a core of its own while there are as many.
-
-    Raises:
-        TmaError: what `tma.run` raises, with the name of the run.
-        TrainingError: a run failed otherwise, or its process was killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM. Whatever the error, the runs under way are stopped,
-            and go on when they are asked for again.
+    Each of a run's threads has a core of its own while there are enough. After an error, Ctrl-C or
+    SIGTERM the runs under way are stopped, and go on when they are asked for again.
     """
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
     left, free = list(configs), _shares(jobs, threads)
     under_way = dict[Any, tuple[RunConfig, ProcessPoolExecutor, list[int]]]()
-    environment = _ENVIRONMENT | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with _stopped_by_sigterm():
         try:
             while left or under_way:
@@ -126,9 +123,8 @@ def _check(future: Any, config: RunConfig) -> None:
             "finished ones are kept."
         ) from error
     except Exception as error:
-        raise TrainingError(
-            f"{name} failed: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise TrainingError(f"{name} failed: {what}") from error
 
 
 def _make(config: RunConfig, cores: Sequence[int], parent: int) -> None:
@@ -141,8 +137,7 @@ def _make(config: RunConfig, cores: Sequence[int], parent: int) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)
+    os.sched_setaffinity(0, cores)
     import torch
 
     torch.set_num_threads(len(cores))
@@ -151,12 +146,8 @@ def _make(config: RunConfig, cores: Sequence[int], parent: int) -> None:
 
 def _shares(jobs: int, threads: int) -> list[list[int]]:
     """Return the cores of each job; where there are too few, jobs share them."""
-    pins = hasattr(os, "sched_getaffinity")
-    usable = sorted(os.sched_getaffinity(0)) if pins else list(range(os.cpu_count() or 1))
-    return [
-        [usable[(job * threads + thread) % len(usable)] for thread in range(threads)]
-        for job in range(jobs)
-    ]
+    usable = cycle(sorted(os.sched_getaffinity(0)))
+    return [list(islice(usable, threads)) for _ in range(jobs)]
 
 
 @contextmanager
@@ -178,19 +169,12 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _embed(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here with all threads, and no run waits for another."""
-    seen = set[str]()
+    parts: dict[str, Dataset] = {}
     for config in configs:
-        if not config.method.embeds:
-            continue
-        train, test = load_both(config)
-        pool = pool_rows(config.method, len(train))
-        for part in (train if pool is None else train.select(pool), test):
-            if fingerprint(part) not in seen:
-                seen.add(fingerprint(part))
-                embed(part)
-
-
-def _usual() -> int:
-    import torch
-
-    return 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
+        if config.method.embeds:
+            train, test = load_both(config)
+            pool = pool_rows(config.method, len(train))
+            for part in (train if pool is None else train.select(pool), test):
+                parts.setdefault(fingerprint(part), part)
+    for part in parts.values():
+        embed(part)

@@ -7,38 +7,26 @@ reader needs no embeddings. Only `export` writes the folder of published runs.
 
 from __future__ import annotations
 
-import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tma.errors import DataError, ParameterError
 from tma.runs.store import Run, is_complete, portable
-from tma.store import cache_dir, checksums, locked, new_file, new_folder, write_json
+from tma.store import cache_dir, checksums, locked, new_folder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     Tables = Callable[[Run], Mapping[str, pd.DataFrame]]
 
-INDEX = "index.parquet"
-
 
 def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None) -> list[str]:
-    """Write finished runs, and an index of them, into a folder that `import_runs` reads.
+    """Write finished runs into a folder; return the keys written.
 
-    Args:
-        keys: names of the runs, as `tma runs` lists them, or their beginnings.
-        target: the folder; runs that it holds already stay as they are.
-        tables: given a run, further tables by the name of their file; None: none.
-
-    Returns:
-        The keys that were written.
-
-    Raises:
-        ParameterError: no finished run, or more than one, has such a key.
-        StateError: the folder cannot be written.
-        TmaError: what `tables` raises.
+    `keys` are names of runs or their beginnings; `tables` gives, for a run, further tables by the
+    name of their file. Runs that the folder holds already stay as they are.
     """
     target, written = Path(target).expanduser(), []
     for run in [_finished(key) for key in keys]:
@@ -48,7 +36,6 @@ def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None
                 with new_folder(place) as draft:
                     _write(run, draft, {} if tables is None else tables(run))
                 written.append(run.key)
-    write_index(target)
     return written
 
 
@@ -57,7 +44,7 @@ def _finished(key: str) -> Run:
     if len(found) != 1:
         raise ParameterError(
             f"key={key!r} is the beginning of {len(found)} finished runs' names; expected one. "
-            "`tma runs` lists them."
+            "`tma runs list` shows them."
         )
     return Run(found[0])
 
@@ -79,12 +66,8 @@ def _write(run: Run, draft: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
     """Take the runs of a folder that `export` wrote into the cache; none is overwritten.
 
-    Returns:
-        The keys that were taken, and those that were there already.
-
-    Raises:
-        DataError: the folder holds no run, or a file does not have the checksum in its manifest;
-            then nothing is taken.
+    Returns the keys that were taken, and those that were there already. If one run is damaged,
+    nothing is taken.
     """
     source = Path(source).expanduser()
     found = sorted(file.parent for file in source.glob("*/manifest.json"))
@@ -96,41 +79,15 @@ def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
                 f"{one} is damaged: a file is missing, or does not have the checksum in its "
                 "manifest. Export the run again."
             )
-    taken = [one.name for one in found if _take(one)]
-    return taken, [one.name for one in found if one.name not in taken]
-
-
-def _take(source: Path) -> bool:
-    """Copy a run into the cache unless its key is there; return whether it was copied."""
-    place = cache_dir() / "runs" / source.name
-    with locked(place):
-        if place.exists():
-            return False
-        with new_folder(place) as draft:
-            for file in source.iterdir():
-                (draft / file.name).write_bytes(file.read_bytes())
-    return True
-
-
-def write_index(target: Path) -> None:
-    """Write `index.parquet`: one row per run of the folder, by key."""
-    import pandas as pd
-
-    rows = [_row(Run(file.parent)) for file in sorted(target.glob("*/manifest.json"))]
-    with new_file(target / INDEX) as draft:
-        pd.DataFrame(rows).to_parquet(draft, index=False)
-
-
-def _row(run: Run) -> dict[str, Any]:
-    """Return a run's row of the index: what it was, and its first and last loss."""
-    means = run.losses.groupby("step")["loss"].mean()
-    settings = ("model", "dataset", "order", "seed", "limit", "pool")
-    measured = ("steps", "instances", "seconds", "hardware", "finished")
-    return {
-        "key": run.key,
-        **{name: getattr(run.config, name) for name in settings},
-        "settings": json.dumps(run.config.deciding, sort_keys=True),
-        "first": float(means.iloc[0]),
-        "final": float(means.iloc[-1]),
-        **{name: run.manifest[name] for name in measured},
-    }
+    taken, there = list[str](), list[str]()
+    for one in found:
+        place = cache_dir() / "runs" / one.name
+        with locked(place):
+            if place.exists():
+                there.append(one.name)
+                continue
+            with new_folder(place) as draft:
+                for file in one.iterdir():
+                    shutil.copyfile(file, draft / file.name)
+            taken.append(one.name)
+    return taken, there

@@ -11,9 +11,9 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
@@ -40,13 +40,10 @@ class Run:
     """A finished run."""
 
     folder: Path
-    """Where it is stored."""
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds of all
-        sessions, and when it was finished.
-        """
+        """Key, settings, fingerprints, receipt, versions, hardware, precision, seconds, date."""
         return _read(self.folder, "manifest")
 
     @property
@@ -72,6 +69,12 @@ class Run:
         """
         table = self._table("losses")
         return table.assign(loss=table["loss_sum"] / table["tokens"])
+
+    @property
+    def final_loss(self) -> float:
+        """Mean test loss of the last evaluation, in nats per token."""
+        losses = self.losses
+        return float(losses["loss"][losses["step"] == losses["step"].max()].mean())
 
     @cached_property
     def training(self) -> pd.DataFrame:
@@ -101,8 +104,7 @@ class Run:
         """Ids of the training instances in the order in which they were consumed.
 
         Raises:
-            DataError: the order or its receipt cannot be read.
-            OrderError: the stored ids are not those of the receipt.
+            DataError, OrderError: it cannot be read, or is not that of its receipt.
         """
         epochs: int = self.manifest["config"]["epochs"]
         return read_order(self.folder / "order.json")[0] * epochs
@@ -123,7 +125,6 @@ class ResolvedRun:
     """Settings with their data, and the key that follows from both."""
 
     config: RunConfig
-    """The settings, with absolute paths."""
     inputs: dict[str, str]
     """Digests of the content of data, weights and encoder."""
     train: Dataset
@@ -131,7 +132,7 @@ class ResolvedRun:
 
     @cached_property
     def key(self) -> str:
-        """Name of the run."""
+        """The run's name."""
         return key(self.config, self.inputs)
 
     @property
@@ -141,23 +142,29 @@ class ResolvedRun:
 
 
 def resolve(config: RunConfig) -> ResolvedRun:
-    """Load the data of a run and take the digests that name it.
+    """Load the data of a run and take the digests that name it."""
+    from tma.train import models
 
-    Raises:
-        AssetError, DataError, ParameterError: model or data cannot be had.
-    """
     config = config.with_absolute_paths()
     train, test = load_both(config)
-    return ResolvedRun(config, _inputs(config, train, test), train, test)
+    inputs = {
+        "train": fingerprint(train),
+        "test": fingerprint(test),
+        "model": models.fingerprint(config.model),
+    }
+    if config.method.embeds:
+        inputs["encoder"] = MiniLM().name
+    if any(sources(test)):  # the tables name them
+        inputs["sources"] = digest(canonical_json(sources(test)))
+    if config.generate_at:  # scores depend on the references, which ids do not cover
+        inputs["references"] = digest(canonical_json(references(test)))
+    if config.reward_model is not None:
+        inputs["reward_model"] = models.fingerprint(config.reward_model)
+    return ResolvedRun(config, inputs, train, test)
 
 
 def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
-    """Return the resolved settings or, where model or data is gone, the finished run of them.
-
-    Raises:
-        AssetError, DataError, ParameterError: model or data cannot be had, and there is no such
-            run; or nothing is left to train on or to test with.
-    """
+    """Return the resolved settings or, where model or data is gone, the finished run of them."""
     try:
         resolved = resolve(config)
     except (AssetError, DataError, ParameterError) as error:
@@ -175,43 +182,15 @@ def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
 
 
 def stored(config: RunConfig) -> Run | None:
-    """Return the finished run of these settings, made here or published; nothing is made.
-
-    Raises:
-        AssetError, DataError, ParameterError: as `tma.run`.
-    """
+    """Return the finished run of these settings, made here or published; none is made."""
     resolved = resolve_or_find(config)
     return resolved if isinstance(resolved, Run) else find(resolved.key)
 
 
 def key(config: RunConfig, inputs: Mapping[str, str]) -> str:
-    """Return the name of a run: a digest of what decides its numbers.
-
-    Args:
-        config: its settings, of which `RunConfig.deciding` count.
-        inputs: digests of the content of data, weights and encoder.
-    """
-    named = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
-    return digest(canonical_json(named))[:20]
-
-
-def _inputs(config: RunConfig, train: Dataset, test: Dataset) -> dict[str, str]:
-    from tma.train import models
-
-    inputs = {
-        "train": fingerprint(train),
-        "test": fingerprint(test),
-        "model": models.fingerprint(config.model),
-    }
-    if config.method.embeds:
-        inputs["encoder"] = MiniLM().name
-    if any(sources(test)):  # the tables name them
-        inputs["sources"] = digest(canonical_json(sources(test)))
-    if config.generate_at:  # scores depend on the references, which ids do not cover
-        inputs["references"] = digest(canonical_json(references(test)))
-    if config.reward_model is not None:
-        inputs["reward_model"] = models.fingerprint(config.reward_model)
-    return inputs
+    """Return the name of a run: a digest of what decides its numbers."""
+    deciding = {"settings": config.deciding, "inputs": dict(inputs), "format": FORMAT}
+    return digest(canonical_json(deciding))[:20]
 
 
 def published_folder() -> Path | None:
@@ -233,58 +212,38 @@ def find(key: str, *, with_model: bool = False) -> Run | None:
 
 def _by_settings(config: RunConfig) -> Run | None:
     """Return the finished run with the same settings, paths compared by their last part."""
-    wanted = portable(config.to_json())
-    folders = [cache_dir() / "runs", *filter(None, [published_folder()])]
-    for file in (file for folder in folders for file in sorted(folder.glob("*/manifest.json"))):
-        run = Run(file.parent)
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-            if portable(run.config.to_json()) == wanted and is_complete(run.folder):
-                return run
+    settings = portable(config.to_json())
+    for folder in filter(None, (cache_dir() / "runs", published_folder())):
+        for file in sorted(folder.glob("*/manifest.json")):
+            run = Run(file.parent)
+            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
+                if portable(run.config.to_json()) == settings and is_complete(run.folder):
+                    return run
     return None
 
 
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings with local paths by their last part, `p3:/data/x` as `p3:x`."""
-    local = ("model", "dataset", "test_dataset", "reward_model")
-    return {**config, **{name: _last_part(config.get(name)) for name in local}}
-
-
-def _last_part(name: str | None) -> str | None:
-    if name is None:
-        return None
-    known, colon, place = name.partition(":")
-    if colon and ("/" in place or "\\" in place):
-        return f"{known}:{PurePath(place).name}"
-    # A hub id has a slash too, but does not begin with one.
-    return PurePath(name).name if PurePath(name).is_absolute() else name
-
-
-def table_names(answered: bool) -> list[str]:
-    """Return the files that every finished run has the checksums of."""
-    names = ["losses.parquet", "training.parquet", "order.json", "order.receipt.json"]
-    return [*names, "answers.parquet"] if answered else names
+    found = dict(config)
+    for setting in ("model", "dataset", "test_dataset", "reward_model"):
+        name = config.get(setting) or ""
+        known, colon, place = name.partition(":")
+        if PurePath(name).is_absolute():  # a hub id has a slash too, but does not begin with one
+            found[setting] = PurePath(name).name
+        elif colon and "/" in place:
+            found[setting] = f"{known}:{PurePath(place).name}"
+    return found
 
 
 def is_complete(folder: Path) -> bool:
     """Return whether a run's manifest is that of its settings and tables."""
     try:
         manifest = _read(folder, "manifest")
-        config, sums = manifest["config"], manifest["sums"]
-        asked = (folder / "config.json").is_file()  # a published run has none
-        return (
-            manifest.get("key", folder.name) == folder.name
-            and {*table_names(bool(config["generate_at"]))} <= {*sums}
-            and sums == checksums(folder, sums)
-            and (not asked or config == _read(folder, "config"))
-        )
+        key, config, sums = manifest.get("key", folder.name), manifest["config"], manifest["sums"]
+        found = folder.name, _settings(folder), checksums(folder, sums)
+        return (key, config, sums) == found
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return False
-
-
-def last_loss(losses: Sequence[dict[str, Any]]) -> float | None:
-    """Return the mean test loss of the last evaluation, in nats per token; None without one."""
-    last = [e["loss_sum"] / e["tokens"] for e in losses if e["step"] == losses[-1]["step"]]
-    return sum(last) / len(last) if last else None
 
 
 @dataclass(frozen=True)
@@ -292,14 +251,13 @@ class Entry:
     """One line of the list of runs."""
 
     key: str
-    """Name of the run's folder."""
     config: dict[str, Any]
     """Its settings as they are stored; empty if they cannot be read."""
     status: str
     """finished, running, interrupted (goes on when asked for again), failed, or damaged (is then
     made again)."""
     step: int | None = None
-    """Last step that is stored; of a failed run the last complete one."""
+    """Last complete step that is stored."""
     loss: float | None = None
     """Mean test loss of the last stored evaluation, in nats per token."""
     error: str | None = None
@@ -313,35 +271,30 @@ def runs() -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    config = dict[str, Any]()
-    try:
-        if (folder / "config.json").is_file():
-            config.update(_read(folder, "config"))
-        else:
-            config.update(_read(folder, "manifest")["config"])
-        return Entry(folder.name, config, *_status(folder))
-    except Exception:  # whatever a foreign folder holds, the other runs are listed
-        return Entry(folder.name, config, "damaged")
-
-
-def _status(folder: Path) -> tuple[str, int | None, float | None, str | None]:
-    """Return status, step, loss and error of a run."""
     from tma.train.checkpoint import States
 
-    if (folder / "manifest.json").is_file():
-        if not is_complete(folder):
-            return "damaged", None, None, None
-        run = Run(folder)
-        last = run.losses[run.losses["step"] == run.losses["step"].max()]
-        return "finished", run.manifest["steps"], float(last["loss"].mean()), None
-    if (folder / "failed.json").is_file():
-        failed = _read(folder, "failed")
-        return "failed", failed.get("step"), failed.get("loss"), failed["error"]
-    status = "running" if is_locked(folder) else "interrupted"
-    history = States(folder).last()
-    if history is None:
-        return status, None, None, None
-    return status, len(history.steps), last_loss(history.losses), None
+    entry = Entry(folder.name, {}, "damaged")
+    try:
+        entry = replace(entry, config=_settings(folder))
+        if (folder / "manifest.json").is_file():
+            steps, loss = Run(folder).manifest["steps"], Run(folder).final_loss
+            ended = replace(entry, status="finished", step=steps, loss=loss)
+            return ended if is_complete(folder) else entry
+        if (folder / "failed.json").is_file():
+            return replace(entry, status="failed", **_read(folder, "failed"))
+        status = "running" if is_locked(folder) else "interrupted"
+        history = States(folder).last()
+        return replace(entry, status=status, step=len(history.steps) or None, loss=history.loss)
+    except Exception:  # whatever a foreign folder holds, the other runs are listed
+        return entry
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return a run's settings as they are stored; an imported run has them in its manifest."""
+    if (folder / "config.json").is_file():
+        return _read(folder, "config")
+    found: dict[str, Any] = _read(folder, "manifest")["config"]
+    return found
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

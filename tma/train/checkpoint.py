@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from tma.errors import StateError
-from tma.store import file_digest, new_folder
+from tma.store import checksums, file_digest, new_folder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,24 +47,24 @@ class History:
     steps: list[dict[str, Any]] = field(default_factory=list)
     """One entry a step: step, loss (nats a token), learning_rate, tokens."""
     consumed: list[str] = field(default_factory=list)
-    """Ids of the training instances, in the order in which steps consumed them."""
+    """Ids of the training instances, in the order consumed."""
     answers: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a (step, test instance) that was answered: step, id, task, answer, scores."""
+    """One entry a (step, test instance): step, id, task, answer, scores."""
     seconds: float = 0.0
     """Time that all sessions took until this was saved."""
 
+    @property
+    def loss(self) -> float | None:
+        """Mean test loss of the last evaluation, in nats per token; None without one."""
+        last = [e for e in self.losses if e["step"] == self.losses[-1]["step"]]
+        return fmean(e["loss_sum"] / e["tokens"] for e in last) if last else None
+
 
 class States:
-    """The saved states of one run.
+    """The saved states of one run, one every so many minutes; None: none."""
 
-    Args:
-        folder: the run's folder.
-        minutes: time between two states; None: none is saved.
-        steps: steps between two states, instead of `minutes`.
-    """
-
-    def __init__(self, folder: Path, minutes: float | None = 10, steps: int | None = None) -> None:
-        self.folder, self.minutes, self.steps = folder, minutes, steps
+    def __init__(self, folder: Path, minutes: float | None = 10) -> None:
+        self.folder, self.minutes = folder, minutes
         self.history = History()
         """What was measured so far, saved or not."""
         self._started = self._saved = time.monotonic()
@@ -74,46 +74,31 @@ class States:
         """Time that the run has taken, sessions before an interruption included."""
         return time.monotonic() - self._started
 
-    def due(self, step: int, *, last: bool) -> bool:
+    def due(self, *, last: bool) -> bool:
         """Return whether it is time to save the state after a step."""
         if last:  # a run long enough to have states must survive a failure to store its results
             return bool(self.found())
-        if self.steps is not None:
-            return step % self.steps == 0
         return self.minutes is not None and time.monotonic() - self._saved >= 60 * self.minutes
 
     def save(self, accelerator: Accelerator, model: Any, optimizer: Any, history: History) -> None:
-        """Save what the next step needs; every process takes part, the main one writes.
-
-        Raises:
-            StateError: it could not be written, because the disk is full for example; the state
-                before it is intact.
-        """
+        """Save what the next step needs; every process takes part, the main one writes."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
-        random = _gathered_random(accelerator)
+        parts: Sequence[dict[str, Any]] = weights, _flat(moments), _gathered_random(accelerator)
         self._saved = time.monotonic()
         if not accelerator.is_main_process:  # the others have parts of tensors, or none
             return
-        step, history.seconds = len(history.steps), self.seconds
-        try:
-            self._write(step, (weights, _flat(moments), random), history)
-        except OSError as error:
-            # Where the store has put an error into words, its cause says what happened.
-            raise StateError(
-                f"the state of step {step} could not be written to {self.folder}: "
-                f"{error.__cause__ or error}. Free space there and run again: training goes on "
-                f"from {self.newest()}."
-            ) from error
+        history.seconds = self.seconds
+        with new_folder(self.folder / f"state-{len(history.steps):08}") as draft:
+            for name, part in zip(FILES, parts, strict=False):
+                save_file(_distinct(part), draft / name)
+            (draft / FILES[-1]).write_text(json.dumps(asdict(history), allow_nan=False), "utf-8")
+            (draft / "sums.json").write_text(json.dumps(checksums(draft, FILES)), "utf-8")
         for old in self.found()[KEPT:]:
             shutil.rmtree(old)
 
     def restore(self, accelerator: Accelerator, model: Any, optimizer: Any) -> History:
-        """Load the last intact state into a model and its optimizer; return what was measured.
-
-        Without a state, nothing happens and the history is empty. A damaged state is removed with a
-        warning, since its step will be saved again. The main process decides which one is intact.
-        """
+        """Load the last intact state, if any, into model and optimizer; return its history."""
         chosen = [self._intact() if accelerator.is_main_process else None]
         broadcast_object_list(chosen)
         if (folder := chosen[0]) is not None:
@@ -131,28 +116,23 @@ class States:
         self._saved = time.monotonic()
         return self.history
 
-    def last(self) -> History | None:
-        """Return what was measured until the last intact state; None without one."""
+    def last(self) -> History:
+        """Return the history of the last intact state; empty without one."""
         intact = (folder for folder in self.found() if not _damaged(folder, ("history.json",)))
-        return next(map(_read_history, intact), None)
+        return next(map(_read_history, intact), History())
 
     def found(self) -> list[Path]:
         """Return the folders of all states, intact or not, the last one first."""
         known = self.folder.glob("state-" + 8 * "[0-9]")
         return sorted((folder for folder in known if folder.is_dir()), reverse=True)
 
-    def newest(self) -> str:
-        """Return in words where training goes on from."""
-        found = self.found()
-        return f"step {int(found[0].name[6:])}" if found else "the beginning"
-
     def remove(self) -> None:
-        """Remove all states: the run is finished."""
+        """Remove all states."""
         for folder in self.found():
             shutil.rmtree(folder)
 
     def _intact(self) -> Path | None:
-        """Return the last intact state; remove those after it."""
+        """Return the last intact state; remove those after it, whose steps are saved again."""
         for folder in self.found():
             damaged = _damaged(folder)
             if not damaged:
@@ -160,14 +140,6 @@ class States:
             log.warning("%s of %s is damaged; the state before it is used", damaged, folder)
             shutil.rmtree(folder)
         return None
-
-    def _write(self, step: int, tensors: Sequence[dict[str, Any]], history: History) -> None:
-        with new_folder(self.folder / f"state-{step:08}") as draft:
-            for name, part in zip(FILES, tensors, strict=False):
-                save_file(_distinct(part), draft / name)
-            (draft / FILES[-1]).write_text(json.dumps(asdict(history), allow_nan=False), "utf-8")
-            sums = {name: file_digest(draft / name) for name in FILES}
-            (draft / "sums.json").write_text(json.dumps(sums), "utf-8")
 
 
 def _flat(moments: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -26,14 +26,11 @@ PROMPT = "User: {}\nAssistant:"
 
 @dataclass(frozen=True)
 class Encoded:
-    """One instance as tokens."""
+    """One instance as tokens, begin and end tokens included."""
 
     id: str
-    """Id of the instance."""
     task: str | None
-    """Task of the instance."""
     tokens: tuple[int, ...]
-    """Token ids, begin and end tokens included."""
     response_start: int
     """Position of the first response token, at least 1."""
 
@@ -44,23 +41,8 @@ class Encoded:
 
 
 def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> list[Encoded]:
-    """Return the tokens of all instances.
-
-    Args:
-        dataset: instances with `id`, `task`, `prompt`, `response`.
-        tokenizer: a fast tokenizer (offsets are needed).
-        max_tokens: tokens of an instance at most, at least 8.
-
-    Raises:
-        DataError: an instance has no response, or none that the tokenizer keeps; the message names
-            it.
-
-    Source: the paper's training format, kept here as one text.
-    """
+    """Return the tokens of all instances, at most `max_tokens` each, by a fast tokenizer."""
     ids, responses = list(dataset["id"]), list(dataset["response"])
-    for name, response in zip(ids, responses, strict=True):
-        if not response.strip():
-            raise DataError(f"instance {name} has no response: nothing to learn or to measure.")
     prompts = [PROMPT.format(prompt) for prompt in dataset["prompt"]]
     batch = tokenizer(
         [f"{prompt} {response}" for prompt, response in zip(prompts, responses, strict=True)],

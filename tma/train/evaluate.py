@@ -41,9 +41,7 @@ def response_losses(
 ) -> NDArray[np.float64]:
     """Return the summed response loss of every instance, (len(encoded),), in nats.
 
-    It is NaN or infinite where the model gives that. `packed` puts instances into one row, if the
-    model allows it (`packing.packs`). Of several processes each must call this, with one instance
-    or more.
+    Each of several processes must call this, with one instance or more.
     """
     out = np.full(len(encoded), np.nan)
     model.train(False)
@@ -55,26 +53,22 @@ def response_losses(
 
 
 def evened(batches: list[Batch]) -> list[Batch]:
-    """Return batches, the last one repeated until every process has equally many.
-
-    FSDP gathers the weights in each forward pass, and would wait for a process that makes fewer.
-    """
+    """Return batches, the last one repeated until every process has equally many."""
+    # FSDP gathers the weights in each forward pass, and would wait for a process that makes fewer.
     most: int = max(gather_object([len(batches)]))
     return batches + batches[-1:] * (most - len(batches))
 
 
 def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
-    """Return each instance's summed response loss, (instances,) float32, in nats.
-
-    A packed micro-batch needs `arithmetic(packed=True)` around this.
-    """
+    """Return each instance's summed response loss, (instances,) float32, in nats."""
     device = next(model.parameters()).device
     row, position = (places.to(device) for places in batch.places)
     lengths = [len(instance.tokens) for instance in batch.instances]
     given = borders(lengths, device) if batch.packed else {}
     with _head_only_at(model, row, position):
         logits = model(input_ids=batch.tokens.to(device), use_cache=False, **given).logits
-    losses = token_losses(logits, batch.targets.to(device))
+    # torch declares no types for `apply`; so below.
+    losses = _Losses.apply(logits, batch.targets.to(device))  # type: ignore[no-untyped-call]
     sums = torch.zeros(len(lengths), device=device)
     return sums.index_add(0, batch.owners.to(device), losses)
 
@@ -108,23 +102,14 @@ def _unwrapped(model: Any) -> Any:
 def _head_only_at(
     model: PreTrainedModel, row: torch.Tensor, position: torch.Tensor
 ) -> Iterator[None]:
-    """Let the output head see only these hidden states; the logits are then (k, vocabulary).
-
-    Unlike a call of the head, this leaves in what a model does to its logits (scaling, soft caps).
-    """
+    """Let the output head see only these hidden states; the logits are then (k, vocabulary)."""
+    # Unlike a call of the head, a hook leaves in what a model does to its logits (soft caps).
     head: torch.nn.Module = _unwrapped(model).get_output_embeddings()
     handle = head.register_forward_pre_hook(lambda _head, args: (args[0][row, position],))
     try:
         yield
     finally:
         handle.remove()
-
-
-def token_losses(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Return the cross-entropy of each row of logits, (k,) float32, in nats."""
-    # torch declares no types for `apply`; so below.
-    losses: torch.Tensor = _Losses.apply(logits, targets)  # type: ignore[no-untyped-call]
-    return losses
 
 
 def tied_on_cpu(model: Any) -> bool:
@@ -141,11 +126,8 @@ def tied_on_cpu(model: Any) -> bool:
 
 @contextmanager
 def head_in_parts(model: Any) -> Iterator[None]:
-    """Let a model that is `tied_on_cpu` add up the gradient of the tied weights in place.
-
-    The head adds its share to `.grad` itself, so gradients must be taken by `backward`. The
-    embedding's share has only the rows looked up; autograd adds it to the dense `.grad`.
-    """
+    """Let a model that is `tied_on_cpu` add up the gradient of the tied weights in place."""
+    # The head adds its share to `.grad`; autograd adds the rows looked up in the embedding.
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     before = embedding.sparse
     head.forward = lambda hidden: _Head.apply(hidden, head.weight)  # type: ignore[no-untyped-call]

@@ -25,14 +25,13 @@ def answers(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Encoded],
     *,
-    max_new_tokens: int = 128,
+    max_new_tokens: int,
     micro_tokens: int = 4096,
     precision: str = "fp32",
 ) -> list[str]:
     """Return the model's greedy answer to each instance's prompt, (len(encoded),).
 
-    A batch has at most `micro_tokens`, counted as rows × (prompt + answer), or one row. Of several
-    processes each must call this, with one instance or more.
+    Each of several processes must call this, with one instance or more.
     """
     out = [""] * len(encoded)
     settings = _greedy(tokenizer, max_new_tokens)
@@ -75,11 +74,10 @@ def scored(
 
 
 def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
-    """Return the settings of greedy generation and of nothing else."""
     from transformers import GenerationConfig
 
-    end = tokenizer.eos_token_id
-    pad = next((token for token in (tokenizer.pad_token_id, end) if token is not None), 0)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    pad = next((token for token in (pad, end) if token is not None), 0)
     config: Any = GenerationConfig
     length = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": pad}
     return config(do_sample=False, num_beams=1, **length)
@@ -88,8 +86,7 @@ def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
 @contextmanager
 def _only(model: Any, settings: Any) -> Iterator[None]:
     """Let a model generate by these settings; its own would fill in what they leave open."""
-    own = model.generation_config
-    model.generation_config = settings
+    own, model.generation_config = model.generation_config, settings
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -59,35 +59,14 @@ def train(
 ) -> History:
     """Fine-tune a model, in place, on instances in their order, and follow its test loss.
 
-    Args:
-        model: a causal language model in float32; all its parameters are trained.
-        ordered: training instances in order; the last step of an epoch may be smaller.
-        test: instances whose loss is taken at step 0, every `eval_every` steps, at the steps of
-            `eval_at` and `generate_at`, and at the end.
-        config: settings.
-        states: where the state is saved, and training goes on from; None: nowhere.
-        answer: makes the entries of test instances' answers with the model, at the steps of
-            `generate_at`, of which one past the last stands for the last.
-
-    Raises:
-        OrderError: the loop consumed other instances than the order says.
-        TrainingError: a loss, a gradient or a reward is NaN or infinite; the message names the
-            step and the instances.
-        StateError: a state could not be written.
-        ParameterError: there is nothing to train on or to test with, or the model is not split as
-            accelerate was told.
+    All parameters are trained, in float32. `states` is where the state is saved and training goes
+    on from; `answer` makes the entries of test instances' answers at the steps of `generate_at`.
     """
-    if not ordered or not test:
-        raise ParameterError(
-            f"{len(ordered)} training and {len(test)} test instances; expected at least one of each"
-        )
     starts = range(0, len(ordered), config.batch_size)
     steps = [ordered[start : start + config.batch_size] for start in starts] * config.epochs
     loop = _Loop(model, config, states, answer)
     done = steps[: len(loop.history.steps)]
-    check_order(
-        loop.history.consumed, [instance.id for instances in done for instance in instances]
-    )
+    check_order(loop.history.consumed, [row.id for instances in done for row in instances])
     loop.run(steps, test)
     loop.accelerator.free_memory()
     model.zero_grad()
@@ -97,22 +76,13 @@ def train(
 def learning_rate(config: TrainingSettings, step: int, total: int) -> float:
     """Return the rate of a step counted from 0: from the peak to its final ratio."""
     passed = step / max(1, total - 1)
-    share = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * passed)),
-        "linear": 1 - passed,
-        "constant": 1.0,
-    }[config.schedule]
+    share = 1.0 if config.schedule == "constant" else 0.5 * (1 + math.cos(math.pi * passed))
     ratio = config.final_rate_ratio + (1 - config.final_rate_ratio) * share
     return config.learning_rate * ratio
 
 
 def check_order(consumed: Sequence[str], ordered: Sequence[str]) -> None:
-    """Compare the ids that were consumed with the order.
-
-    Raises:
-        OrderError: they differ, or another number was consumed; the message names the first place
-            and both ids.
-    """
+    """Refuse consumed ids that differ from the order; the message names the first place."""
     for place, (got, given) in enumerate(zip_longest(consumed, ordered, fillvalue="nothing")):
         if got != given:
             raise OrderError(f"place {place}: consumed {got}, the order says {given}")
@@ -132,12 +102,16 @@ class _Loop:
         self.processes: int = self.accelerator.num_processes
         self.config, self.states, self.answer = config, states, answer
         self.precision = resolve_precision(config.precision, self.accelerator.device)
-        _prepare(model, config)
-        packable = config.attention in ("auto", "flash_attention_2") and not config.compile
+        if config.gradient_checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+        packable = config.attention in ("auto", "flash_attention_2")
         self.packed = packable and packs(model, self.accelerator.device)
-        # Several processes exchange whole gradients; compiled code has none that are sparse.
-        self.in_parts = self.processes == 1 and not config.compile and tied_on_cpu(model)
-        self.model, self.optimizer = self.accelerator.prepare(model, _optimizer(model, config))
+        # Several processes exchange whole gradients, not sparse ones.
+        self.in_parts = self.processes == 1 and tied_on_cpu(model)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True
+        )
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.history, self.answered = History(), set[int]()
         if states is not None:
             self.history = states.restore(self.accelerator, self.model, self.optimizer)
@@ -165,14 +139,13 @@ class _Loop:
         self.model.train()
         tokens = sum(instance.response_tokens for instance in instances)
         share, consumed = self._backward(instances, tokens)
-        check_order(consumed, [instance.id for instance in instances])
+        ids = [instance.id for instance in instances]
+        check_order(consumed, ids)
         loss = float(self.accelerator.reduce(share, "sum"))
         norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
         norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # FSDP splits it
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                ids = [instance.id for instance in instances]
-                raise TrainingError(f"step {step}: {name} is {value}; instances {ids}")
+        _check_finite(step, "loss", dict.fromkeys(ids, loss))
+        _check_finite(step, "gradient norm", dict.fromkeys(ids, norm))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -207,56 +180,48 @@ class _Loop:
         return share, _gathered(seen)
 
     def _own(self, instances: Sequence[Encoded]) -> Sequence[Encoded]:
-        """Return the share of this process: with n processes, every n-th instance."""
+        """Return the share of this process: of n processes, every n-th instance."""
         return instances[self.accelerator.process_index :: self.processes]
 
     def _head(self) -> AbstractContextManager[None]:
         return head_in_parts(self.model) if self.in_parts else nullcontext()
 
     def evaluate(self, step: int, test: Sequence[Encoded]) -> None:
-        """Take the loss of every test instance, and its answer at the steps of `generate_at`."""
+        """Take the loss of every test instance, and its answer where one is asked for."""
         # A process without an instance keeps step with the others; what it finds is cut off.
         own, count = self._own(test) or test[:1], len(test)
-        losses = _gathered(self._losses(step, own))[:count]
-        _check_finite(step, "test loss", "loss_sum", losses)
+        with self._head():
+            sums = response_losses(
+                self.model, own, self.config.micro_tokens, self.precision, packed=self.packed
+            )
+        found = [
+            {"step": step, "id": instance.id, "task": instance.task, "loss_sum": float(loss)}
+            | {"tokens": instance.response_tokens}
+            for instance, loss in zip(own, sums, strict=True)
+        ]
+        losses = _gathered(found)[:count]
+        _check_finite(step, "test loss", {e["id"]: e["loss_sum"] for e in losses})
         self.history.losses += losses
         if self.answer is not None and step in self.answered:
             found = self.answer(self.accelerator.unwrap_model(self.model), own)
             answers = _gathered([{"step": step} | entry for entry in found])[:count]
-            _check_finite(step, "reward", "reward", answers)
+            _check_finite(step, "reward", {e["id"]: e.get("reward", 0.0) for e in answers})
             self.history.answers += answers
-
-    def _losses(self, step: int, instances: Sequence[Encoded]) -> list[dict[str, Any]]:
-        budget = self.config.micro_tokens
-        with self._head():
-            losses = response_losses(
-                self.model, instances, budget, self.precision, packed=self.packed
-            )
-        return [
-            {"step": step, "id": instance.id, "task": instance.task, "loss_sum": float(loss)}
-            | {"tokens": instance.response_tokens}
-            for instance, loss in zip(instances, losses, strict=True)
-        ]
 
     def save(self, *, last: bool) -> None:
         """Save the state if it is time; the main process decides for all."""
         if self.states is None:
             return
-        due = [self.states.due(len(self.history.steps), last=last)]
+        due = [self.states.due(last=last)]
         broadcast_object_list(due)
         if due[0]:
             self.states.save(self.accelerator, self.model, self.optimizer, self.history)
 
 
 def variety(instances: Sequence[Encoded]) -> dict[str, float]:
-    """Return how many tasks and answers a step holds.
-
-    `effective_tasks` is exp(-Σ p ln p) over the shares p of the tasks, where an instance without
-    one is its own; `distinct_answers` is the number of different responses.
-    """
-    counts = Counter(
-        instance.id if instance.task is None else instance.task for instance in instances
-    )
+    """Return how many tasks a step holds, exp(-Σ p ln p) of their shares p, and answers."""
+    # An instance without a task is a task of its own.
+    counts = Counter(i.id if i.task is None else i.task for i in instances)
     shares = [count / len(instances) for count in counts.values()]
     entropy = -sum(share * math.log(share) for share in shares)
     answers = {instance.tokens[instance.response_start :] for instance in instances}
@@ -264,7 +229,7 @@ def variety(instances: Sequence[Encoded]) -> dict[str, float]:
 
 
 def _accelerator() -> Accelerator:
-    """Return what spreads the work, without settings of accelerate that would change numbers."""
+    """Return what spreads the work, without settings of accelerate that change numbers."""
     found = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision="no",
@@ -280,12 +245,12 @@ def _accelerator() -> Accelerator:
     return found
 
 
-def _check_finite(step: int, name: str, key: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Refuse NaN and infinity in the gathered entries, so that every process stops."""
-    bad = [e for e in entries if not math.isfinite(e.get(key, 0.0))]
+def _check_finite(step: int, name: str, values: Mapping[str, float]) -> None:
+    """Refuse NaN and infinity in the gathered values by id, so that every process stops."""
+    bad = {key: value for key, value in values.items() if not math.isfinite(value)}
     if bad:
-        ids = [e["id"] for e in bad]
-        raise TrainingError(f"step {step}: {name} is {bad[0][key]}; instances {ids}")
+        value = next(iter(bad.values()))
+        raise TrainingError(f"step {step}: {name} is {value}; instances {[*bad]}")
 
 
 def _gathered(own: list[Any]) -> list[Any]:
@@ -293,20 +258,3 @@ def _gathered(own: list[Any]) -> list[Any]:
     missing = object()
     turns = zip_longest(*gather_object([own]), fillvalue=missing)
     return [entry for turn in turns for entry in turn if entry is not missing]
-
-
-def _optimizer(model: PreTrainedModel, config: TrainingSettings) -> torch.optim.Optimizer:
-    given: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "adafactor":
-        return torch.optim.Adafactor(model.parameters(), **given)
-    return torch.optim.AdamW(model.parameters(), **given, fused=True)
-
-
-def _prepare(model: Any, config: TrainingSettings) -> None:
-    if config.gradient_checkpointing:
-        # Older releases of transformers know the other name only.
-        enable = getattr(model, "activation_checkpointing_enable", None)
-        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    if config.compile:
-        # Below the head: what the head computes depends on the batch (`evaluate`).
-        model.get_decoder().compile(dynamic=True)

