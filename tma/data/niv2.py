@@ -1,9 +1,8 @@
 """Super-NaturalInstructions: task files of a checkout, or rows of the hub's copy → instances.
 
-A prompt is the task's definition, two solved examples, and the input. As in its authors' reference
-code, each of these that does not end with punctuation gets a full stop, and an example that would
-make the prompt too long is left out together with those after it; the input is never cut. The
-hub's copy carries no examples: its prompts are definition and input.
+A prompt is the task's definition, two solved examples, and the input, as in the authors' code: a
+text that does not end with punctuation gets a full stop, and an example that would make the prompt
+too long is left out with those after it. The hub's copy has no examples.
 """
 
 from __future__ import annotations
@@ -22,20 +21,17 @@ from tma.errors import DataError
 from tma.store import digest, known_digest
 
 EXAMPLES = 2
-"""Solved examples in a prompt at most."""
+"""Most solved examples in a prompt."""
 CHARACTERS = 4
 """Characters that count as one token."""
 SPLIT = SplitSpec(by=OWN, per_task=(100, 100), first_test=True)
-"""At most 100 instances a task: drawn by seed in training; the first ones in test, which the
-authors balanced."""
+"""At most 100 instances a task; in test the first ones, which the authors balanced."""
 _KEEP = ("Source", "Categories", "Domains", "Reasoning", "Input_language", "Output_language")
 """Keys of a task file that go into meta."""
 
 
 def prompt(definition: str, examples: Sequence[tuple[str, str]], text: str, most: int) -> str:
-    """Return the prompt of one instance, of `most` tokens where leaving out examples reaches that;
-    four characters count as one token.
-    """
+    """Return a prompt of at most `most` tokens, where leaving out examples reaches that."""
     head = f"Definition: {_ended(definition)}\n\n"
     tail = f"Now complete the following example -\nInput: {_ended(text)}\nOutput:"
     shown = ""
@@ -83,7 +79,7 @@ def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
     for split, file in _task_files(root):
         task = _task(file)
         count, first = len(task["Instances"]), split == "test" and spec.first_test
-        # Under another split a cap may count only the rows that are then in it.
+        # Another split may only cap the rows that are then in it.
         most = spec.per_task[SPLITS.index(split)] if spec.by == OWN else None
         numbers = under_cap(count, most, f"{spec.seed}/{file.stem}", first)
         rows = ((k + 1, _instance(task, k, file, most_tokens)) for k in numbers)
@@ -129,10 +125,8 @@ def _instance(task: Mapping[str, Any], number: int, file: Path, most: int) -> Ro
 
 
 def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the rows of the hub's copy; rows that differ only in the target become one.
-
-    Rows without an id cannot be told from equal instances: each stays one. A batch counts as left
-    out the rows that were merged into another.
+    """Yield the rows of the hub's copy; rows that differ only in the target become one, and count
+    as left out. Rows without an id cannot be told from equal instances, and are not merged.
     """
     flat = ((batch, k) for batch in batches for k in range(len(batch.rows)))
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
