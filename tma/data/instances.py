@@ -58,7 +58,7 @@ def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return how often the same key stands before each, (n,)."""
     import pandas as pd
 
-    return pd.Series(keys).groupby(keys, sort=False).cumcount().to_numpy(np.int64)
+    return np.asarray(pd.Series(keys).groupby(keys, sort=False).cumcount(), dtype=np.int64)
 
 
 def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:

@@ -91,7 +91,6 @@ def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
 
 
 def _task(file: Path) -> dict[str, Any]:
-    """Return the content of a task file, its keys checked."""
     with file_errors(file):
         task = json.loads(file.read_text("utf-8-sig"))
     if not isinstance(task, dict):
@@ -139,7 +138,6 @@ def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
-    """Return what the rows of one instance have in common."""
     batch, k = entry
     row = batch.rows[k]
     for column in ("task_name", "definition", "inputs", "targets"):
@@ -151,7 +149,7 @@ def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
 
 
 def _merged(group: Iterable[tuple[Batch, int]], merged: list[int]) -> Row:
-    """Return the rows of one instance as one; `merged` gets their number beyond the first."""
+    """Return the rows of one instance as one; add how many were merged into the first."""
     rows = [batch.rows[k] for batch, k in group]
     merged.append(len(rows) - 1)
     first = rows[0]

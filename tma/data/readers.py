@@ -40,7 +40,7 @@ LONGEST_CELL = 2**28
 PARQUET_ROWS = 500
 """Rows of a Parquet file decoded at once: a text stored once may be repeated in each."""
 _CHUNK = 2**20
-"""Bytes of a JSON file read at once."""
+"""Bytes of a text file read at once."""
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}")
@@ -63,10 +63,7 @@ class Rows(NamedTuple):
 
 
 def local_rows(path: Path, only: str | None = None) -> Rows:
-    """Return the rows of a file, of a folder that `datasets.save_to_disk` wrote, or of a folder of
-    files: those named train, then those named test; all, if no name says a split. If the folder has
-    a file named `only`, that file alone is read.
-    """
+    """Return the rows of a file or folder, of which the file `only`, if there, is read alone."""
     if only is not None and (path / only).is_file():
         path = path / only
     if path.is_dir() and not is_arrow_folder(path):
@@ -108,14 +105,11 @@ def read(path: Path, part: str | None = None) -> Iterator[Batch]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yield the decompressed bytes of a file."""
-    with path.open("rb") as raw:
-        if path.suffix in COMPRESSION:
-            import pyarrow as pa
+    import pyarrow as pa
 
-            stream = pa.input_stream(raw, COMPRESSION[path.suffix])
-            yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
-        else:
-            yield raw
+    with path.open("rb") as raw:
+        stream = pa.input_stream(raw, COMPRESSION.get(path.suffix))
+        yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -142,20 +136,23 @@ Placed = Iterator[tuple[int, int, Row]]
 def _jsonl(path: Path) -> Placed:
     for number, line in enumerate(_lines(path), 1):
         if line and not line.isspace():
-            yield number, len(line), _object(line, f"{path}, line {number}")
+            try:
+                row = _object(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number}: {error}; expected one JSON object a line."
+                ) from error
+            yield number, len(line), row
 
 
-def _object(line: str, where: str) -> Row:
+def _object(line: str) -> Row:
     try:
         row = DECODER.decode(line)
-        problem = None if isinstance(row, dict) else f"a {type(row).__name__}"
     except json.JSONDecodeError as error:
-        problem = f"{error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-    if problem is not None:
-        raise DataError(f"{where}: {problem}; expected one JSON object a line.")
-    return cast(Row, row)
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}")
+    return row
 
 
 def _json(path: Path) -> Placed:

@@ -193,11 +193,8 @@ def _p3_on_the_hub(hub_id: str) -> Rows:
 
 
 def _hub_rows(found: Mapping[str, Dataset], name: str) -> Rows:
-    parts = chosen_splits(found, name)
-    return Rows(
-        _fingerprints(found),
-        lambda: (b for part in parts for b in dataset_batches(found[part], name, part)),
-    )
+    parts = [(found[part], name, part) for part in chosen_splits(found, name)]
+    return Rows(_fingerprints(found), lambda: (b for one in parts for b in dataset_batches(*one)))
 
 
 def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
@@ -212,10 +209,8 @@ def hub_splits(
     """Return the splits of a hub dataset, asked for once a process; `given`: more settings."""
     import datasets
 
-    found: Mapping[str, Dataset] = _from_hub(
-        hub_id, lambda **more: datasets.load_dataset(hub_id, configuration, **given, **more)
-    )
-    return found
+    ask: Callable[..., Mapping[str, Dataset]] = datasets.load_dataset
+    return _from_hub(hub_id, partial(ask, hub_id, configuration, **given))
 
 
 @cache
@@ -247,7 +242,6 @@ def hub_error(name: str, error: BaseException) -> DataError:
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     texts = [" ".join(str(one).split()) for one in chain]
     words, copy = " ".join(texts), "or give a local copy instead of the name"
-    statuses = {getattr(getattr(one, "response", None), "status_code", 0) for one in chain}
     if "GatedRepoError" in kinds or "gated dataset" in words:
         page = f"https://huggingface.co/datasets/{name}"
         problem = f"is gated: accept its terms at {page} and {_LOGIN}, {copy}"
@@ -257,7 +251,7 @@ def hub_error(name: str, error: BaseException) -> DataError:
             f"is not in the cache (HF_HOME), and the hub cannot be reached ({reason}). Connect "
             f"once, {copy}"
         )
-    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or 401 in statuses:
+    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         problem = f"is not on the hub, or is private. Check the id, {_LOGIN}, {copy}"
     else:
         innermost = next((text for text in reversed(texts) if text), type(error).__name__)

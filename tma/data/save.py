@@ -7,9 +7,8 @@ which they are stored and put in order in memory; `Dataset.select` would look up
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,9 +35,8 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
         dataset: instances as `tma.load` gives them, or any dataset.
         order: (k,) row numbers of the dataset, as `tma.arrange` gives them; None: all rows as they
             are stored. A row may be left out, or come twice.
-        path: `.jsonl` (also `.jsonl.gz`, `.jsonl.zst`), `.parquet`, or a name without suffix: a
-            folder that `datasets.load_from_disk` reads. A file is replaced, whole or not at all; a
-            folder must not exist yet. `~` is the home folder, as in `tma.load`.
+        path: `.jsonl` (also `.jsonl.gz`, `.jsonl.zst`), `.parquet`, or, without suffix, a folder
+            for `datasets.load_from_disk`. A file is replaced; a folder must not exist yet.
 
     Raises:
         DataError: the order names rows that are not there, or the path cannot be written.
@@ -75,7 +73,12 @@ def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> No
     table = dataset.data.table.replace_schema_metadata(None)
     pieces, file = _pieces(table, rows), "data-00000-of-00001.arrow"
     if unpacked_suffix(target) == ".jsonl":
-        with new_file(target) as draft, _packed(draft) as sink:
+        # A stream that is compressed here stores no time: equal rows give equal bytes.
+        with (
+            new_file(target) as draft,
+            draft.open("wb") as raw,
+            pa.output_stream(raw, COMPRESSION.get(target.suffix)) as sink,
+        ):
             for piece in pieces:
                 sink.write(_json_lines(piece))
     elif target.suffix == ".parquet":
@@ -109,9 +112,7 @@ def _checked(order: ArrayLike | None, count: int) -> NDArray[np.int64] | None:
         raise DataError(
             f"order has {rows.ndim} dimensions of {rows.dtype}; expected one of row numbers."
         )
-    outside = np.flatnonzero((rows < 0) | (rows >= count))
-    if outside.size:
-        at = outside[0]
+    for at in np.flatnonzero((rows < 0) | (rows >= count))[:1]:
         raise DataError(f"order[{at}] is {rows[at]}; expected row numbers from 0 to {count - 1}.")
     return rows.astype(np.int64)
 
@@ -141,19 +142,6 @@ def _json_lines(piece: pa.RecordBatch) -> bytes:
         raise DataError(
             f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
         ) from error
-
-
-@contextmanager
-def _packed(path: Path) -> Iterator[BinaryIO]:
-    """Yield where to write; equal rows give equal bytes, so no time is stored."""
-    import pyarrow as pa
-
-    with path.open("wb") as raw:
-        if path.suffix in COMPRESSION:
-            with pa.output_stream(raw, COMPRESSION[path.suffix]) as packed:
-                yield cast(BinaryIO, packed)
-        else:
-            yield raw
 
 
 def _describe_folder(

@@ -1,7 +1,4 @@
-"""Which rows train and which test: a source's own split, or one by task, source dataset, instance.
-
-Only labels are looked at, one number a row, so that the rows themselves can stay on disk.
-"""
+"""Which rows train and which test: a source's own split, or one by task, source or instance."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from tma.errors import DataError, wrong
 Numbers = NDArray[np.int64]
 
 HELD_OUT = 0.1
-"""Share of tasks (source datasets, instances) that test where a dataset has no test split."""
+"""Share of tasks, source datasets or instances that test where there is no test split."""
 SPLITS = ("train", "test")
 TRAIN, TEST = 1, 2
 """What a row is for; 0: neither."""
@@ -100,13 +97,13 @@ def is_own(labels: Labels, spec: SplitSpec) -> bool:
 
 def capped(chosen: NDArray[np.int8], labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what every row is for under the caps, (n,); rows that are too long do not count."""
+    import pandas as pd
+
     out = chosen.copy()
     for split, most in zip((TRAIN, TEST), spec.per_task, strict=True):
-        rows = np.flatnonzero((out == split) & (labels.task >= 0))
-        rows = rows[np.argsort(labels.task[rows], kind="stable")]
-        starts = np.flatnonzero(np.diff(labels.task[rows], prepend=-1))
-        for own in np.split(rows, starts[1:]) if len(rows) and most is not None else ():
-            name, first = labels.tasks[labels.task[own[0]]], spec.first_test and split == TEST
+        rows = np.flatnonzero((out == split) & (labels.task >= 0) & (most is not None))
+        for number, own in pd.Series(rows).groupby(labels.task[rows]):
+            name, first = labels.tasks[number], spec.first_test and split == TEST
             out[np.delete(own, under_cap(len(own), most, f"{spec.seed}/{name}", first))] = 0
     return out
 
