@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -53,9 +54,7 @@ def test_the_report_counts_what_is_there_and_what_is_not(name: str) -> None:
     np.testing.assert_array_equal(token_counts(train, TOKENIZER), expected)
 
 
-def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
-    import datasets
-
+def test_a_dataset_from_elsewhere_has_no_line_of_its_source() -> None:
     given = {"task": [None, None], "prompt": ["a", "a"], "response": ["b", "b"]}
     report = tma.describe(datasets.Dataset.from_dict(given), TOKENIZER)["value"]
     assert "rows read" not in report
