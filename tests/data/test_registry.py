@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -147,13 +148,13 @@ def test_the_files_of_a_checkout_are_as_its_lists_say(checkout: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
     train = tma.load(f"niv2:{checkout}", split="train")
     assert json.loads(train["meta"][-1])["dataset"] == "quiz"  # one text instead of a list
-    listed = checkout / "splits" / "default" / "test_tasks.txt"
-    listed.write_text("task3_quiz task1_quiz")
-    with pytest.raises(DataError, match=r"training and test share 1 tasks .* \(task1_quiz\)"):
-        tma.load(f"niv2:{checkout}", split="train")
-    listed.write_text("task5_quiz")
-    with pytest.raises(DataError, match=r"task5_quiz\.json could not be read: .* No such file"):
-        tma.load(f"niv2:{checkout}", split="train")
+    for names, words in (
+        ("task3_quiz task1_quiz", r"training and test share 1 tasks .* \(task1_quiz\)"),
+        ("task5_quiz", r"task5_quiz\.json could not be read: .* No such file"),
+    ):
+        (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
+        with pytest.raises(DataError, match=words):
+            tma.load(f"niv2:{checkout}", split="train")
 
 
 def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
-def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokenizer: Any) -> None:
+def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     train, test = both(str(P3))
     assert len(train) + len(test) == 45_494
     assert len(set(train["task"]) | set(test["task"])) == 234
@@ -264,8 +265,6 @@ def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokeni
     repeated = [name for part in (train, test) for name in part["id"] if "-" in name]
     assert len(repeated) == 45_494 - 44_341
     assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
-    short = test.select(range(300))
-    assert tma.describe(short, tokenizer).loc["rows read", "value"] == 45_494
     train, test = both(str(P3), by="source", per_task=(20, 5))
     datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
     assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
@@ -336,44 +335,28 @@ def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None
 
 
 def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
-    def row(text: str) -> dict[str, Any]:
-        roles = (("system", "Be brief."), ("user", text), ("assistant", "Yes."))
-        messages = [{"role": role, "content": content} for role, content in roles]
-        return {"prompt": text, "prompt_id": "7", "messages": messages, "category": "Chat"}
-
-    copy = tmp_path / "copy"
     for part, count in (("train", 3), ("test", 2)):
-        path = copy / "data" / f"{part}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([row(f"{part} {k}") for k in range(count)]), path)
-    train, test = both(f"no-robots:{copy}")
-    assert train["prompt"][:] == [f"Be brief.\n\ntrain {k}" for k in range(3)]
+        turns_ = [("system", "Be brief."), ("user", part), ("assistant", "Yes.")]
+        messages = [{"role": role, "content": content} for role, content in turns_]
+        row = {"prompt": part, "prompt_id": "7", "messages": messages, "category": "Chat"}
+        pq.write_table(pa.Table.from_pylist([row] * count), tmp_path / f"{part}-0.parquet")
+    train, test = both(f"no-robots:{tmp_path}")
+    assert train["prompt"][:] == ["Be brief.\n\ntrain"] * 3
     assert len(test) == 2
     assert json.loads(test["meta"][0])["category"] == "Chat"
 
 
-def test_a_copys_own_files_are_read_whatever_the_folder_is_called(tmp_path: Path) -> None:
-    for name in ("copy [1]", "copy 1", "a::b", "copy*"):
-        row = {"prompt": name, "response": "2020-01-31", "day": "2020-01-31"}
-        for split, count in (("train", 2), ("test", 1)):
-            write(tmp_path / name / f"{split}.jsonl", [row] * count)
-        train, test = both(f"no-robots:{tmp_path / name}")
-        assert (train["prompt"][:], test["prompt"][:]) == ([name] * 2, [name])
-        assert json.loads(test["meta"][0]) == {"day": "2020-01-31"}
-
-
 def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
-    copy = tmp_path / "copy"
-    path = write(copy / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
-    write(copy / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
+    path = write(tmp_path / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    write(tmp_path / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
     before = path.stat()
     for text in "rs":
         path.write_text(path.read_text().replace('"r"', f'"{text}"'))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert tma.load(f"no-robots:{copy}", split="train")["response"][:] == [text]
+        assert tma.load(f"no-robots:{tmp_path}", split="train")["response"][:] == [text]
     path.write_text(path.read_text() + "{")
     with pytest.raises(DataError, match=r"data/train\.jsonl, line 2: Expecting"):
-        tma.load(f"no-robots:{copy}", split="train")
+        tma.load(f"no-robots:{tmp_path}", split="train")
 
 
 @pytest.mark.parametrize(
@@ -398,20 +381,20 @@ def test_a_copy_that_is_unclear_is_named(
 def test_a_folder_of_train_and_test_files_is_a_dataset(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number, (train, test) in enumerate(
-        (
-            ("train.jsonl", "test.jsonl"),
-            ("my.TRAIN.jsonl", "my-eval.jsonl"),
-            ("Train/a.jsonl", "test/a.jsonl"),
-            ("train-00000-of-00001.jsonl", "Testing_set.jsonl"),
-        )
+    row = {"response": "r", "day": "2020-01-31"}
+    for name, train, test in (
+        ("copy [1]", "train.jsonl", "test.jsonl"),
+        ("a::b", "my.TRAIN.jsonl", "my-eval.jsonl"),
+        ("copy*", "Train/a.jsonl", "test/a.jsonl"),
+        ("copy 1", "train-00000-of-00001.jsonl", "Testing_set.jsonl"),
     ):
-        folder = tmp_path / str(number)
+        folder = tmp_path / name
         for file, text in ((train, "p"), (test, "q")):
-            write(folder / file, [{"prompt": f"{text}{k}", "response": "r"} for k in range(3)])
+            write(folder / file, [row | {"prompt": f"{text}{k}"} for k in range(3)])
         write(folder / "notes" / "other.txt", [])
         parts = both(str(folder))
         assert [part["prompt"][:] for part in parts] == [["p0", "p1", "p2"], ["q0", "q1", "q2"]]
+        assert json.loads(parts[1]["meta"][0]) == {"day": "2020-01-31"}
         assert len(tma.load(folder, split="all")) == 6
         assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
     assert caplog.messages == []
@@ -434,11 +417,9 @@ def test_without_a_connection_one_message_says_what_is_needed(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError) as caught:
+    words = r"the hub cannot be reached \(HF_HUB_OFFLINE is set\)\. Connect once, or give"
+    with pytest.raises(DataError, match=words):
         tma.load(name, split="train")
-    assert "the hub cannot be reached (HF_HUB_OFFLINE is set). Connect once, or give" in str(
-        caught.value
-    )
 
 
 NOT_FOUND = datasets.exceptions.DatasetNotFoundError
@@ -458,10 +439,8 @@ PAGE = r"https://huggingface.co/datasets/a/b"
     ],
 )
 def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
-    found = registry.hub_error("a/b", error)
-    with pytest.raises(DataError, match=words):
-        raise found
-    assert "\n" not in str(found)
+    found = str(registry.hub_error("a/b", error))
+    assert re.search(words, found) and "\n" not in found
 
 
 def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(

@@ -168,7 +168,8 @@ def _json(path: Path) -> Placed:
             elif not text.accepts(","):
                 ended = text.accepts("]")
                 if not ended:
-                    raise text.error(repr(text.peek()), "a comma or the end of the list")
+                    found = repr(text.peek()) if text.peek() else "the end of the file"
+                    raise text.error(found, "a comma or the end of the list")
         if text.peek():
             raise text.error("more text after the list", "its end")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import random
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -102,8 +103,8 @@ def capped(chosen: NDArray[np.int8], labels: Labels, spec: SplitSpec) -> NDArray
     out = chosen.copy()
     for split, most in zip((TRAIN, TEST), spec.per_task, strict=True):
         rows = np.flatnonzero((out == split) & (labels.task >= 0) & (most is not None))
-        for number, own in pd.Series(rows).groupby(labels.task[rows]):
-            name, first = labels.tasks[number], spec.first_test and split == TEST
+        for _, own in pd.Series(rows).groupby(labels.task[rows]):
+            name, first = labels.tasks[labels.task[own.iloc[0]]], spec.first_test and split == TEST
             out[np.delete(own, under_cap(len(own), most, f"{spec.seed}/{name}", first))] = 0
     return out
 
@@ -116,7 +117,7 @@ def under_cap(count: int, most: int | None, seed: str, first: bool) -> list[int]
 
 
 def _rows_named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which rows are of these tasks and source datasets, (n,), or share a task with one."""
+    """Return which rows are of these tasks and source datasets, (n,); a task is taken whole."""
     # A row without a name has the number -1: it reads the last entry.
     sources, tasks = (
         np.array([*(name in names for name in known), False])
@@ -160,6 +161,8 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
 
     A row without a task (or source) among rows with one is a unit with the rows equal to it.
     """
+    import pandas as pd
+
     if by == "source":
         units, known = _linked_sources(labels)
     elif by == "task":
@@ -167,9 +170,9 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
     else:
         units, known = np.full(len(labels.task), -1), 0
     unnamed = units < 0
-    _, first, own = np.unique(labels.key[unnamed], return_index=True, return_inverse=True)
-    units[unnamed] = known + np.argsort(np.argsort(first))[own]
-    count = known + len(first)
+    own, different = pd.factorize(labels.key[unnamed])
+    units[unnamed] = known + own
+    count = known + len(different)
     if count < 2:
         kind = f"{by}s" if known else "different instances"
         linked = by == "source" and len(labels.sources) > known
@@ -186,6 +189,7 @@ def _ranked(numbers: Numbers, names: Sequence[str]) -> Numbers:
 
 def _linked_sources(labels: Labels) -> tuple[Numbers, int]:
     """Return a unit a source dataset; sources that share a task are one unit."""
+    import pandas as pd
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -201,14 +205,13 @@ def _linked_sources(labels: Labels) -> tuple[Numbers, int]:
     links = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(count, count))
     known, unit = connected_components(links, directed=False)
     # Numbered by first name, whatever numbers the library gives them.
-    _, first = np.unique(unit, return_index=True)
-    unit = np.append(np.argsort(np.argsort(first))[unit], -1)
-    return unit[np.where(source >= 0, source, task)].astype(np.int64), int(known)
+    unit = np.append(pd.factorize(unit)[0], -1)
+    return unit[np.where(source >= 0, source, task)], int(known)
 
 
 def _divided(units: int, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what each unit is for: the first of the shuffled ones test."""
-    order = list(range(units))
+    order = array("q", range(units))  # there may be ten million
     random.Random(f"{spec.seed}/held out").shuffle(order)
     tests, trains = max(1, round(HELD_OUT * units)), units
     if spec.tasks is not None:
