@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gzip
 import json
 from pathlib import Path
 from unittest.mock import patch
@@ -33,12 +32,8 @@ def prompts(path: Path) -> list[str]:
         return list(datasets.Dataset.from_parquet(str(path))["prompt"])
     if path.is_dir():
         return list(datasets.load_from_disk(str(path))["prompt"])
-    raw = path.read_bytes()
-    if path.suffix == ".gz":
-        raw = gzip.decompress(raw)
-    elif path.suffix == ".zst":
-        raw = pa.CompressedInputStream(pa.BufferReader(raw), "zstd").read()
-    return [json.loads(line)["prompt"] for line in raw.decode().splitlines()]
+    with pa.input_stream(str(path)) as stream:
+        return [json.loads(line)["prompt"] for line in stream.read().decode().splitlines()]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,7 +18,6 @@ from typing import Any
 from tma.data.batches import Batch, Row, batched, file_errors
 from tma.data.split import OWN, SPLITS, SplitSpec, under_cap
 from tma.errors import DataError
-from tma.store import digest, known_digest
 
 EXAMPLES = 2
 """Most solved examples in a prompt."""
@@ -54,29 +53,20 @@ def is_checkout(path: Path) -> bool:
     return (path / "tasks").is_dir() and (path / "splits" / "default").is_dir()
 
 
-def _task_files(root: Path) -> list[tuple[str, Path]]:
-    """Return (split, task file) of the default (English) track, in the sequence of its lists."""
-    out = list[tuple[str, Path]]()
+def task_files(root: Path) -> list[tuple[Path, str]]:
+    """Return (task file, split) of the default (English) track, in the sequence of its lists."""
+    out = list[tuple[Path, str]]()
     for split in SPLITS:
         listed = root / "splits" / "default" / f"{split}_tasks.txt"
         with file_errors(listed):
             names = listed.read_text("utf-8-sig").split()
-        out += [(split, root / "tasks" / f"{name}.json") for name in names]
+        out += [(root / "tasks" / f"{name}.json", split) for name in names]
     return out
-
-
-def checkout_key(root: Path) -> str:
-    """Return the SHA-256 of the track's names and contents."""
-    texts = list[str]()
-    for split, file in _task_files(root):
-        with file_errors(file):
-            texts += [split, file.name, known_digest(file)]
-    return digest(*texts)
 
 
 def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
     """Yield the instances of a checkout, task by task in the sequence of its lists."""
-    for split, file in _task_files(root):
+    for file, split in task_files(root):
         task = _task(file)
         count, first = len(task["Instances"]), split == "test" and spec.first_test
         # Another split may only cap the rows that are then in it.

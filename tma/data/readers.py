@@ -12,7 +12,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
@@ -77,11 +77,11 @@ def local_rows(path: Path, only: str | None = None) -> Rows:
     return Rows((content, data_suffix(path) or ""), lambda: read(path))
 
 
-def files_key(parts: Sequence[tuple[Path, str | None]], root: Path) -> str:
+def files_key(parts: Iterable[tuple[Path, str | None]], root: Path) -> str:
     """Return the SHA-256 of names, splits and contents of the files of a folder."""
     texts = list[str]()
-    with file_errors(root):
-        for file, split in parts:
+    for file, split in parts:
+        with file_errors(file):
             texts += [file.relative_to(root).as_posix(), split or "", known_digest(file)]
     return digest(*texts)
 

@@ -161,7 +161,7 @@ def _checkout(place: Path, options: LoadOptions) -> Source:
         # The cap counts the rows that are short enough: it waits until that is known.
         split = replace(split, per_task=(None, None))
     most = options.max_source_tokens
-    key = (niv2.checkout_key(place), str(most))
+    key = (files_key(niv2.task_files(place), place), str(most))
     rows = Rows(key, lambda: niv2.checkout(place, most, split))
     return _source(rows, niv2.SPLIT, options, "niv2")
 
