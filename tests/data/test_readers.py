@@ -183,6 +183,14 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl.gz", gzip.compress(GOOD.encode() * 9, mtime=0)[:-9], "could not be read: Truncated"),
     ("a.jsonl.zst", packed(GOOD.encode() * 9)[:-4], "Truncated compressed stream"),
     ("a.txt", GOOD, "expected a .jsonl, .json, .csv or .parquet file"),
+    (
+        "a.jsonl",
+        '{"question": "q", "answer": "a"}',
+        "no known format; it has the columns",
+    ),
+    ("a.jsonl", GOOD, "1 different instances; expected at least 2"),
+    ("a.jsonl", '{"prompt": "p", "response": " "}\n' * 3, "expected at least 2"),
+    ("a.jsonl", '{"prompt": [1], "response": "r"}\n' * 3, "column prompt holds a list"),
 ]
 
 
@@ -196,15 +204,6 @@ def test_what_is_malformed_is_named_by_file_and_line(
         tma.load(str(path), split="train")
     assert "\n" not in str(caught.value)
     assert str(caught.value).encode("utf-8")  # can be printed
-
-
-def test_a_folder_where_a_file_was_meant_is_named(tmp_path: Path) -> None:
-    for name in ("folder", "folder.jsonl"):
-        (tmp_path / name).mkdir()
-        with pytest.raises(DataError, match=r"is a folder with no such files; expected \.jsonl"):
-            tma.load(str(tmp_path / name), split="train")
-    with pytest.raises(DataError, match=r"none\.csv could not be read: .* No such file"):
-        tma.load(str(tmp_path / "none.csv"), split="train")
 
 
 def test_a_column_may_first_appear_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
