@@ -335,28 +335,31 @@ def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None
 
 
 def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
     for part, count in (("train", 3), ("test", 2)):
         turns_ = [("system", "Be brief."), ("user", part), ("assistant", "Yes.")]
         messages = [{"role": role, "content": content} for role, content in turns_]
         row = {"prompt": part, "prompt_id": "7", "messages": messages, "category": "Chat"}
-        pq.write_table(pa.Table.from_pylist([row] * count), tmp_path / f"{part}-0.parquet")
-    train, test = both(f"no-robots:{tmp_path}")
+        pq.write_table(pa.Table.from_pylist([row] * count), copy / f"{part}-0.parquet")
+    train, test = both(f"no-robots:{copy}")
     assert train["prompt"][:] == ["Be brief.\n\ntrain"] * 3
     assert len(test) == 2
     assert json.loads(test["meta"][0])["category"] == "Chat"
 
 
 def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
-    path = write(tmp_path / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
-    write(tmp_path / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
+    copy = tmp_path / "copy"
+    path = write(copy / "data" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    write(copy / "data" / "test.jsonl", [{"prompt": "q", "response": "r"}])
     before = path.stat()
     for text in "rs":
         path.write_text(path.read_text().replace('"r"', f'"{text}"'))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-        assert tma.load(f"no-robots:{tmp_path}", split="train")["response"][:] == [text]
+        assert tma.load(f"no-robots:{copy}", split="train")["response"][:] == [text]
     path.write_text(path.read_text() + "{")
     with pytest.raises(DataError, match=r"data/train\.jsonl, line 2: Expecting"):
-        tma.load(f"no-robots:{tmp_path}", split="train")
+        tma.load(f"no-robots:{copy}", split="train")
 
 
 @pytest.mark.parametrize(
