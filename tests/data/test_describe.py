@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 
@@ -53,9 +54,7 @@ def test_the_report_counts_what_is_there_and_what_is_not(name: str) -> None:
     np.testing.assert_array_equal(token_counts(train, TOKENIZER), expected)
 
 
-def test_a_dataset_from_elsewhere_has_no_line_of_its_source(name: str) -> None:
-    import datasets
-
+def test_a_dataset_from_elsewhere_has_no_line_of_its_source() -> None:
     given = {"task": [None, None], "prompt": ["a", "a"], "response": ["b", "b"]}
     report = tma.describe(datasets.Dataset.from_dict(given), TOKENIZER)["value"]
     assert "rows read" not in report
@@ -119,14 +118,11 @@ def test_a_wrong_argument_is_named(name: str, given: dict[str, Any], words: str)
 
 def test_the_figure_has_a_panel_for_lengths_and_one_for_tasks(name: str) -> None:
     train = tma.load(name, split="train")
-    figure = tma.data_figure(train, TOKENIZER, max_tokens=16)
-    left, right = figure.axes
+    left, right = tma.data_figure(train, TOKENIZER, max_tokens=16).axes
     prompt = left.get_lines()[0]
     assert prompt.get_ydata()[-1] == 1
     assert list(prompt.get_xdata()) == [3, 10]
     sizes = Counter(train["task"]).values()
     assert Counter(right.get_lines()[0].get_ydata()) == Counter(sizes)
-    plain = tma.data_figure(
-        train.remove_columns("task").add_column("task", [None] * len(train)), TOKENIZER
-    )
-    assert len(plain.axes) == 1
+    without = train.remove_columns("task").add_column("task", [None] * len(train))
+    assert len(tma.data_figure(without, TOKENIZER).axes) == 1

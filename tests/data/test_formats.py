@@ -18,19 +18,29 @@ def two(row: dict[str, Any]) -> tuple[str | None, str | None]:
     return found.prompt, found.response
 
 
-def test_pairs_are_read_as_they_stand() -> None:
-    assert two({"prompt": " p\r\n", "response": "r "}) == (" p\r\n", "r ")
-    assert two({"prompt": "p", "completion": "c"}) == ("p", "c")
-    assert two({"inputs_pretokenized": "i", "targets_pretokenized": "\nt", "targets": [3]}) == (
-        "i",
-        "\nt",
-    )
-
-
-def test_alpaca_joins_instruction_and_input() -> None:
-    assert two({"instruction": "Add.", "input": "1, 2", "output": "3"}) == ("Add.\n\n1, 2", "3")
-    assert two({"instruction": "Sing.", "input": "", "output": "la"}) == ("Sing.", "la")
-    assert two({"instruction": "Sing.", "output": "la"}) == ("Sing.", "la")
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"prompt": " p\r\n", "response": "r "}, (" p\r\n", "r ")),
+        ({"prompt": "p", "completion": "c"}, ("p", "c")),
+        ({"inputs_pretokenized": "i", "targets_pretokenized": "\nt", "targets": [3]}, ("i", "\nt")),
+        ({"instruction": "Add.", "input": "1, 2", "output": "3"}, ("Add.\n\n1, 2", "3")),
+        ({"instruction": "Sing.", "input": "", "output": "la"}, ("Sing.", "la")),
+        ({"instruction": "Sing.", "output": "la"}, ("Sing.", "la")),
+        ({"context": "c", "question": "q", "answers": {"text": []}}, ("c\n\nq", None)),
+        ({"context": "c", "question": "", "answers": {"text": ["a"]}}, (None, "a")),
+        ({"context": "c", "question": "q", "answers": ""}, ("c\n\nq", None)),
+        ({"messages": None}, (None, None)),
+        ({"messages": []}, (None, None)),
+        ({"messages": [{"role": "system", "content": "s"}]}, (None, None)),
+        ({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}, ("a", "b")),
+        ({"prompt": 0, "response": False}, ("0", "False")),
+        ({"prompt": float("nan"), "response": "\u2003\n"}, (None, None)),
+        ({"prompt": b"caf\xc3\xa9", "response": 1.5}, ("café", "1.5")),
+    ],
+)
+def test_prompt_and_response_of_each_format(row: dict[str, Any], expected: tuple[Any, Any]) -> None:
+    assert two(row) == expected
 
 
 def test_squad_puts_the_question_after_its_context() -> None:
@@ -49,12 +59,6 @@ def test_squad_puts_the_question_after_its_context() -> None:
     assert json.loads(str(read(row | {"answers": placed}).meta)) == {"id": "7", "answers": placed}
     assert read(row | {"answers": [{"text": "1815"}]}).response == "1815"
     assert read(row | {"answers": ["x", "y"]}).response == "x"
-
-
-def test_a_question_without_an_answer_has_no_response() -> None:
-    empty: dict[str, Any] = {"text": [], "answer_start": []}
-    assert two({"context": "c", "question": "q", "answers": empty}) == ("c\n\nq", None)
-    assert two({"context": "c", "question": "", "answers": {"text": ["a"]}}) == (None, "a")
 
 
 def test_the_first_exchange_of_messages_with_the_system_message_before_it() -> None:
@@ -126,7 +130,6 @@ def test_a_saved_row_has_what_is_in_its_meta() -> None:
 
 
 def test_other_forms_of_messages() -> None:
-    assert two({"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}}) == ("a", "b")
     turns = [{"role": None, "content": None, "from": who, "value": who} for who in ("human", "gpt")]
     assert two({"messages": turns}) == ("human", "gpt")
     content = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -134,32 +137,24 @@ def test_other_forms_of_messages() -> None:
     assert two({"messages": [{"role": "user", "content": content}, answer]}) == ("ab", "c")
 
 
-def test_answers_as_text_are_a_question() -> None:
-    row = {"context": "c", "question": "q", "answers": "{'text': ['a']}"}
-    with pytest.raises(DataError, match="column answers holds text; expected a list"):
-        read(row)
-    assert two(row | {"answers": ""}) == ("c\n\nq", None)
-
-
-@pytest.mark.parametrize("messages", [None, [], [{"role": "system", "content": "s"}]])
-def test_a_conversation_without_an_exchange_is_empty(messages: Any) -> None:
-    assert two({"messages": messages}) == (None, None)
-
-
 @pytest.mark.parametrize(
-    ("messages", "words"),
+    ("column", "cell", "words"),
     [
-        ("[]", "column messages holds a str; expected a list"),
-        ({"from": ["human", "gpt"], "value": ["a"]}, "holds 2 from, 1 value; expected as many of"),
-        (["hi"], "column messages holds a str; expected role and content"),
-        ([{"role": "narrator", "content": "x"}], "the role 'narrator'; known are: user"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "a part that is no text"),
-        ([{"role": "user", "content": {"a": 1}}], "column messages holds a dict; expected text"),
+        ("messages", "[]", "column messages holds a str; expected a list"),
+        ("messages", {"from": ["gpt"] * 2, "value": ["a"]}, "holds 2 from, 1 value; expected as"),
+        ("messages", ["hi"], "column messages holds a str; expected role and content"),
+        ("messages", [{"role": "narrator"}], "the role 'narrator'; known are: user"),
+        ("messages", [{"role": "user", "content": [{"type": "image"}]}], "a part that is no text"),
+        ("messages", [{"role": "user", "content": {"a": 1}}], "holds a dict; expected text"),
+        ("response", {"a": 1}, "column response holds a dict; expected text"),
+        ("response", b"\xff", "column response holds bytes that are not UTF-8"),
+        ("answers", "{'text': ['a']}", "column answers holds text; expected a list"),
     ],
 )
-def test_a_conversation_that_is_none_is_named(messages: Any, words: str) -> None:
+def test_a_cell_that_cannot_be_read_is_named(column: str, cell: Any, words: str) -> None:
+    others = {"response": {"prompt": "p"}, "answers": {"context": "c", "question": "q"}}
     with pytest.raises(DataError, match=words):
-        read({"messages": messages})
+        read(others.get(column, {}) | {column: cell})
 
 
 def test_two_formats_that_fit_are_a_question() -> None:
@@ -193,14 +188,6 @@ def test_task_and_source_can_be_named_alone() -> None:
     row = {"prompt": "p", "response": "r", "kind": "k", "origin": "o"}
     found = read(row, {"task": "kind", "source": "origin"})
     assert found == Instance("k", "o", "p", "r", '{"origin": "o"}')
-
-
-def test_numbers_are_text_and_what_is_missing_is_none() -> None:
-    assert two({"prompt": 0, "response": False}) == ("0", "False")
-    assert two({"prompt": float("nan"), "response": "\u2003\n"}) == (None, None)
-    assert two({"prompt": b"caf\xc3\xa9", "response": 1.5}) == ("café", "1.5")
-    with pytest.raises(DataError, match="column prompt holds bytes that are not UTF-8"):
-        two({"prompt": b"\xff", "response": "r"})
 
 
 def test_meta_is_json_whatever_it_holds() -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,7 @@ def checkout(tmp_path: Path) -> Path:
     }
     root = tmp_path / "natural-instructions"
     for name, content in written.items():
-        path = root / "tasks" / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=4), encoding="utf-8")
+        write(root / "tasks" / f"{name}.json", [content])
     splits = root / "splits" / "default"
     splits.mkdir(parents=True)
     (splits / "train_tasks.txt").write_bytes(b"task1_quiz\r\ntask2_quiz\r\n")
@@ -96,6 +94,10 @@ def test_a_checkout_has_definition_examples_and_input(checkout: Path) -> None:
         "dataset": "quiz",
         "references": ["x", "y"],
     }
+    counted = data.manifest(train)
+    assert counted is not None and counted["read"] == 130 + 1 + 130
+    anew = both(f"niv2:{checkout}", by="instance", per_task=(None, None))
+    assert sum(map(len, anew)) == counted["read"]
     # The authors put the instances that test in front.
     assert test["prompt"][:] == [PROMPT.format(f"q{k}.") for k in range(100)]
     assert set(test["task"]) == {"task3_quiz"}
@@ -141,26 +143,18 @@ def test_a_broken_task_file_is_named(checkout: Path, broken: str, words: str) ->
         tma.load(f"niv2:{checkout}", split="train")
 
 
-def test_a_checkout_may_be_split_anew_and_every_instance_is_counted(checkout: Path) -> None:
-    own = tma.load(f"niv2:{checkout}", split="train")
-    counted = data.manifest(own)
-    assert counted is not None and counted["read"] == 130 + 1 + 130
-    train, test = both(f"niv2:{checkout}", by="instance", per_task=(None, None))
-    assert len(train) + len(test) == counted["read"]
-
-
 def test_the_files_of_a_checkout_are_as_its_lists_say(checkout: Path) -> None:
     path = checkout / "tasks" / "task2_quiz.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
     train = tma.load(f"niv2:{checkout}", split="train")
     assert json.loads(train["meta"][-1])["dataset"] == "quiz"  # one text instead of a list
-    listed = checkout / "splits" / "default" / "test_tasks.txt"
-    listed.write_text("task3_quiz task1_quiz")
-    with pytest.raises(DataError, match=r"training and test share 1 tasks .* \(task1_quiz\)"):
-        tma.load(f"niv2:{checkout}", split="train")
-    listed.write_text("task5_quiz")
-    with pytest.raises(DataError, match=r"task5_quiz\.json could not be read: .* No such file"):
-        tma.load(f"niv2:{checkout}", split="train")
+    for names, words in (
+        ("task3_quiz task1_quiz", r"training and test share 1 tasks .* \(task1_quiz\)"),
+        ("task5_quiz", r"task5_quiz\.json could not be read: .* No such file"),
+    ):
+        (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
+        with pytest.raises(DataError, match=words):
+            tma.load(f"niv2:{checkout}", split="train")
 
 
 def test_the_hubs_copy_has_definition_and_input(tmp_path: Path) -> None:
@@ -187,12 +181,9 @@ def test_rows_of_the_hubs_copy_are_merged_by_id_and_definition_alone(tmp_path: P
     row = {"task_name": "task1_quiz", "inputs": "q", "targets": "x", "definition": "Answer"}
     rows = [row, row, row | {"id": None}]
     rows += [row | {"id": "1", "definition": text} for text in ("Answer", "Answer", "Reply")]
-    write(tmp_path / "copy" / "train.jsonl", rows)
-    write(tmp_path / "copy" / "test.jsonl", [row | {"task_name": "task9_quiz"}] * 2)
-    train, test = both(f"niv2:{tmp_path / 'copy'}")
+    train = tma.load(f"niv2:{write(tmp_path / 'a.jsonl', rows)}", split="all")
     assert [text[12:18] for text in train["prompt"]] == ["Answer"] * 4 + ["Reply."]
     assert train["id"][1:4] == [f"{train['id'][0]}-{k}" for k in (2, 3, 4)]
-    assert len(test) == 2
 
 
 # P3
@@ -243,6 +234,9 @@ def test_rows_outside_t0_are_in_no_split_of_a_p3_file_and_are_counted(
         counted = data.manifest(part)
         assert counted is not None and counted["read"] == 6
         assert sum(counted["rows"].values()) == 4
+    # What T0 held out trains where other names are held out.
+    held_out = [{*part["task"]} for part in both(name, held_out=["imdb"])]
+    assert held_out == [{"glue_mrpc_x", "hellaswag_q"}, {"imdb_y", "imdb_z"}]
 
 
 def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
@@ -252,22 +246,16 @@ def test_p3_configurations_give_training_and_validation(tmp_path: Path) -> None:
         "squad_v2_ask": ("train",),
         "super_glue_rte_does_score_eval": ("validation",),
     }
-    lines = ["---", "configs:"]
     for name, parts in written.items():
-        lines += [f"- config_name: {name}", "  data_files:"]
         for part in parts:
-            path = tmp_path / "copy" / name / f"{part}.parquet"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pq.write_table(pa.Table.from_pylist([p3_row(f"{name} {part}")]), path)
-            lines += [f"  - split: {part}", f"    path: {name}/{part}.parquet"]
-    (tmp_path / "copy" / "README.md").write_text("\n".join([*lines, "---", ""]))
+            write(tmp_path / "copy" / name / f"{part}.jsonl", [p3_row(f"{name} {part}")])
     train, test = both(f"p3:{tmp_path / 'copy'}")
     assert train["prompt"][:] == ["xsum_tldr train"]
     assert test["prompt"][:] == ["super_glue_rte_does validation"]
 
 
 @pytest.mark.skipif(not P3.is_file(), reason="the P3 subset is not here")
-def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokenizer: Any) -> None:
+def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture) -> None:
     train, test = both(str(P3))
     assert len(train) + len(test) == 45_494
     assert len(set(train["task"]) | set(test["task"])) == 234
@@ -277,8 +265,6 @@ def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokeni
     repeated = [name for part in (train, test) for name in part["id"] if "-" in name]
     assert len(repeated) == 45_494 - 44_341
     assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
-    short = test.select(range(300))
-    assert tma.describe(short, tokenizer).loc["rows read", "value"] == 45_494
     train, test = both(str(P3), by="source", per_task=(20, 5))
     datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
     assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
@@ -286,34 +272,18 @@ def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture, tokeni
     assert set(Counter(test["task"]).values()) == {5}
 
 
-@pytest.mark.parametrize(
-    ("fold", "tested"),
-    [
-        (0, {"glue_mrpc", "adversarial_qa_dbidaf", "ropes", "dream", "wiki_bio", "xsum"}),
-        (4, {"wiki_qa", "duorc_ParaphraseRC", "cosmos_qa", "quartz", "common_gen", "samsum"}),
-    ],
-)
-def test_a_fold_of_p3_is_every_fifth_of_t0s_training_datasets(
-    tmp_path: Path, fold: int, tested: set[str]
-) -> None:
+def test_a_fold_of_p3_is_every_fifth_of_t0s_training_datasets(tmp_path: Path) -> None:
     names = [dataset for dataset, _, _ in p3.datasets()] + ["math_qa"]
     rows = [p3_row(name) | {"task": f"{name}_x"} for name in names]
-    path = write(tmp_path / "p3.jsonl", rows)
-    train, test = both(f"p3:{path}", fold=fold)
+    train, test = both(f"p3:{write(tmp_path / 'p3.jsonl', rows)}", fold=0)
     # Neither what T0 held out nor what it did not know has a part in it.
-    assert (len(train), len(test)) == ((31, 8) if fold == 0 else (32, 7))
+    assert (len(train), len(test)) == (31, 8)
+    tested = {"glue_mrpc", "adversarial_qa_dbidaf", "ropes", "dream", "wiki_bio", "xsum"}
     assert tested < {*data.sources(test)}
     assert not {*data.sources(test)} & {*data.sources(train)}
     # The fold is the same for a file that holds fewer datasets.
     few = write(tmp_path / "few.jsonl", [row for row in rows if row["task"] != "xsum_x"])
-    assert {*data.sources(both(f"p3:{few}", fold=fold)[1])} == {*data.sources(test)} - {"xsum"}
-
-
-def test_what_t0_held_out_trains_where_other_names_are_held_out(tmp_path: Path) -> None:
-    rows = [p3_row(name) | {"task": name} for name in ("imdb_y", "imdb_z", "xsum_a", "anli_b")]
-    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
-    parts = [part["task"][:] for part in both(name, held_out=["imdb"])]
-    assert parts == [["xsum_a", "anli_b"], ["imdb_y", "imdb_z"]]
+    assert {*data.sources(both(f"p3:{few}", fold=0)[1])} == {*data.sources(test)} - {"xsum"}
 
 
 def test_folds_of_p3_share_out_its_clusters() -> None:
@@ -365,30 +335,17 @@ def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None
 
 
 def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
-    def row(text: str) -> dict[str, Any]:
-        roles = (("system", "Be brief."), ("user", text), ("assistant", "Yes."))
-        messages = [{"role": role, "content": content} for role, content in roles]
-        return {"prompt": text, "prompt_id": "7", "messages": messages, "category": "Chat"}
-
     copy = tmp_path / "copy"
+    copy.mkdir()
     for part, count in (("train", 3), ("test", 2)):
-        path = copy / "data" / f"{part}-00000-of-00001.parquet"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.Table.from_pylist([row(f"{part} {k}") for k in range(count)]), path)
+        turns_ = [("system", "Be brief."), ("user", part), ("assistant", "Yes.")]
+        messages = [{"role": role, "content": content} for role, content in turns_]
+        row = {"prompt": part, "prompt_id": "7", "messages": messages, "category": "Chat"}
+        pq.write_table(pa.Table.from_pylist([row] * count), copy / f"{part}-0.parquet")
     train, test = both(f"no-robots:{copy}")
-    assert train["prompt"][:] == [f"Be brief.\n\ntrain {k}" for k in range(3)]
+    assert train["prompt"][:] == ["Be brief.\n\ntrain"] * 3
     assert len(test) == 2
     assert json.loads(test["meta"][0])["category"] == "Chat"
-
-
-def test_a_copys_own_files_are_read_whatever_the_folder_is_called(tmp_path: Path) -> None:
-    for name in ("copy [1]", "copy 1", "a::b", "copy*"):
-        row = {"prompt": name, "response": "2020-01-31", "day": "2020-01-31"}
-        for split, count in (("train", 2), ("test", 1)):
-            write(tmp_path / name / f"{split}.jsonl", [row] * count)
-        train, test = both(f"no-robots:{tmp_path / name}")
-        assert (train["prompt"][:], test["prompt"][:]) == ([name] * 2, [name])
-        assert json.loads(test["meta"][0]) == {"day": "2020-01-31"}
 
 
 def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
@@ -427,21 +384,20 @@ def test_a_copy_that_is_unclear_is_named(
 def test_a_folder_of_train_and_test_files_is_a_dataset(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number, (train, test) in enumerate(
-        (
-            ("train.jsonl", "test.jsonl"),
-            ("Train.jsonl", "Test.jsonl"),
-            ("my.TRAIN.jsonl", "my-eval.jsonl"),
-            ("Train/a.jsonl", "test/a.jsonl"),
-            ("train-00000-of-00001.jsonl", "Testing_set.jsonl"),
-        )
+    row = {"response": "r", "day": "2020-01-31"}
+    for name, train, test in (
+        ("copy [1]", "train.jsonl", "test.jsonl"),
+        ("a::b", "my.TRAIN.jsonl", "my-eval.jsonl"),
+        ("copy*", "Train/a.jsonl", "test/a.jsonl"),
+        ("copy 1", "train-00000-of-00001.jsonl", "Testing_set.jsonl"),
     ):
-        folder = tmp_path / str(number)
+        folder = tmp_path / name
         for file, text in ((train, "p"), (test, "q")):
-            write(folder / file, [{"prompt": f"{text}{k}", "response": "r"} for k in range(3)])
+            write(folder / file, [row | {"prompt": f"{text}{k}"} for k in range(3)])
         write(folder / "notes" / "other.txt", [])
         parts = both(str(folder))
         assert [part["prompt"][:] for part in parts] == [["p0", "p1", "p2"], ["q0", "q1", "q2"]]
+        assert json.loads(parts[1]["meta"][0]) == {"day": "2020-01-31"}
         assert len(tma.load(folder, split="all")) == 6
         assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
     assert caplog.messages == []
@@ -464,11 +420,9 @@ def test_without_a_connection_one_message_says_what_is_needed(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError) as caught:
+    words = r"the hub cannot be reached \(HF_HUB_OFFLINE is set\)\. Connect once, or give"
+    with pytest.raises(DataError, match=words):
         tma.load(name, split="train")
-    assert "the hub cannot be reached (HF_HUB_OFFLINE is set). Connect once, or give" in str(
-        caught.value
-    )
 
 
 NOT_FOUND = datasets.exceptions.DatasetNotFoundError
@@ -488,10 +442,8 @@ PAGE = r"https://huggingface.co/datasets/a/b"
     ],
 )
 def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
-    found = registry.hub_error("a/b", error)
-    with pytest.raises(DataError, match=words):
-        raise found
-    assert "\n" not in str(found)
+    found = str(registry.hub_error("a/b", error))
+    assert re.search(words, found) and "\n" not in found
 
 
 def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
@@ -515,16 +467,3 @@ def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
 def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
     with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
         tma.load(name, split="train")
-
-
-def test_empty_targets_are_counted_by_split(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [p3_row(f"q{k}") | {"task": "xsum_tldr"} for k in range(4)]
-    rows[1]["targets_pretokenized"] = "\n "
-    rows += [p3_row("q") | {"task": "anli_can_r1"}]
-    name = f"p3:{write(tmp_path / 'p3.jsonl', rows)}"
-    with caplog.at_level(logging.WARNING):
-        train, test = both(name)
-    assert (len(train), len(test)) == (3, 1)
-    assert caplog.messages == [f"dataset {name}: 1 rows without prompt or response left out"]

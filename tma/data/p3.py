@@ -36,10 +36,10 @@ def datasets() -> list[tuple[str, str, str]]:
 
 
 def fold(number: int) -> tuple[list[str], list[str]]:
-    """Return the datasets that a fold tests, training datasets of T0, and those it leaves out.
+    """Return the datasets that a fold tests, and those that it leaves out: what T0 held out.
 
-    They are dealt out in the table's sequence, cluster by cluster, so that every fold tests nearly
-    as many of each cluster, whatever a file holds of them. What T0 held out is left out.
+    T0's training datasets are dealt out cluster by cluster, so that every fold tests nearly as many
+    of each, whatever a file holds of them.
     """
     by_split = {part: [d for d, split, _ in datasets() if split == part] for part in _GIVES}
     return by_split["train"][number :: len(FOLDS["p3"])], by_split["test"]
@@ -47,12 +47,10 @@ def fold(number: int) -> tuple[list[str], list[str]]:
 
 @lru_cache(maxsize=2**12)
 def _role(task: str) -> tuple[str, str, str] | None:
-    """Return split, dataset and cluster of a P3 task in T0; None where it has no part in it.
-
-    Tasks ending in `_score_eval` write every answer option out; T0 used them for ranking only.
-    """
+    """Return split, dataset and cluster of a P3 task in T0; None where it has no part in it."""
     name = task.replace(".", "_")
     known = [entry for entry in datasets() if name.startswith(f"{entry[0]}_")]
+    # Tasks ending in `_score_eval` write out every answer option; T0 used them for ranking only.
     if name.endswith("_score_eval") or not known:
         return None
     dataset, split, cluster = max(known, key=lambda entry: len(entry[0]))
@@ -60,7 +58,7 @@ def _role(task: str) -> tuple[str, str, str] | None:
 
 
 def splits_of_tasks(tasks: Mapping[str, Callable[[], Mapping[str, T]]]) -> dict[str, T]:
-    """Return of each task of T0 the split that gives its rows; `tasks` load their splits."""
+    """Return the split that gives the rows of each task of T0; `tasks` load their splits."""
     out = dict[str, T]()
     for task, load in tasks.items():
         role = _role(task)
@@ -82,9 +80,7 @@ def with_tasks(parts: Iterable[tuple[str, Callable[[], Iterator[Batch]]]]) -> It
 
 
 def with_roles(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Give every row the split that T0 gave its task, its dataset and its cluster; rows of other
-    tasks are left out and counted.
-    """
+    """Give every row the split, dataset and cluster of its task in T0; count the others out."""
     for batch in batches:
         kept, left_out = [], batch.left_out
         for k, row in enumerate(batch.rows):

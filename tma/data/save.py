@@ -1,17 +1,14 @@
 """Instances written in an arranged order: JSONL, Parquet or an Arrow folder.
 
-`Dataset.select` keeps a table of row numbers and looks every row up on its own. Here the order is
-cut into blocks that fit the memory set aside for them; the rows of a block are fetched in the
-sequence in which they are stored, and put into their places in memory.
+The order is cut into blocks that fit in memory. The rows of a block are fetched in the sequence in
+which they are stored and put in order in memory; `Dataset.select` would look up every row alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tma.config import expanded, unpacked_suffix
 from tma.data.batches import COMPRESSION, ENCODER
 from tma.errors import DataError, wrong
-from tma.store import cache_dir, digest, locked, new_file, new_folder
+from tma.store import cache_dir, digest, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +25,7 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 2**28
 """Text of the rows that are put in order at once."""
 PIECE_ROWS, PIECE_BYTES = 10_000, 2**24
-"""Rows, and about how many bytes, that are written at once at most."""
+"""About the most rows, and bytes, that are written at once."""
 
 
 def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
@@ -38,9 +35,8 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
         dataset: instances as `tma.load` gives them, or any dataset.
         order: (k,) row numbers of the dataset, as `tma.arrange` gives them; None: all rows as they
             are stored. A row may be left out, or come twice.
-        path: `.jsonl` (also `.jsonl.gz`, `.jsonl.zst`), `.parquet`, or a name without suffix: a
-            folder that `datasets.load_from_disk` reads. A file is replaced, whole or not at all; a
-            folder must not exist yet. `~` is the home folder, as in `tma.load`.
+        path: `.jsonl` (also `.jsonl.gz`, `.jsonl.zst`), `.parquet`, or, without suffix, a folder
+            for `datasets.load_from_disk`. A file is replaced; a folder must not exist yet.
 
     Raises:
         DataError: the order names rows that are not there, or the path cannot be written.
@@ -70,22 +66,38 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
 
 
 def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     # Without the metadata that only `datasets` reads.
     table = dataset.data.table.replace_schema_metadata(None)
-    pieces = _pieces(table, rows)
+    pieces, file = _pieces(table, rows), "data-00000-of-00001.arrow"
     if unpacked_suffix(target) == ".jsonl":
-        with new_file(target) as draft, _packed(draft) as sink:
-            _write_jsonl(pieces, sink)
+        # A stream that is compressed here stores no time: equal rows give equal bytes.
+        with (
+            new_file(target) as draft,
+            draft.open("wb") as raw,
+            pa.output_stream(raw, COMPRESSION.get(target.suffix)) as sink,
+        ):
+            for piece in pieces:
+                sink.write(_json_lines(piece))
     elif target.suffix == ".parquet":
-        with new_file(target) as draft:
-            _write_parquet(pieces, table.schema, draft)
+        with (
+            new_file(target) as draft,
+            pq.ParquetWriter(draft, table.schema, write_page_checksum=True) as writer,
+        ):
+            for piece in pieces:
+                writer.write_batch(piece)
     elif target.suffix:
         raise DataError(f"path={str(target)!r}: expected .jsonl, .parquet, or a folder's name.")
     elif target.exists():
         raise DataError(f"path={str(target)!r} exists. Remove it, or give another name.")
     else:
         with new_folder(target) as draft:
-            _write_folder(pieces, table.schema, draft, dataset, rows)
+            with pa.ipc.new_stream(draft / file, table.schema) as writer:
+                for piece in pieces:
+                    writer.write_batch(piece)
+            _describe_folder(draft, file, dataset, rows)
 
 
 def _checked(order: ArrayLike | None, count: int) -> NDArray[np.int64] | None:
@@ -95,21 +107,17 @@ def _checked(order: ArrayLike | None, count: int) -> NDArray[np.int64] | None:
         rows = np.asarray(order)
     except ValueError as error:
         raise DataError(f"order: {error}; expected one dimension of row numbers.") from error
-    if rows.size == 0:
-        rows = rows.astype(np.int64)
+    rows = rows if rows.size else rows.astype(np.int64)
     if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
         raise DataError(
             f"order has {rows.ndim} dimensions of {rows.dtype}; expected one of row numbers."
         )
-    outside = np.flatnonzero((rows < 0) | (rows >= count))
-    if outside.size:
-        at = outside[0]
+    for at in np.flatnonzero((rows < 0) | (rows >= count))[:1]:
         raise DataError(f"order[{at}] is {rows[at]}; expected row numbers from 0 to {count - 1}.")
     return rows.astype(np.int64)
 
 
 def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.RecordBatch]:
-    """Yield the rows in their order."""
     import pyarrow as pa
 
     a_row = max(1, table.nbytes // max(1, len(table)))
@@ -127,60 +135,28 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
             yield from fetched.take(places[low : low + piece]).to_batches()
 
 
-def _write_jsonl(pieces: Iterator[pa.RecordBatch], sink: BinaryIO) -> None:
-    for piece in pieces:
-        try:
-            lines = [ENCODER.encode(row) for row in piece.to_pylist()]
-        except ValueError as error:
-            raise DataError(
-                f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
-            ) from error
-        sink.write(("\n".join(lines) + "\n").encode("utf-8"))
+def _json_lines(piece: pa.RecordBatch) -> bytes:
+    try:
+        return "".join(f"{ENCODER.encode(row)}\n" for row in piece.to_pylist()).encode()
+    except ValueError as error:
+        raise DataError(
+            f"a cell cannot be written as JSON: {error}. Save as .parquet, or replace it."
+        ) from error
 
 
-@contextmanager
-def _packed(path: Path) -> Iterator[BinaryIO]:
-    """Yield where to write; equal rows give equal bytes, so no time is stored."""
-    import pyarrow as pa
-
-    with path.open("wb") as raw:
-        if path.suffix in COMPRESSION:
-            with pa.output_stream(raw, COMPRESSION[path.suffix]) as packed:
-                yield cast(BinaryIO, packed)
-        else:
-            yield raw
-
-
-def _write_parquet(pieces: Iterator[pa.RecordBatch], schema: pa.Schema, path: Path) -> None:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetWriter(path, schema, write_page_checksum=True) as writer:
-        for piece in pieces:
-            writer.write_batch(piece)
-
-
-def _write_folder(
-    pieces: Iterator[pa.RecordBatch],
-    schema: pa.Schema,
-    folder: Path,
-    dataset: Dataset,
-    rows: NDArray[np.int64] | None,
+def _describe_folder(
+    folder: Path, file: str, dataset: Dataset, rows: NDArray[np.int64] | None
 ) -> None:
-    """Write the three files of `Dataset.save_to_disk`."""
-    import pyarrow as pa
-
-    file = "data-00000-of-00001.arrow"
-    with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, schema) as out:
-        for piece in pieces:
-            out.write_batch(piece)
+    """Write the two files that `Dataset.save_to_disk` puts beside the data."""
     order = b"" if rows is None else rows.tobytes()
-    none = ("_format_columns", "_format_type", "_split")
-    state = dict.fromkeys(none) | {
+    state: dict[str, object] = {
         "_data_files": [{"filename": file}],
         "_fingerprint": digest(dataset._fingerprint, order)[:16],
+        "_format_columns": None,
         "_format_kwargs": {},
+        "_format_type": None,
         "_output_all_columns": False,
+        "_split": None,
     }
-    info = {"features": dataset.features.to_dict()}
-    for name, value in (("state", state), ("dataset_info", info)):
-        (folder / f"{name}.json").write_text(json.dumps(value, indent=2), encoding="utf-8")
+    write_json(folder / "state.json", state)
+    write_json(folder / "dataset_info.json", {"features": dataset.features.to_dict()})

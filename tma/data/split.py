@@ -1,7 +1,4 @@
-"""Which rows train and which test: a source's own split, or one by task, source dataset, instance.
-
-Only labels are looked at, one number a row, so that the rows themselves can stay on disk.
-"""
+"""Which rows train and which test: a source's own split, or one by task, source or instance."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from tma.errors import DataError, wrong
 Numbers = NDArray[np.int64]
 
 HELD_OUT = 0.1
-"""Share of tasks (source datasets, instances) that test where a dataset has no test split."""
+"""Share of tasks, source datasets or instances that test where there is no test split."""
 SPLITS = ("train", "test")
 TRAIN, TEST = 1, 2
 """What a row is for; 0: neither."""
@@ -35,12 +32,11 @@ class SplitSpec:
 
     by: str | None = None
     """What training and test never share: task, source, or instance. None: the source's own split
-    where it has one (own: in any case), else task, else (without tasks) instance. all: nothing is
-    held out."""
+    where it has one (own: in any case), else task, else instance. all: nothing is held out."""
     per_task: tuple[int | None, int | None] = (None, None)
-    """Instances a task at most, in training and in test; rows without a task are not counted."""
+    """Most instances per task, in training and in test; rows without a task are not capped."""
     tasks: tuple[int, int] | None = None
-    """Training tasks at most, and test tasks; a smaller dataset is divided in their ratio."""
+    """Most training and test tasks; a smaller dataset is divided in their ratio."""
     held_out: tuple[str, ...] = ()
     """Tasks and source datasets that test while all others train; (): as `by` says."""
     left_out: tuple[str, ...] = ()
@@ -48,41 +44,33 @@ class SplitSpec:
     partial: bool = False
     """Whether the dataset may lack some of these names."""
     first_test: bool = False
-    """Whether the cap takes a test task's first instances; otherwise it chooses by seed."""
+    """Whether the cap takes the first instances of a test task, not some drawn by seed."""
     seed: int = 0
-    """Seed of what is held out, and of the choice under a cap."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is known of n rows."""
+    """What is known of n rows; arrays are (n,)."""
 
     part: NDArray[np.int8]
-    """The source's own split, TRAIN, TEST or 0, (n,)."""
+    """The source's own split: TRAIN, TEST or 0."""
     task: Numbers
-    """Number of the task in `tasks`, -1 without one, (n,)."""
+    """Number in `tasks`, -1 without one."""
     source: Numbers
-    """Number of the source dataset in `sources`, -1 without one, (n,)."""
+    """Number in `sources`, the source datasets, -1 without one."""
     key: NDArray[np.uint64]
-    """Digest of the content, (n,)."""
+    """Digest of the content."""
     tasks: Sequence[str]
-    """Names of the tasks."""
     sources: Sequence[str]
-    """Names of the source datasets."""
     has_test: bool = False
-    """Whether the source has test rows beside these: all of them may be empty."""
+    """Whether the source has test rows that are not among these, since they are empty."""
     long: NDArray[np.bool_] | None = None
-    """Whether a row has too many tokens, (n,); None: none has."""
+    """Whether a row has too many tokens; None: none has."""
 
 
 def assign(labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
-    """Return what every row is for before a cap, (n,): TRAIN, TEST or 0 (left out); -TRAIN or -TEST
-    if it is too long for that. What is held out does not depend on lengths.
-
-    Raises:
-        DataError: there is too little to hold anything out, no source dataset to split by, or the
-            source's own split has tasks on both sides, or is not there.
-        ParameterError: a name that is held out is none of the dataset's.
+    """Return what every row is for before a cap, (n,): TRAIN, TEST or 0 (left out); negative if it
+    is too long. What is held out does not depend on lengths.
     """
     out = np.full(len(labels.part), TRAIN, dtype=np.int8)
     if spec.held_out:
@@ -110,13 +98,13 @@ def is_own(labels: Labels, spec: SplitSpec) -> bool:
 
 def capped(chosen: NDArray[np.int8], labels: Labels, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what every row is for under the caps, (n,); rows that are too long do not count."""
+    import pandas as pd
+
     out = chosen.copy()
     for split, most in zip((TRAIN, TEST), spec.per_task, strict=True):
-        rows = np.flatnonzero((out == split) & (labels.task >= 0))
-        rows = rows[np.argsort(labels.task[rows], kind="stable")]
-        starts = np.flatnonzero(np.diff(labels.task[rows], prepend=-1))
-        for own in np.split(rows, starts[1:]) if len(rows) and most is not None else ():
-            name, first = labels.tasks[labels.task[own[0]]], spec.first_test and split == TEST
+        rows = np.flatnonzero((out == split) & (labels.task >= 0) & (most is not None))
+        for _, own in pd.Series(rows).groupby(labels.task[rows]):
+            name, first = labels.tasks[labels.task[own.iloc[0]]], spec.first_test and split == TEST
             out[np.delete(own, under_cap(len(own), most, f"{spec.seed}/{name}", first))] = 0
     return out
 
@@ -129,9 +117,7 @@ def under_cap(count: int, most: int | None, seed: str, first: bool) -> list[int]
 
 
 def _rows_named(labels: Labels, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return which rows are of these tasks and source datasets, (n,); a task is taken whole, also
-    where only some of its rows are of such a dataset.
-    """
+    """Return which rows are of these tasks and source datasets, (n,); a task is taken whole."""
     # A row without a name has the number -1: it reads the last entry.
     sources, tasks = (
         np.array([*(name in names for name in known), False])
@@ -175,6 +161,8 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
 
     A row without a task (or source) among rows with one is a unit with the rows equal to it.
     """
+    import pandas as pd
+
     if by == "source":
         units, known = _linked_sources(labels)
     elif by == "task":
@@ -182,9 +170,9 @@ def _units(labels: Labels, by: str) -> tuple[Numbers, int]:
     else:
         units, known = np.full(len(labels.task), -1), 0
     unnamed = units < 0
-    _, first, own = np.unique(labels.key[unnamed], return_index=True, return_inverse=True)
-    units[unnamed] = known + np.argsort(np.argsort(first))[own]
-    count = known + len(first)
+    own, different = pd.factorize(labels.key[unnamed])
+    units[unnamed] = known + own
+    count = known + len(different)
     if count < 2:
         kind = f"{by}s" if known else "different instances"
         linked = by == "source" and len(labels.sources) > known
@@ -201,6 +189,7 @@ def _ranked(numbers: Numbers, names: Sequence[str]) -> Numbers:
 
 def _linked_sources(labels: Labels) -> tuple[Numbers, int]:
     """Return a unit a source dataset; sources that share a task are one unit."""
+    import pandas as pd
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -215,15 +204,14 @@ def _linked_sources(labels: Labels) -> tuple[Numbers, int]:
     ends = np.unique(np.stack([source, task])[:, (source >= 0) & (task >= 0)], axis=1)
     links = coo_array((np.ones(ends.shape[1]), (ends[0], ends[1])), shape=(count, count))
     known, unit = connected_components(links, directed=False)
-    # Numbered by their first name, whatever numbers the library gives them.
-    _, first = np.unique(unit, return_index=True)
-    unit = np.append(np.argsort(np.argsort(first))[unit], -1)
-    return unit[np.where(source >= 0, source, task)].astype(np.int64), int(known)
+    # Numbered by first name, whatever numbers the library gives them.
+    unit = np.append(pd.factorize(unit)[0], -1)
+    return unit[np.where(source >= 0, source, task)], int(known)
 
 
 def _divided(units: int, spec: SplitSpec) -> NDArray[np.int8]:
     """Return what each unit is for: the first of the shuffled ones test."""
-    order = array("q", range(units))
+    order = array("q", range(units))  # there may be ten million
     random.Random(f"{spec.seed}/held out").shuffle(order)
     tests, trains = max(1, round(HELD_OUT * units)), units
     if spec.tasks is not None:

