@@ -288,6 +288,7 @@ def _plain(value: Any) -> Any:
 
 Count = Annotated[int, Field(ge=0), BeforeValidator(_plain)]
 Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
+Positive = Annotated[Count, Field(ge=1)]
 
 
 def refusing(cls: type[Class]) -> type[Class]:

@@ -25,6 +25,7 @@ from tma.config import (
     Caps,
     Count,
     Number,
+    Positive,
     Scale,
     check_dataset,
     check_fold,
@@ -36,7 +37,7 @@ from tma.config import (
     refusing,
 )
 from tma.errors import ParameterError, check_choice, check_count, wrong
-from tma.train import Positive, TrainingSettings
+from tma.train import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -22,6 +22,7 @@ from tma.config import (
     FOLDS,
     SCALES,
     STRICT,
+    Positive,
     Scale,
     check_dataset,
     check_model,
@@ -29,7 +30,7 @@ from tma.config import (
     refusing,
 )
 from tma.errors import ParameterError, check_choice, check_count, choices, wrong
-from tma.runs.config import Positive, RunConfig
+from tma.runs.config import RunConfig
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from tma.arrange.spec import STRICT, Count, Number
+from tma.config import STRICT, Count, Number, Positive
 from tma.errors import ParameterError, check_count, wrong
 
-Positive = Annotated[Count, Field(ge=1)]
 Tokens = Annotated[Count, Field(ge=8)]
 Rate = Annotated[Number, Field(gt=0)]
 
