@@ -84,10 +84,11 @@ class States:
         """Save what the next step needs; every process takes part, the main one writes."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         weights, moments = get_state_dict(model, optimizer.optimizer, options=options)
-        parts: Sequence[dict[str, Any]] = weights, _flat(moments), _gathered_random(accelerator)
+        random = _gathered_random(accelerator)
         self._saved = time.monotonic()
         if not accelerator.is_main_process:  # the others have parts of tensors, or none
             return
+        parts: Sequence[dict[str, Any]] = weights, _flat(moments), random
         history.seconds = self.seconds
         with new_folder(self.folder / f"state-{len(history.steps):08}") as draft:
             for name, part in zip(FILES, parts, strict=False):
