@@ -196,7 +196,7 @@ def test_a_notebook_runs_on_other_weights_and_other_data(executed: Path, name: s
     training = 108 if name in ("02_similarity", "03_granularity") else 216
     assert f"{training} training and 19 test instances" in outputs("text/markdown")[0]
     drawn = [svg for svg in outputs("image/svg+xml") if svg.count("<path") > 10]
-    assert len(drawn) > len(figures)
+    assert len(drawn) >= len(figures)
     out = executed / "out" / name
     assert {p.name for p in out.iterdir()} == {
         "claims.json",

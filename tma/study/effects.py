@@ -169,6 +169,8 @@ def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
         }
         for name, e in effects.items()
     }
+    if not rows:
+        return pd.DataFrame(columns=["difference (these tasks)", "other datasets"])
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
