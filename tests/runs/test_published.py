@@ -140,3 +140,13 @@ def test_a_hub_id_is_no_path() -> None:
     found = runs.portable(given | {"test_dataset": "/home/someone/mine.jsonl"})
     assert found["model"] == "owner/name"
     assert (found["dataset"], found["test_dataset"]) == ("p3:p3.parquet", "mine.jsonl")
+
+
+def test_the_index_has_a_row_per_run(config: RunConfig, tmp_path: Path) -> None:
+    made = [tma.run(replace(config, seed=seed)) for seed in (41, 42)]
+    published.export([run.key for run in made], tmp_path / "runs")
+    index = pd.read_parquet(tmp_path / "runs" / published.INDEX)
+    assert index["key"].tolist() == sorted(run.key for run in made)
+    row = index.set_index("key").loc[made[0].key]
+    assert (row["order"], row["seed"], row["steps"], row["instances"]) == ("random", 41, 2, 8)
+    assert json.loads(row["settings"])["batch_size"] == 4

@@ -6,6 +6,7 @@ No numerical library is imported here but numpy, so that a wrong setting is answ
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from dataclasses import field, fields
 from pathlib import Path
@@ -41,6 +42,8 @@ from tma.train import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -222,7 +225,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
-        """Return stored settings without checking them.
+        """Return stored settings without checking them; unknown and missing ones are logged.
 
         A run stays readable when its model or data is gone, or a name is no longer known.
         """
@@ -231,6 +234,11 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
             default = None if own.default is dataclasses.MISSING else own.default
             given = value.get(own.name, default)
             object.__setattr__(stored, own.name, tuple(given) if isinstance(given, list) else given)
+        known = {own.name for own in fields(cls)}
+        if unknown := sorted(value.keys() - known):
+            log.info("stored settings that are not known: %s", unknown)
+        if missing := sorted(known - value.keys()):
+            log.info("settings that were not stored: %s", missing)
         return stored
 
 

@@ -7,23 +7,26 @@ reader needs no embeddings. Only `export` writes the folder of published runs.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, ParameterError
 from tma.runs.store import Run, is_complete, portable
-from tma.store import cache_dir, checksums, locked, new_folder, write_json
+from tma.store import cache_dir, checksums, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
     Tables = Callable[[Run], Mapping[str, pd.DataFrame]]
 
+INDEX = "index.parquet"
+
 
 def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None) -> list[str]:
-    """Write finished runs into a folder; return the keys written.
+    """Write finished runs, and an index of them, into a folder; return the keys written.
 
     `keys` are names of runs or their beginnings; `tables` gives, for a run, further tables by the
     name of their file. Runs that the folder holds already stay as they are.
@@ -36,6 +39,7 @@ def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None
                 with new_folder(place) as draft:
                     _write(run, draft, {} if tables is None else tables(run))
                 written.append(run.key)
+    write_index(target)
     return written
 
 
@@ -91,3 +95,27 @@ def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
                     shutil.copyfile(file, draft / file.name)
             taken.append(one.name)
     return taken, there
+
+
+def write_index(target: Path) -> None:
+    """Write `index.parquet`: one row per run of the folder, by key."""
+    import pandas as pd
+
+    rows = [_row(Run(file.parent)) for file in sorted(target.glob("*/manifest.json"))]
+    with new_file(target / INDEX) as draft:
+        pd.DataFrame(rows).to_parquet(draft, index=False)
+
+
+def _row(run: Run) -> dict[str, Any]:
+    """Return a run's row of the index: what it was, and its first and last loss."""
+    means = run.losses.groupby("step")["loss"].mean()
+    settings = ("model", "dataset", "order", "seed", "limit", "pool")
+    measured = ("steps", "instances", "seconds", "hardware", "finished")
+    return {
+        "key": run.key,
+        **{name: getattr(run.config, name) for name in settings},
+        "settings": json.dumps(run.config.deciding, sort_keys=True),
+        "first": float(means.iloc[0]),
+        "final": float(means.iloc[-1]),
+        **{name: run.manifest[name] for name in measured},
+    }
