@@ -7,6 +7,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -67,7 +69,8 @@ def test_arranging_knows_no_language_model() -> None:
     assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"
 
 
-def test_two_collections_find_the_same_tests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_all_collections_find_the_same_tests(times: int, tmp_path: Path) -> None:
     """pytest-xdist refuses to run where a name holds the clock, a folder, a hash or an address."""
     plain = {key: text for key, text in os.environ.items() if not key.startswith("PYTEST")}
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow"]
@@ -82,4 +85,5 @@ def test_two_collections_find_the_same_tests(tmp_path: Path) -> None:
     names = collected("0")
     assert len(names) > 1000
     assert len(set(names)) == len(names)
-    assert collected("1") == names
+    for seed in range(1, times):
+        assert collected(str(seed)) == names

@@ -259,9 +259,8 @@ for config in make_runs([c for c in configs if stored(c) is None], 2):
 """
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_stopped_at_any_moment_it_goes_on_and_repeats_nothing(
     tiny_arm: list[RunConfig], how: signal.Signals
 ) -> None:
