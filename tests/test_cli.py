@@ -39,8 +39,10 @@ def test_a_run_is_trained_and_listed(
     ("arguments", "message"),
     [
         ("train --order nearest_first", "ParameterError: order='nearest_first'"),
-        ("train --order random --set step=2", "--set='step' cannot be used; expected one of"),
-        ("train --order random --set seed=-3", "seed=-3 cannot be used"),
+        ("train --order random --set step=2", "--set step=2 cannot be used; expected NAME=VALUE"),
+        ("train --order random --set steps", "--set steps cannot be used; expected NAME=VALUE"),
+        ("train --order random --set seed=3", "cannot be used; write --seed 3 instead"),
+        ("train --order random --seed -3", "seed=-3 cannot be used"),
         ("train --order random --set exact_limit=False", "exact_limit='False' cannot be used"),
         ("train --order random --state-minutes -1", "state_minutes=-1.0"),
         ("train --order random --set dataset=", "dataset='' cannot be used"),

@@ -84,8 +84,13 @@ def _setting(text: str) -> tuple[str, Any]:
 
     from tma.runs.config import RunConfig
 
-    name, _, value = text.partition("=")
-    check_choice("--set", name, sorted(["steps", *(f.name for f in fields(RunConfig))]))
+    name, mark, value = text.partition("=")
+    if name in ("order", "model", "seed"):
+        raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
+    known = {"steps", *(field.name for field in fields(RunConfig))} - {"order", "model", "seed"}
+    if not mark or name not in known:
+        expected = f"NAME=VALUE with a name of: {', '.join(sorted(known))}"
+        raise ParameterError(f"--set {text} cannot be used; expected {expected}.")
     try:
         return name, json.loads(value)
     except ValueError:

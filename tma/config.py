@@ -316,6 +316,8 @@ def _parameter_error(error: ValidationError) -> ParameterError:
     name, value = ".".join(map(str, first["loc"])), first["input"]
     if first["type"] == "literal_error":
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
+    if first["type"] == "unexpected_keyword_argument":
+        return ParameterError(f"{name}={value!r} cannot be used: there is no such setting.")
     if first["type"].startswith("missing"):
         return ParameterError(f"{name} is missing; give it a value.")
     expected = first["msg"].replace("Input should", "it should")

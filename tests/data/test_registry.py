@@ -149,8 +149,8 @@ def test_the_files_of_a_checkout_are_as_its_lists_say(checkout: Path) -> None:
     train = tma.load(f"niv2:{checkout}", split="train")
     assert json.loads(train["meta"][-1])["dataset"] == "quiz"  # one text instead of a list
     for names, words in (
-        ("task3_quiz task1_quiz", r"training and test share 1 tasks .* \(task1_quiz\)"),
-        ("task5_quiz", r"task5_quiz\.json could not be read: .* No such file"),
+        ("task3_quiz task1_quiz", "names 1 tasks twice, such as task1_quiz"),
+        ("task5_quiz", r"names 1 tasks without a file; expected .*task5_quiz\.json"),
     ):
         (checkout / "splits" / "default" / "test_tasks.txt").write_text(names)
         with pytest.raises(DataError, match=words):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -60,7 +61,18 @@ def task_files(root: Path) -> list[tuple[Path, str]]:
         listed = root / "splits" / "default" / f"{split}_tasks.txt"
         with file_errors(listed):
             names = listed.read_text("utf-8-sig").split()
-        out += [(root / "tasks" / f"{name}.json", split) for name in names]
+        files = [root / "tasks" / f"{name}.json" for name in names]
+        if missing := [file for file in files if not file.is_file()]:
+            raise DataError(
+                f"{listed} names {len(missing)} tasks without a file; expected {missing[0]}."
+            )
+        out += [(file, split) for file in files]
+    counts = Counter(file.stem for file, _ in out)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise DataError(
+            f"{root / 'splits' / 'default'} names {len(twice)} tasks twice, such as {twice[0]}; "
+            "expected each once, in training or in test."
+        )
     return out
 
 

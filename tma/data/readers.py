@@ -271,8 +271,13 @@ def _parquet(path: Path, part: str | None) -> Iterator[Batch]:
         # The end is read first: a packed file is unpacked in memory.
         source = str(path) if path.suffix == ".parquet" else pa.BufferReader(stream.read())
         with pq.ParquetFile(source, pre_buffer=False, page_checksum_verification=True) as file:
-            batches = file.iter_batches(batch_size=PARQUET_ROWS)
-            yield from arrow_batched(batches, str(path), part)
+            rows = 0
+            for batch in arrow_batched(file.iter_batches(PARQUET_ROWS), str(path), part):
+                rows += len(batch.rows)
+                yield batch
+            if rows != file.metadata.num_rows:
+                expected = file.metadata.num_rows
+                raise DataError(f"{path} is damaged: {rows} rows; expected {expected}.")
 
 
 def is_arrow_folder(path: Path) -> bool:

@@ -12,7 +12,7 @@ import math
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -125,6 +125,10 @@ class RunExecutor:
             if main:
                 self._fail(error)
             raise
+        except KeyboardInterrupt:
+            if main:
+                log.warning("stopped; the same call goes on from the last saved state")
+            raise
         if main:
             self._store(history, arranged, save_model=save_model)
 
@@ -164,8 +168,10 @@ class RunExecutor:
         history = self.states.history
         found = {"error": str(error), "step": len(history.steps), "loss": history.loss}
         self.states.remove()  # first: it makes room for the note
-        with suppress(StateError):  # the error of training is the one to raise
+        try:
             write_json(self.folder / "failed.json", found)
+        except StateError as problem:  # the error of training is the one to raise
+            log.warning("the run is not marked failed: %s", problem)
 
     def _train(self, arranged: Arranged) -> History:
         import torch

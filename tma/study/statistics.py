@@ -288,6 +288,11 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
     """
     tables, names = _shared(runs)
     clusters = clusters_of(runs)
+    if any(each["loss"].shape[1] < 2 for each in tables):
+        raise ParameterError(
+            "the runs made answers at fewer than two steps; expected two at least. Give more steps "
+            "in generate_at."
+        )
 
     def rough(name: str, left: str | None) -> float:
         own = _mean_roughness(tables, name, clusters, left)

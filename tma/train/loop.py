@@ -230,12 +230,18 @@ def variety(instances: Sequence[Encoded]) -> dict[str, float]:
 
 def _accelerator() -> Accelerator:
     """Return what spreads the work, without settings of accelerate that change numbers."""
-    found = Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision="no",
-        dynamo_backend="no",
-        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-    )
+    try:
+        found = Accelerator(
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",
+            dynamo_backend="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+    except ValueError as error:
+        raise ParameterError(
+            "another program in this process has set up accelerate otherwise (mixed precision, or "
+            "the device); make the run in a process of its own."
+        ) from error
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and found.distributed_type != DistributedType.FSDP:
         raise ParameterError(
