@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 from pydantic.dataclasses import dataclass
 
-from tma.config import STRICT, Count, Number, refusing
+from tma.config import STRICT, Count, Number, Positive, refusing
 from tma.errors import ParameterError, choices, wrong
 
 Numbers = NDArray[np.int64]
@@ -93,7 +93,7 @@ class OrderSettings:
     """TMA: cut the last round, so that each side takes exactly its share of N."""
     exclude_near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Leave out training rows with at least this cosine similarity to a test row."""
-    pool: Annotated[Count, Field(ge=1)] | None = None
+    pool: Positive | None = None
     """Rows that the seed draws; only these are arranged. One seed draws one pool for every order;
     rows that tie stand in the sequence drawn. None: all rows."""
     pool_by: Literal["row", "task"] = "row"
@@ -122,10 +122,10 @@ class Method(OrderSettings):
     def _check_together(self) -> Method:
         """Refuse a setting without influence: the caller expects one."""
         specific = {setting for order in ORDERS.values() for setting in order.settings}
+        idle = specific.difference(find_order(self.name).settings)
         for field in fields(self):
             value = getattr(self, field.name)
-            idle = field.name in specific.difference(find_order(self.name).settings)
-            if idle and value != field.default:
+            if field.name in idle and value != field.default:
                 users = ", ".join(name for name in ORDERS if field.name in ORDERS[name].settings)
                 expected = f"no {field.name} with order={self.name!r}; it belongs to {users}"
                 raise wrong(field.name, value, expected)
