@@ -179,7 +179,7 @@ def unpacked_suffix(path: Path) -> str:
 def data_suffix(path: Path) -> str | None:
     """Return the suffix that says how to read a data file; None: it cannot be read."""
     suffix = unpacked_suffix(path)
-    return suffix if suffix in DATA_SUFFIXES else None
+    return suffix if suffix in (*DATA_SUFFIXES, ".txt") else None
 
 
 def local_copy(name: str) -> tuple[str, Path] | None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, TmaError, first_line
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from datasets import Features
 
 log = logging.getLogger(__name__)
 
@@ -61,10 +62,28 @@ class Batch:
     left_out: int = 0
     """Rows read since the last batch that are in no batch: over a cap, outside the tasks asked for,
     or merged into another row."""
+    written: Sequence[str] | pa.RecordBatch | None = None
+    """The rows as the source wrote them: JSON objects as text, or Arrow; None: `rows` are that."""
 
     def at(self, k: int) -> str:
         """Return where row k of the batch stands, in words."""
         return f"{self.file}, {self.unit} {self.places[k]}"
+
+    def take(self, at: Sequence[int], rows: Sequence[Row] | None = None) -> Batch:
+        """Return the rows of some places in the batch, which may have been changed to `rows`."""
+        import pyarrow as pa
+
+        written = self.written
+        if isinstance(written, pa.RecordBatch):
+            written = written.take(pa.array(at, pa.int64()))
+        elif written is not None:
+            written = [written[k] for k in at]
+        return replace(
+            self,
+            rows=[self.rows[k] for k in at] if rows is None else rows,
+            places=[self.places[k] for k in at],
+            written=written,
+        )
 
 
 @contextmanager
@@ -80,35 +99,73 @@ def file_errors(path: Path | str) -> Iterator[None]:
 
 
 def batched(
-    rows: Iterable[tuple[int, int, Row]], file: str, part: str | None, unit: str = "line"
+    rows: Iterable[tuple[int, str, Row]], file: str, part: str | None, unit: str = "line"
 ) -> Iterator[Batch]:
-    """Yield (line number, bytes, row) triples as batches."""
-    size, places, held = 0, list[int](), list[Row]()
-    for place, bytes_, row in rows:
+    """Yield (line number, JSON text, row) triples as batches."""
+    size, places, held, written = 0, list[int](), list[Row](), list[str]()
+    for place, text, row in rows:
         places.append(place)
         held.append(row)
-        size += bytes_
+        written.append(text)
+        size += len(text)
         if len(held) == BATCH_ROWS or size >= BATCH_BYTES:
-            yield Batch(held, file, places, unit, part)
-            size, places, held = 0, [], []
+            yield Batch(held, file, places, unit, part, written=written)
+            size, places, held, written = 0, [], [], []
     if held:
-        yield Batch(held, file, places, unit, part)
+        yield Batch(held, file, places, unit, part, written=written)
 
 
 def arrow_batched(
     batches: Iterable[pa.RecordBatch | pa.Table], file: str, part: str | None
 ) -> Iterator[Batch]:
     """Yield Arrow rows in pieces that fit in memory."""
+    import pyarrow as pa
+
     seen = 0
     for batch in batches:
         if not seen:
             check_unique(batch.schema.names, f"{file}: the column")
         batch.validate(full=True)  # a damaged offset would read foreign memory
-        step = max(1, min(BATCH_ROWS, BATCH_BYTES * len(batch) // max(1, batch.nbytes)))
-        for start in range(0, len(batch), step):
-            rows = batch.slice(start, step).to_pylist()
-            yield Batch(rows, file, range(seen + 1, seen + 1 + len(rows)), "row", part)
+        table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
+        features = _features(table.schema)
+        if features is not None:
+            table = table.cast(features.arrow_schema)
+        step = max(1, min(BATCH_ROWS, BATCH_BYTES * len(table) // max(1, table.nbytes)))
+        for piece in table.combine_chunks().to_batches(max_chunksize=step):
+            rows = piece.to_pylist()
+            if features is not None:
+                rows = [decoded(row, features) for row in rows]
+            places = range(seen + 1, seen + 1 + len(rows))
+            written = None if features is None else piece
+            yield Batch(rows, file, places, "row", part, written=written)
             seen += len(rows)
+
+
+def _features(schema: pa.Schema) -> Features | None:
+    """Return what `datasets` stores beside the types; None: it has no form for one of them."""
+    from datasets import Features
+
+    try:
+        return Features.from_arrow_schema(schema)
+    except (ValueError, NotImplementedError, TypeError):
+        return None
+
+
+def decoded(value: Any, feature: Any) -> Any:
+    """Return a cell as its writer meant it: JSON text as its value, a class by its name."""
+    from datasets import ClassLabel, Json, List
+
+    if value is None:
+        return None
+    if isinstance(feature, Json):
+        return DECODER.decode(value) if isinstance(value, str) else value
+    if isinstance(feature, ClassLabel):
+        return feature.names[value] if 0 <= value < len(feature.names) else None
+    if isinstance(feature, dict):
+        return {name: decoded(cell, feature[name]) for name, cell in value.items()}
+    if isinstance(feature, List):
+        return [decoded(one, feature.feature) for one in value]
+    return value
 
 
 def chosen_splits(parts: Iterable[str], name: str) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tma.data.formats import content_key
 from tma.data.load import manifest
 from tma.data.split import SPLITS
 from tma.errors import DataError, check_count, wrong
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
-_CONTENT = ("task", "prompt", "response")
+_CONTENT = ("id", "task", "prompt", "response")
 
 
 def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
@@ -48,7 +47,7 @@ def describe(
         Where the dataset comes from `tma.load`: rows read from the source, and how many are left
         out as empty, as longer than was asked for, or by split or cap (also as further responses of
         one instance, or since no template of the suite fits), in the other split, or not in this
-        selection. Then instances, tasks, duplicates (task, prompt and response as an earlier row),
+        selection. Then instances, tasks, duplicates (content as an earlier row),
         over-long rows, and percentiles of the tokens of prompt, response and both.
 
     Raises:
@@ -64,7 +63,7 @@ def describe(
         "instances": len(dataset),
         "tasks": len(tasks) - (None in tasks),
         "instances without a task": tasks[None],
-        "duplicates": int(pd.Series(_keys(dataset)).duplicated().sum()),
+        "duplicates": int(_keys(dataset).duplicated().sum()),
         f"over-long (more than {max_tokens} tokens)": int((counts.sum(axis=1) > max_tokens).sum()),
     }
     lengths = {"prompt": counts[:, 0], "response": counts[:, 1], "both": counts.sum(axis=1)}
@@ -117,10 +116,11 @@ def _read(dataset: Dataset) -> dict[str, int]:
     }
 
 
-def _keys(dataset: Dataset) -> NDArray[np.uint64]:
-    """Return a number of each instance's task, prompt and response, (n,)."""
-    rows = (row for part in _parts(dataset, *_CONTENT) for row in zip(*part.values(), strict=True))
-    return np.fromiter((int(content_key(*row), 16) for row in rows), np.uint64, len(dataset))
+def _keys(dataset: Dataset) -> pd.Series:
+    """Return what the content decides of each id; that of a repeat has a counter behind it."""
+    import pandas as pd
+
+    return pd.Series(dataset["id"][:], dtype=str).str.partition("-")[0]
 
 
 def _parts(dataset: Dataset, *columns: str) -> Iterator[dict[str, list[Any]]]:

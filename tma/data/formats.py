@@ -1,4 +1,4 @@
-"""A row as its source wrote it → task, prompt, response, and the rest as JSON text.
+"""A row as its source wrote it → its exchanges, and from them an instance, or one each.
 
 A format is recognised by the columns that are present. If two fit, the caller must choose: a wrong
 guess would train on the wrong text in silence. Cells stay as written; numbers and truth values
@@ -14,72 +14,122 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tma.data.batches import DECODER, ENCODER, Row
+from tma.data.batches import ENCODER, Row
 from tma.errors import DataError
-from tma.store import digest
+from tma.store import canonical_json, digest
 
 FIELDS = ("prompt", "response", "task", "source", "conversation")
 """What a mapping may name."""
 _OPTIONAL = {"task", "source"}
 SOURCE = "dataset"
 """Column with the name of the source dataset, where the mapping names none."""
-SAVED = {"id", "task", "prompt", "response", "meta"}
-"""The columns that `tma.save` writes."""
+VIEWS = ("first", "last", "all")
+"""Which exchanges of a conversation are read."""
 
 _ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bard", "bing"), "assistant"),
+    "function_call": "assistant",
     **dict.fromkeys(("system", "developer"), "system"),
-    **dict.fromkeys(("tool", "function", "ipython", "observation", "function_call"), "tool"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation"), "tool"),
 }
-_ROLE, _TEXT = {"role", "from"}, {"content", "value"}
-"""Keys of a message that say who speaks, and what is said."""
+_SYSTEM = ("system", "system_prompt")
+"""Columns with a system prompt."""
+_TEXT_PARTS = (None, "text", "input_text", "output_text", "refusal")
+_REASONING = ("thinking", "reasoning", "redacted_thinking")
+"""Types of the parts of a message that are text, and that are no part of an answer."""
+
+
+class Exchange(NamedTuple):
+    """What the user says up to a reply, and the reply; None where it is missing or blank."""
+
+    prompt: str | None
+    """Without the system prompt; between a tool call and the answer also the call and its result.
+    """
+    response: str | None
 
 
 class Instance(NamedTuple):
-    """One row after reading; None where a cell is missing or blank."""
+    """What is embedded and trained on of a row; None where a cell is missing or blank."""
 
     task: str | None
     source: str | None
     prompt: str | None
     response: str | None
-    meta: str | None
-    """What else the source had, as a JSON object; `references` holds several responses."""
+    references: list[str] | None
+    """All correct responses, where there are several."""
+    exchanges: list[dict[str, str]] | None
+    """All exchanges, where they are more than prompt and response."""
+    key: str
+    """The part of the id that the content decides: 16 hexadecimal digits."""
 
 
-def content_key(task: str | None, prompt: str, response: str) -> str:
-    """Return the part of an id that the content decides: 16 hexadecimal digits."""
-    return digest(task or "", prompt, response)[:16]
+def content_key(task: str | None, prompt: str, response: str, *more: str) -> str:
+    """Return the part of an id that the content decides; `more` is what else a trainer sees."""
+    return digest(task or "", prompt, response, *more)[:16]
 
 
-Exchange = tuple[str | None, Any, dict[str, Any]]
-"""Prompt and response cells, and what the format leaves over of its own columns."""
+class Content(NamedTuple):
+    """The texts of a row."""
+
+    exchanges: list[Exchange]
+    system: str | None = None
+    references: list[str] | None = None
+    more: tuple[str, ...] = ()
+    """What a trainer sees beside prompt and response of one exchange, as JSON text."""
+
+
+Note = Callable[[str], None]
+"""Takes what of a row is not read, in words."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A way in which instances are written."""
+    """A way in which texts are written."""
 
     name: str
     needs: tuple[str, ...]
     """Columns by which it is recognised; the last one holds the response."""
-    exchange: Callable[[Row], Exchange]
-    also: tuple[str, ...] = ()
-    """Optional columns that belong to it and do not go into meta."""
+    read: Callable[[Row, Note], Content]
 
 
-def _pair(prompt: str, response: str, name: str = "mapping", also: tuple[str, ...] = ()) -> Format:
+def _pair(prompt: str, response: str, name: str = "mapping") -> Format:
     """Return the format with prompt and response in a column each."""
 
-    def read(row: Row) -> Exchange:
-        return cell_text(row.get(prompt), prompt), row.get(response), {}
+    def read(row: Row, note: Note) -> Content:
+        return _content(cell_text(row.get(prompt), prompt), row.get(response), response)
 
-    return Format(name, (prompt, response), read, also)
+    return Format(name, (prompt, response), read)
+
+
+def _content(prompt: str | None, cell: Any, column: str) -> Content:
+    """Return the content of a row with one exchange; every different answer is a reference."""
+    answers = _different_texts(cell, column)
+    response = answers[0] if answers else None
+    return Content([Exchange(prompt, response)], references=answers if len(answers) > 1 else None)
 
 
 def _conversation(column: str, name: str = "mapping") -> Format:
     """Return the format with a list of messages in a column."""
-    return Format(name, (column,), lambda row: _first_exchange(row.get(column), column))
+
+    def read(row: Row, note: Note) -> Content:
+        messages = _messages(row.get(column), column)
+        system, exchanges = _exchanges(messages, column, note)
+        seen = {"messages": _without_nulls(messages), "tools": _without_nulls(row.get("tools"))}
+        return Content(exchanges, system, more=(canonical_json(seen),))
+
+    return Format(name, (column,), read)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a cell without the nulls that a table puts where a message lacks a key."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def _joined(row: Row, columns: Sequence[str]) -> str:
@@ -88,12 +138,19 @@ def _joined(row: Row, columns: Sequence[str]) -> str:
     return "\n\n".join(cell for cell in cells if cell)
 
 
-def _alpaca(row: Row) -> Exchange:
-    return _joined(row, ("instruction", "input")), row.get("output"), {}
+def _alpaca(row: Row, note: Note) -> Content:
+    """Put earlier turns, a list of pairs under history, before the instruction."""
+    earlier = row.get("history") or []
+    if not isinstance(earlier, list):
+        raise _wrong_kind(earlier, "a list of pairs", "history")
+    turns = [turn if isinstance(turn, list | tuple) else [turn] for turn in earlier]
+    texts = [text for turn in turns for part in turn if (text := cell_text(part, "history"))]
+    asked = _joined(row, ("instruction", "input"))
+    return _content("\n\n".join([*texts, asked]) if asked else None, row.get("output"), "output")
 
 
-def _squad(row: Row) -> Exchange:
-    """Put the question after its context; every different answer is a reference."""
+def _squad(row: Row, note: Note) -> Content:
+    """Put the question after its context."""
     given = row.get("answers")
     if isinstance(given, str) and cell_text(given, "answers"):
         # A table may hold a list or an object as text: the answer would include its brackets.
@@ -101,27 +158,25 @@ def _squad(row: Row) -> Exchange:
             "column answers holds text; expected a list, or an object with text. If the text is "
             'the answer, say so with columns={"prompt": ..., "response": ...}.'
         )
-    listed = given if isinstance(given, list) else [given]
     answers = given.get("text") if isinstance(given, Mapping) else given
     if isinstance(answers, list):
         answers = [one.get("text") if isinstance(one, Mapping) else one for one in answers]
-    # Answers may have more than text, such as where each starts in the context.
-    more = any(isinstance(one, Mapping) and {*one} - {"text"} for one in listed)
     asked = cell_text(row.get("question"), "question")
-    prompt = _joined(row, ("context", "question")) if asked else None
-    return prompt, answers, {"answers": given} if more else {}
+    return _content(_joined(row, ("context", "question")) if asked else None, answers, "answers")
 
 
 FORMATS = (
     _pair("prompt", "response", "prompt/response"),
     _pair("prompt", "completion", "prompt/completion"),
     # P3's `inputs` and `targets` are the same texts as token numbers of another model.
-    _pair("inputs_pretokenized", "targets_pretokenized", "P3", ("inputs", "targets")),
-    Format("Alpaca", ("instruction", "output"), _alpaca, ("input",)),
+    _pair("inputs_pretokenized", "targets_pretokenized", "P3"),
+    Format("Alpaca", ("instruction", "output"), _alpaca),
     _conversation("messages", "chat messages"),
     _conversation("conversations", "ShareGPT"),
     Format("SQuAD", ("question", "context", "answers"), _squad),
 )
+_PROMPTS_ALONE = (FORMATS[0], FORMATS[2], FORMATS[3], FORMATS[6])
+"""Formats that rows without any answer may have."""
 
 
 @dataclass(frozen=True)
@@ -133,27 +188,52 @@ class Reading:
     """Column of the task."""
     source: str | None
     """Column of the source dataset."""
-    saved: bool = False
-    """Whether the rows are what `tma.save` writes."""
+    view: str = "first"
+    recognised: bool = True
+    """Whether the caller left the columns to us."""
 
-    def instance(self, row: Row) -> Instance:
-        """Return a row as an instance."""
-        row = _with_meta_open(row) if self.saved else row
-        prompt, cell, rest = self.format.exchange(row)
-        responses = _different_texts(cell, self.format.needs[-1])
-        used = {*self.format.needs, *self.format.also, self.task} - {self.source}
-        meta = {k: v for k, v in row.items() if k not in used and v is not None} | rest
-        if len(responses) > 1:
-            given = meta.get("references") or []
-            listed = given if isinstance(given, list) else [given]
-            meta["references"] = responses + [one for one in listed if one not in responses]
+    def instances(self, row: Row, note: Note) -> list[Instance]:
+        """Return the instances of a row: one, or with view "all" one for each exchange."""
+        content = self.format.read(row, note)
+        column = _joined(row, _SYSTEM) if self.recognised else ""
+        system = _paragraphs([column, content.system or ""])
+        asked = [one for one in content.exchanges if one.prompt]
+        answered = [one for one in asked if one.response]
+        exchanges = answered or content.exchanges or [Exchange(None, None)]
+        if len(exchanges) > 1 and self.view != "all":
+            note(f"more than one exchange, of which view={self.view!r} reads one")
+            exchanges = exchanges[:1] if self.view == "first" else exchanges[-1:]
+        references = _references(row, content.references)
         task, source = (cell_text(row.get(c), c) if c else None for c in (self.task, self.source))
-        response = responses[0] if responses else None
-        return Instance(task, source, prompt or None, response, _json(meta) if meta else None)
+        more = asked if system or len(asked) > 1 else []
+        said = [{"prompt": str(e.prompt), "response": e.response or ""} for e in more] or None
+        out = []
+        for alone, response in exchanges:
+            prompt = f"{system}\n\n{alone}" if alone and system else alone
+            key = content_key(task, prompt or "", response or "", *content.more)
+            out.append(Instance(task, source, prompt, response, references, said, key))
+        return out
 
 
-def recognise(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> Reading:
-    """Return how rows with the columns `present` are read; `columns` is the caller's mapping."""
+def _references(row: Row, answers: list[str] | None) -> list[str] | None:
+    """Return the different answers, then those under `references`."""
+    given = row.get("references") or []
+    listed = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
+    return list(dict.fromkeys([*(answers or []), *listed])) or None
+
+
+def recognise(
+    present: Collection[str],
+    columns: Mapping[str, str] | None,
+    name: str,
+    *,
+    view: str = "first",
+    prompts: bool = False,
+) -> Reading:
+    """Return how rows with the columns `present` are read; `columns` is the caller's mapping.
+
+    With `prompts` a row may lack an answer.
+    """
     given = dict(columns or {})
     for field, column in given.items():
         if field not in FIELDS:
@@ -163,17 +243,16 @@ def recognise(present: Collection[str], columns: Mapping[str, str] | None, name:
             )
         if column not in present and field not in _OPTIONAL:
             raise _no_column(column, present, name)
-    saved = {*present} == SAVED and {*given} <= {"source"}
     task = given.get("task", "task" if "task" in present else None)
-    source = given.get("source", SOURCE if saved or SOURCE in present else None)
-    return Reading(_format(present, given, name), task, source, saved)
+    source = given.get("source", SOURCE if SOURCE in present else None)
+    recognised = not {*given} - _OPTIONAL
+    return Reading(_format(present, given, name, prompts), task, source, view, recognised)
 
 
 def check_mapped(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> None:
     """Refuse a mapping of task or source to a column that no row has: in JSON it may come late."""
-    for field, column in (columns or {}).items():
-        in_meta = field == "source" and {*present} == SAVED
-        if present and column not in present and not in_meta:
+    for column in (columns or {}).values():
+        if present and column not in present:
             raise _no_column(column, present, name)
 
 
@@ -182,21 +261,26 @@ def _no_column(column: str, present: Collection[str], name: str) -> DataError:
 
 
 def _listed(names: Collection[str]) -> str:
-    """Return the first names in words; a broken file may have thousands."""
-    return ", ".join(name[:80] for name in list(names)[:20]) + (", …" if len(names) > 20 else "")
+    """Return the first names in words, quoted where blanks are at an end; a broken file may have
+    thousands.
+    """
+    shown = [name[:80] if name == name.strip() else repr(name[:80]) for name in [*names][:20]]
+    return ", ".join(shown) + (", …" if len(names) > 20 else "")
 
 
-def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Format:
+def _format(present: Collection[str], given: Mapping[str, str], name: str, prompts: bool) -> Format:
     mapped = {*given} - _OPTIONAL
     if mapped == {"conversation"}:
         return _conversation(given["conversation"])
-    if mapped == {"prompt", "response"}:
-        return _pair(given["prompt"], given["response"])
+    if mapped == {"prompt", "response"} or (prompts and mapped == {"prompt"}):
+        return _pair(given["prompt"], given.get("response", ""))
     if mapped:
         raise DataError(
             f"columns={dict(given)!r} cannot be used; give prompt and response, or a conversation."
         )
     fitting = [form for form in FORMATS if {*form.needs} <= {*present}]
+    if not fitting and prompts:
+        fitting = [form for form in _PROMPTS_ALONE if form.needs[0] in present]
     if len(fitting) == 1:
         return fitting[0]
     both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
@@ -205,23 +289,6 @@ def _format(present: Collection[str], given: Mapping[str, str], name: str) -> Fo
         f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '
         '"response": ...} or {"conversation": ...}.'
     )
-
-
-def _with_meta_open(row: Row) -> Row:
-    """Return a row that `tma.save` wrote with what is in its meta as columns."""
-    meta = row.get("meta")
-    if isinstance(meta, str) and meta.startswith("{"):
-        with suppress(ValueError):
-            meta = DECODER.decode(meta)
-    cells = {name: cell for name, cell in row.items() if name != "meta"}
-    return {**meta, **cells} if isinstance(meta, Mapping) else {**cells, "meta": meta}
-
-
-def _json(meta: dict[str, Any]) -> str:
-    try:
-        return ENCODER.encode(meta)
-    except ValueError:  # NaN and infinities become null
-        return ENCODER.encode(DECODER.decode(json.dumps(meta, default=str)))
 
 
 def _different_texts(cell: Any, column: str) -> list[str]:
@@ -251,30 +318,37 @@ def cell_text(value: Any, column: str) -> str | None:
     return str(value)
 
 
-def _first_exchange(messages: Any, column: str) -> Exchange:
-    """Return the first exchange of a conversation.
+def _exchanges(
+    messages: Sequence[Any], column: str, note: Note
+) -> tuple[str | None, list[Exchange]]:
+    """Return the system prompt and the exchanges of a conversation.
 
-    System messages, then the user's messages up to the first reply, make the prompt, a blank line
-    between them. A reply before the user has spoken does not count. All other messages are kept in
-    `rest`; in `exchange` what those of the exchange have beside role and text, such as tool calls.
+    The user's messages up to a reply make a prompt, a blank line between them. A reply before the
+    user has spoken does not count, nor one of weight 0, which trainers do not train on.
     """
-    prompt: dict[str, list[str]] = {"system": [], "user": []}
-    response, used, rest = None, list[Any](), list[Any]()
-    for message in _messages(messages, column):
-        role, text = _spoken(message, column)
-        if response is None and role == "assistant" and prompt["user"]:
-            response = text
-        elif response is None and role in prompt:
-            prompt[role].append(text)
-        else:
-            rest.append(message)
-            continue
-        used.append({k: v for k, v in message.items() if k not in _TEXT and v is not None})
-    parts = [text for text in prompt["system"] + prompt["user"] if text.strip()]
-    asked = any(text.strip() for text in prompt["user"])
-    left = {"exchange": used} if any({*one} - _ROLE for one in used) else {}
-    left |= {"rest": rest} if rest else {}
-    return "\n\n".join(parts) if asked else None, response, left
+    system, said, out = list[str](), list[str](), list[Exchange]()
+    asked = replied = False
+    for message in messages:
+        role, text = _spoken(message, column, note)
+        if role == "system":
+            system.append(text)
+        elif role == "assistant" and asked and message.get("weight") == 0:
+            note("a reply of weight 0, which is not read")
+            said, asked = [], False
+        elif role == "assistant" and asked:
+            out.append(Exchange(_paragraphs(said), text or None))
+            said, asked, replied = [*said, text], False, True
+        elif role == "user" or (role == "tool" and said):
+            said = [text] if role == "user" and replied else [*said, text]
+            asked, replied = True, replied and role == "tool"
+    if asked:
+        out.append(Exchange(_paragraphs(said), None))
+    return _paragraphs(system), out
+
+
+def _paragraphs(texts: Sequence[str]) -> str | None:
+    """Return the texts that are not blank, a blank line between them."""
+    return "\n\n".join(text for text in texts if text.strip()) or None
 
 
 def _messages(value: Any, column: str) -> Sequence[Any]:
@@ -289,23 +363,52 @@ def _messages(value: Any, column: str) -> Sequence[Any]:
     return value or []
 
 
-def _spoken(message: Any, column: str) -> tuple[str, str]:
-    """Return who speaks in a message, and what is said."""
+def _spoken(message: Any, column: str, note: Note) -> tuple[str | None, str]:
+    """Return who speaks in a message, and what is said; None: somebody unknown."""
     if not isinstance(message, Mapping):
         raise _wrong_kind(message, "role and content", column)
     # Tables that mix both kinds of names have nulls under one.
-    given, text = (
+    given, content = (
         message.get(second) if message.get(first) is None else message[first]
         for first, second in (("role", "from"), ("content", "value"))
     )
+    if given is None:
+        raise DataError(f"column {column} has a message without a role; expected role or from.")
     role = _ROLES.get(str(given).strip().lower())
     if role is None:
+        note(f"a message of the role {str(given)[:40]!r}, which is not read")
+    parts = content if isinstance(content, list) else [content]
+    texts = "".join(filter(None, (_part(part, column, note) for part in parts)))
+    if message.get("reasoning_content"):
+        note("reasoning, which is not read")
+    called = message.get("tool_calls") or message.get("function_call") or []
+    calls = called if isinstance(called, list) else [called]
+    return role, "\n".join(filter(None, (texts, *map(_call, calls))))
+
+
+def _part(part: Any, column: str, note: Note) -> str | None:
+    """Return the text of a message, or of one of its parts."""
+    kind = part.get("type") if isinstance(part, Mapping) and ("type" in part) else None
+    if kind in _REASONING:
+        note("reasoning, which is not read")
+        return None
+    if kind not in _TEXT_PARTS:
         raise DataError(
-            f"column {column} has a message of the role {given!r}; known are: {', '.join(_ROLES)}."
+            f"column {column} has a message with a part of type {kind!r}; only text can be read. "
+            "Remove such parts or rows."
         )
-    if isinstance(text, list):
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in text]
-        text = "".join(part for part in parts if isinstance(part, str))
-        if not all(isinstance(part, str) for part in parts):
-            raise DataError(f"column {column} has a message with a part that is no text.")
-    return role, cell_text(text, column) or ""
+    known = isinstance(part, Mapping) and "text" in part
+    return cell_text(part["text"] if known else part, column)
+
+
+def _call(call: Any) -> str:
+    """Return a tool call as JSON text, with its arguments as an object."""
+    if not isinstance(call, Mapping):
+        return str(call)
+    inner = call.get("function")
+    called = inner if isinstance(inner, Mapping) else call
+    arguments = called.get("arguments")
+    if isinstance(arguments, str):
+        with suppress(ValueError):  # some models write no JSON: it stays text
+            arguments = json.loads(arguments)
+    return ENCODER.encode({"name": called.get("name"), "arguments": _without_nulls(arguments)})

@@ -10,6 +10,7 @@ import json
 import logging
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,27 +24,32 @@ from tma.config import (
     checked_names,
 )
 from tma.data.batches import file_errors
-from tma.data.formats import SOURCE
-from tma.data.instances import MANIFEST, Source, build
-from tma.data.registry import LoadOptions, find
+from tma.data.formats import VIEWS
+from tma.data.instances import DROPPED, MANIFEST, Source, build, embedded
+from tma.data.readers import given_rows
+from tma.data.registry import LoadOptions, find, from_rows
 from tma.data.split import ALL, SPLITS
 from tma.errors import DataError, check_choice, check_count, printable
 from tma.store import cache_dir, digest, digest_of, locked, new_folder
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
-FORMAT = "5"
+ANSWERS = ("required", "optional")
+FORMAT = "6"
 """Raised when the same content and settings would give other rows than before."""
 
 
 def load(
-    name: str | Path,
+    name: str | Path | Dataset | pd.DataFrame | Sequence[Mapping[str, Any]],
     *,
-    split: str,
+    split: str = ALL,
     columns: Mapping[str, str] | None = None,
+    view: str = "first",
+    answers: str = "required",
     by: str | None = None,
     held_out: Sequence[str] | None = None,
     fold: int | str | None = None,
@@ -59,12 +65,15 @@ def load(
         name: `suite`, built in, or `pocket`, a few instances a task of it; `niv2`, `p3`,
             `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
             local copy; a hub id (owner/name, or owner/name:configuration); a .jsonl, .json, .csv or
-            .parquet file, also .gz or .zst; a folder of such files named train and test, or one
-            that `datasets.save_to_disk` wrote.
+            .parquet file, also .gz or .zst; a .txt file, each line a prompt; a folder of such files
+            named train and test, or one that `datasets.save_to_disk` wrote; a `datasets.Dataset`, a
+            data frame, or a list of dicts.
         split: "train", "test", or "all": every row, none held out, capped only by `per_task`.
         columns: field (`prompt`, `response`, `task`, `source`, `conversation`) → column. The format
-            is recognised where they name no text. Of a conversation the first exchange is taken,
-            with the system message before the prompt.
+            is recognised where they name no text.
+        view: which exchanges of a conversation are instances: the "first", the "last", or "all",
+            each of its own. System messages, or a column `system`, come before the prompt.
+        answers: "required", or "optional": rows without a response stay, to be arranged for.
         by: what training and test must not share: "task", "source" (dataset; then no task either),
             or "instance" (equal content). None: the source's own split, or the paper's; where
             there is none, a tenth of the tasks is held out, or of the instances without tasks.
@@ -75,14 +84,17 @@ def load(
             the encoder. None: any length.
         per_task: most instances per task, one number or one each for train and test. None: as the
             paper.
-        empty: rows whose prompt or response is blank: "drop" (one warning counts them) or "error".
+        empty: rows without what they need: "drop" (one warning counts them; `dropped` lists them)
+            or "error".
         seed: decides what is held out and what a cap chooses.
         max_source_tokens: most tokens of NIV2's prompts, four characters each, where leaving out
             examples can reach that.
 
     Returns:
-        Columns `id` (a digest of the content, with a counter for repeats), `task` (or None),
-        `prompt`, `response`, and `meta` (what else the source had, as a JSON object, or None).
+        Columns `id` (a digest of task and of all that a trainer sees, with a counter for repeats),
+        `task`, `source` (dataset), `prompt`, `response`, `references` (all correct responses, where
+        there are several), `exchanges` (of a conversation, without its system prompt), `row` (as
+        the source wrote it: JSON text, or its own types) and `place` (file, line or row number).
 
     Raises:
         DataError: the split, the dataset or one of its rows cannot be used; the message says which.
@@ -92,8 +104,8 @@ def load(
     """
     if split not in (*SPLITS, ALL):
         raise DataError(f"split={split!r} cannot be used; expected 'train', 'test' or 'all'.")
-    if not isinstance(name, str | Path):
-        raise DataError(f"name={name!r} cannot be used; expected a text.")
+    check_choice("view", view, VIEWS)
+    check_choice("answers", answers, ANSWERS)
     check_choice("by", by, (None, *UNITS))
     check_choice("empty", empty, EMPTY)
     check_count("seed", seed, 0)
@@ -110,12 +122,14 @@ def load(
         max_source_tokens=max_source_tokens,
         max_instance_tokens=max_instance_tokens,
     )
-    name = str(name)
+    given, name = name, str(name) if isinstance(name, str | Path) else "(given rows)"
     check_fold(name, fold)
     every = f"{split=}" if split == ALL else None
     check_one_split(every, by=by, held_out=options.held_out, fold=fold)
     with file_errors(f"dataset={name[:80]!r}"):
-        source = find(name, options)
+        rows = None if isinstance(given, str | Path) else given_rows(given)
+        source = find(name, options) if rows is None else from_rows(rows, options)
+        source = replace(source, view=view, prompts=answers == "optional")
     return _mapped(_stored(name, source, empty), split, printable(name))
 
 
@@ -158,29 +172,35 @@ def drawn_evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]
 def texts(dataset: Dataset) -> list[str]:
     """Return what is embedded: prompt and response joined by one space."""
     pairs = zip(dataset["prompt"], dataset["response"], strict=True)
-    return [f"{prompt} {response}" for prompt, response in pairs]
+    return [embedded(prompt, response) for prompt, response in pairs]
 
 
-def references(dataset: Dataset) -> list[list[str]]:
-    """Return all correct responses of each instance: its own, then `references` in `meta`."""
-    out = []
-    for response, meta in zip(dataset["response"], _metas(dataset), strict=True):
-        found = meta.get("references")
-        others = [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
-        out.append([response, *(text for text in others if text != response)])
+def exchanges(dataset: Dataset) -> list[list[tuple[str, str]]]:
+    """Return the exchanges of each row, (prompt without the system prompt, response or "")."""
+    pairs = zip(dataset["prompt"], dataset["response"], strict=True)
+    out = [[(prompt, response or "")] for prompt, response in pairs]
+    for at, several in enumerate(_column(dataset, "exchanges")):
+        if several:
+            out[at] = [(one["prompt"], one["response"]) for one in several]
     return out
 
 
+def references(dataset: Dataset) -> list[list[str]]:
+    """Return all correct responses of each instance, its own first."""
+    several = _column(dataset, "references")
+    return [
+        list(dict.fromkeys([response, *(more or [])]))
+        for response, more in zip(dataset["response"], several, strict=True)
+    ]
+
+
 def sources(dataset: Dataset) -> list[str | None]:
-    """Return the source dataset of each instance, found in `meta`; None where it is not known."""
-    column = (manifest(dataset) or {}).get("source") or SOURCE
-    found = [meta.get(column) for meta in _metas(dataset)]
-    return [None if name is None else str(name) for name in found]
+    """Return the source dataset of each instance; None where it is not known."""
+    return _column(dataset, "source")
 
 
-def _metas(dataset: Dataset) -> list[dict[str, Any]]:
-    column = dataset["meta"][:] if "meta" in dataset.column_names else [None] * len(dataset)
-    return [json.loads(meta) if meta else {} for meta in column]
+def _column(dataset: Dataset, name: str) -> list[Any]:
+    return dataset[name][:] if name in dataset.column_names else [None] * len(dataset)
 
 
 _fingerprints = dict[str, str]()
@@ -206,9 +226,20 @@ def manifest(dataset: Dataset) -> dict[str, Any] | None:
     return found
 
 
+def dropped(dataset: Dataset) -> list[dict[str, str]]:
+    """Return `place` and `reason` of each row that was left out as empty or too long."""
+    folders = {Path(entry["filename"]).parent for entry in dataset.cache_files}
+    files = [folder / DROPPED for folder in folders if (folder / DROPPED).is_file()]
+    return [json.loads(line) for file in files for line in file.read_text("utf-8").splitlines()]
+
+
 def _stored(name: str, source: Source, empty: str) -> Path:
     """Return the folder of a stored dataset, which is read if it is not there."""
-    folder = cache_dir() / "datasets" / digest(FORMAT, source.key, empty)[:20]
+    folder = (
+        cache_dir()
+        / "datasets"
+        / digest(FORMAT, source.key, empty, source.view, str(source.prompts))[:20]
+    )
     if not folder.is_dir():
         with locked(folder):
             if not folder.is_dir():
@@ -226,7 +257,10 @@ def _mapped(folder: Path, split: str, name: str) -> Dataset:
     dropped, (long, of) = found["empty"], found["long"][part]
     count = dropped[part] if found["own_split"] else sum(dropped.values())
     if count:
-        log.warning("dataset %s: %d rows without prompt or response left out", name, count)
+        first = "; ".join(found["dropped"]) + ("; …" if count > len(found["dropped"]) else "")
+        log.warning("dataset %s: %d left out without prompt or response (%s)", name, count, first)
+    for note, (rows, place) in found["notes"].items():
+        log.warning("dataset %s: %d rows have %s (first: %s)", name, rows, note, place)
     if long:
         most = f"more than max_instance_tokens={found['max_instance_tokens']}"
         log.warning("dataset %s, split %s: %d of %d rows left out, %s", name, split, long, of, most)

@@ -16,7 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tma.data.batches import Batch, Row, batched, file_errors
+from tma.data.batches import ENCODER, Batch, Row, batched, file_errors
 from tma.data.split import OWN, SPLITS, SplitSpec, under_cap
 from tma.errors import DataError
 
@@ -27,7 +27,7 @@ CHARACTERS = 4
 SPLIT = SplitSpec(by=OWN, per_task=(100, 100), first_test=True)
 """At most 100 instances a task; in test the first ones, which the authors balanced."""
 _KEEP = ("Source", "Categories", "Domains", "Reasoning", "Input_language", "Output_language")
-"""Keys of a task file that go into meta."""
+"""Keys of a task file that go into a row."""
 
 
 def prompt(definition: str, examples: Sequence[tuple[str, str]], text: str, most: int) -> str:
@@ -85,7 +85,7 @@ def checkout(root: Path, most_tokens: int, spec: SplitSpec) -> Iterator[Batch]:
         most = spec.per_task[SPLITS.index(split)] if spec.by == OWN else None
         numbers = under_cap(count, most, f"{spec.seed}/{file.stem}", first)
         rows = ((k + 1, _instance(task, k, file, most_tokens)) for k in numbers)
-        sized = ((place, len(row["prompt"]), row) for place, row in rows)
+        sized = ((place, ENCODER.encode(row), row) for place, row in rows)
         left_out = count - len(numbers)
         for batch in batched(sized, str(file), split, "instance"):
             yield replace(batch, left_out=left_out)
@@ -133,7 +133,7 @@ def from_hub(batches: Iterable[Batch]) -> Iterator[Batch]:
     for part, in_part in groupby(flat, key=lambda entry: entry[0].part):
         merged = list[int]()
         rows = (_merged(group, merged) for _, group in groupby(in_part, key=_same))
-        sized = ((n, len(row["prompt"]), row) for n, row in enumerate(rows, 1))
+        sized = ((n, ENCODER.encode(row), row) for n, row in enumerate(rows, 1))
         for batch in batched(sized, f"niv2 ({part or 'no split'})", part, "instance"):
             yield replace(batch, left_out=sum(merged))
             merged.clear()

@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import TypeVar
 
 from tma.config import FOLDS
-from tma.data.batches import Batch
+from tma.data.batches import Batch, Row
 from tma.errors import DataError
 
 T = TypeVar("T")
@@ -82,7 +82,7 @@ def with_tasks(parts: Iterable[tuple[str, Callable[[], Iterator[Batch]]]]) -> It
 def with_roles(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Give every row the split, dataset and cluster of its task in T0; count the others out."""
     for batch in batches:
-        kept, left_out = [], batch.left_out
+        kept, left_out = list[tuple[str, int, Row]](), batch.left_out
         for k, row in enumerate(batch.rows):
             if "task" not in row:
                 raise DataError(f"{batch.at(k)} has no task; it has {', '.join(row)}.")
@@ -91,11 +91,10 @@ def with_roles(batches: Iterator[Batch]) -> Iterator[Batch]:
                 left_out += 1
             else:
                 split, dataset, cluster = role
-                cells = {"dataset": dataset, "cluster": cluster, **row}
-                kept.append((split, cells, batch.places[k]))
+                kept.append((split, k, {"dataset": dataset, "cluster": cluster, **row}))
         for part, group in groupby(kept, key=lambda entry: entry[0]):
-            _, rows, places = zip(*group, strict=True)
-            yield replace(batch, part=part, rows=rows, places=places, left_out=left_out)
+            _, at, rows = zip(*group, strict=True)
+            yield replace(batch.take(at, rows), part=part, left_out=left_out)
             left_out = 0
         if left_out:
-            yield replace(batch, rows=(), places=(), left_out=left_out)
+            yield replace(batch.take([]), left_out=left_out)

@@ -11,8 +11,9 @@ import codecs
 import csv
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
@@ -21,6 +22,7 @@ from tma.config import DATA_SUFFIXES, PACKED, data_suffix
 from tma.data.batches import (
     COMPRESSION,
     DECODER,
+    ENCODER,
     Batch,
     Row,
     arrow_batched,
@@ -29,10 +31,11 @@ from tma.data.batches import (
     chosen_splits,
     file_errors,
 )
-from tma.errors import DataError
-from tma.store import digest, folder_digest, known_digest
+from tma.errors import DataError, wrong
+from tma.store import digest, digest_of, folder_digest, known_digest
 
 if TYPE_CHECKING:
+    import pandas as pd
     from datasets import Dataset
 
 LONGEST_CELL = 2**28
@@ -43,6 +46,10 @@ _CHUNK = 2**20
 """Bytes of a text file read at once."""
 _ARROW_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LINE_ENDS = re.compile(r"[\r\n]+")
+"""In JSON they stand between values only."""
+_HEAD = 4096
+"""Bytes by which a file that cannot be read is told for what it is."""
 _SHARD = re.compile(r"(.+)-[0-9]{5}-of-[0-9]{5}")
 _SPLIT = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -50,6 +57,8 @@ _SPLIT = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
 """Lower-case words in the names of files and folders → split."""
+_MAGIC = {".gz": (b"\x1f\x8b", "gzip"), ".zst": (b"\x28\xb5\x2f\xfd", "zstd")}
+"""How compressed files begin, and what they are called."""
 _NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 """Files that describe a dataset."""
 
@@ -60,6 +69,8 @@ class Rows(NamedTuple):
     key: tuple[str, ...]
     """What decides them."""
     batches: Callable[[], Iterator[Batch]]
+    root: str = ""
+    """How the names of all files begin."""
 
 
 def local_rows(path: Path, only: str | None = None) -> Rows:
@@ -71,10 +82,30 @@ def local_rows(path: Path, only: str | None = None) -> Rows:
         names = [split or "(files of no split)" for split in found]
         chosen = [""] if {*found} == {""} else chosen_splits(names, str(path))
         parts = [(file, split or None) for split in chosen for file in found[split]]
-        return Rows((files_key(parts, path),), lambda: (b for part in parts for b in read(*part)))
+        batches = lambda: (b for part in parts for b in read(*part))  # noqa: E731
+        return Rows((files_key(parts, path),), batches, f"{path}{os.sep}")
     with file_errors(path):
         content = folder_digest(path, "**/*", known_digest) if path.is_dir() else known_digest(path)
-    return Rows((content, data_suffix(path) or ""), lambda: read(path))
+    root = "" if path.parent == Path() else f"{path.parent}{os.sep}"
+    return Rows((content, path.name), lambda: read(path), root)
+
+
+def given_rows(data: Dataset | pd.DataFrame | Sequence[Row]) -> Rows:
+    """Return the rows of a dataset, a data frame or a list of dicts."""
+    import datasets
+    import pandas as pd
+
+    if isinstance(data, pd.DataFrame):
+        data = datasets.Dataset.from_pandas(data, preserve_index=False)
+    if isinstance(data, datasets.Dataset):
+        made = data
+        return Rows((made._fingerprint,), lambda: dataset_batches(made, "(given rows)", None))
+    if not isinstance(data, list | tuple) or not all(isinstance(row, Mapping) for row in data):
+        expected = "a name, a file, a datasets.Dataset, a data frame or a list of dicts"
+        raise wrong("name", type(data).__name__, expected)
+    texts = [ENCODER.encode(row) for row in data]
+    rows = [(k, text, DECODER.decode(text)) for k, text in enumerate(texts, 1)]
+    return Rows((digest_of(texts),), lambda: batched(rows, "(given rows)", None, "row"))
 
 
 def files_key(parts: Iterable[tuple[Path, str | None]], root: Path) -> str:
@@ -90,16 +121,51 @@ def read(path: Path, part: str | None = None) -> Iterator[Batch]:
     """Yield the rows of a file, which belong to the split `part`, or of an Arrow folder."""
     suffix = data_suffix(path)
     if suffix is None and not path.is_dir():
-        raise DataError(f"{path} cannot be read; expected a .jsonl, .json, .csv or .parquet file.")
+        raise _not_readable(path)
     with file_errors(path):
         if suffix is None or path.is_dir():
             yield from _arrow_folder(path)
-        elif path.stat().st_size == 0:
+            return
+        with path.open("rb") as stream:
+            head = stream.read(_HEAD)
+        if not head:
             raise DataError(f"{path} could not be read: the file is empty.")
-        elif suffix == ".parquet":
+        if what := _foreign(head, path):
+            raise DataError(f"{path} could not be read: {what}.")
+        if suffix == ".parquet":
             yield from _parquet(path, part)
         else:
             yield from batched(_READERS[suffix](path), str(path), part)
+
+
+def _not_readable(path: Path) -> DataError:
+    expected = ", ".join([*DATA_SUFFIXES[:-1], f"{DATA_SUFFIXES[-1]} or .txt file"])
+    small = path.with_name(path.name.lower())
+    hint = ""
+    if data_suffix(small) is not None:
+        hint = f" Suffixes are in lower case: rename it to {small.name}."
+    return DataError(f"{path} cannot be read; expected a {expected}.{hint}")
+
+
+def _foreign(head: bytes, path: Path) -> str | None:
+    """Return what a file is by its first bytes, and the remedy, if not what its suffix says."""
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer and not the data. Fetch the data with `git lfs pull`"
+    for suffix, (magic, kind) in _MAGIC.items():
+        if head.startswith(magic) and path.suffix != suffix:
+            return f"it is compressed by {kind}. Name it {path.name}{suffix}"
+    is_text = path.suffix not in PACKED and path.suffix != ".parquet"
+    return _foreign_text(head, path) if is_text else None
+
+
+def _foreign_text(head: bytes, path: Path) -> str | None:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head[:64]:
+        return "it is UTF-16 text. Save it as UTF-8, e.g. with `iconv -f utf-16 -t utf-8`"
+    if b"\r" in head and b"\n" not in head and len(head) < _HEAD:
+        return "its line ends are those of old Macs (\\r alone). Save it with Unix line ends"
+    if path.suffix == ".jsonl" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+        return "it is a JSON list and not JSON Lines. Name it .json"
+    return None
 
 
 @contextmanager
@@ -129,8 +195,8 @@ def _not_utf8(error: UnicodeDecodeError, path: Path, line: int) -> DataError:
     )
 
 
-Placed = Iterator[tuple[int, int, Row]]
-"""Line number, length and content of each row."""
+Placed = Iterator[tuple[int, str, Row]]
+"""Line number, JSON text and content of each row."""
 
 
 def _jsonl(path: Path) -> Placed:
@@ -139,10 +205,11 @@ def _jsonl(path: Path) -> Placed:
             try:
                 row = _object(line)
             except (ValueError, RecursionError) as error:
+                mark = " It begins with a byte-order mark: remove it." if "\ufeff" in line else ""
                 raise DataError(
-                    f"{path}, line {number}: {error}; expected one JSON object a line."
+                    f"{path}, line {number}: {error}; expected one JSON object a line.{mark}"
                 ) from error
-            yield number, len(line), row
+            yield number, line.strip(), row
 
 
 def _object(line: str) -> Row:
@@ -196,7 +263,7 @@ class _JsonText:
         self._go(self._at + found)
         return found
 
-    def next_object(self) -> tuple[int, int, Row]:
+    def next_object(self) -> tuple[int, str, Row]:
         self.peek()
         while True:
             try:
@@ -211,9 +278,9 @@ class _JsonText:
                     raise self.error(getattr(error, "msg", str(error)), "an object") from error
         if not isinstance(value, dict):
             raise self.error(f"a {type(value).__name__}", "an object")
-        line, length = self._line, end - self._at
+        line, text = self._line, self._text[self._at : end]
         self._go(end)
-        return line, length, value
+        return line, _LINE_ENDS.sub(" ", text), value
 
     def error(self, found: str, expected: str) -> DataError:
         return DataError(
@@ -251,7 +318,8 @@ def _csv(path: Path) -> Placed:
                     "each column of the first line. Quote cells that hold commas or line ends."
                 )
             if cells:
-                yield start, sum(map(len, cells)), dict(zip(header, cells, strict=True))
+                row = dict(zip(header, cells, strict=True))
+                yield start, ENCODER.encode(row), row
             start = lines.line_num + 1
     except csv.Error as error:
         raise DataError(
@@ -260,7 +328,20 @@ def _csv(path: Path) -> Placed:
         ) from error
 
 
-_READERS: dict[str, Callable[[Path], Placed]] = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}
+def _txt(path: Path) -> Placed:
+    """Yield every line that is not blank as a prompt."""
+    for number, line in enumerate(_lines(path), 1):
+        if not line.isspace():
+            row = {"prompt": line.rstrip("\r\n")}
+            yield number, ENCODER.encode(row), row
+
+
+_READERS: dict[str, Callable[[Path], Placed]] = {
+    ".jsonl": _jsonl,
+    ".json": _json,
+    ".csv": _csv,
+    ".txt": _txt,
+}
 
 
 def _parquet(path: Path, part: str | None) -> Iterator[Batch]:

@@ -107,6 +107,11 @@ def find(name: str, options: LoadOptions) -> Source:
     return _source(_hub_rows(found, name), SplitSpec(), options, name)
 
 
+def from_rows(rows: Rows, options: LoadOptions) -> Source:
+    """Return the source of rows that have no name."""
+    return _source(rows, SplitSpec(), options)
+
+
 def _source(
     rows: Rows,
     base: SplitSpec,
@@ -117,7 +122,8 @@ def _source(
     mapped = {**(columns or {}), **(options.columns or {})} or None
     split, most = options.applied(base), options.max_instance_tokens
     settings = canonical_json([asdict(split), mapped, most])
-    return Source(digest(settings, *names, *rows.key), rows.batches, split, mapped, most)
+    key = digest(settings, *names, *rows.key)
+    return Source(key, rows.batches, split, mapped, most, root=rows.root)
 
 
 def _suite(name: str, options: LoadOptions) -> Source:
@@ -149,9 +155,9 @@ def _known(name: str, place: Path | None, options: LoadOptions) -> Source:
     spec = KNOWN[name]
     if name == "niv2" and place is not None and niv2.is_checkout(place):
         return _checkout(place, options)
-    key, batches = _known_rows(name, spec, place)
+    key, batches, root = _known_rows(name, spec, place)
     base = spec.split if options.fold is None else _fold_split(*p3.fold(int(options.fold)))
-    rows = Rows(key, lambda: spec.adapt(batches()))
+    rows = Rows(key, lambda: spec.adapt(batches()), root)
     return _source(rows, base, options, name, columns=spec.columns)
 
 

