@@ -55,7 +55,7 @@ def test_the_report_counts_what_is_there_and_what_is_not(name: str) -> None:
 
 
 def test_a_dataset_from_elsewhere_has_no_line_of_its_source() -> None:
-    given = {"task": [None, None], "prompt": ["a", "a"], "response": ["b", "b"]}
+    given = {"id": ["7f", "7f-2"], "task": [None] * 2, "prompt": ["a"] * 2, "response": ["b"] * 2}
     report = tma.describe(datasets.Dataset.from_dict(given), TOKENIZER)["value"]
     assert "rows read" not in report
     assert (report["instances"], report["instances without a task"]) == (2, 2)
@@ -112,7 +112,9 @@ def test_a_wrong_argument_is_named(name: str, given: dict[str, Any], words: str)
     for report in (tma.describe, tma.data_figure):
         with pytest.raises(ParameterError, match=words):
             report(**whole)
-        with pytest.raises(DataError, match=r"no column task; it has id, prompt, response, meta"):
+        with pytest.raises(
+            DataError, match=r"no column task; it has id, source, prompt, response, ref"
+        ):
             report(tma.load(name, split="test").remove_columns("task"), TOKENIZER)
 
 

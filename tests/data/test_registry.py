@@ -87,13 +87,10 @@ def test_a_checkout_has_definition_examples_and_input(checkout: Path) -> None:
     assert Counter(train["task"]) == {"task1_quiz": 100, "task2_quiz": 1}
     assert train["prompt"][-1] == PROMPT.format("Ünï?")
     assert data.references(train)[-1] == ["x", "y"]
-    assert json.loads(train["meta"][-1]) == {
-        "instance": "b",
-        "source": ["quiz"],
-        "categories": ["Question Answering"],
-        "dataset": "quiz",
-        "references": ["x", "y"],
-    }
+    row = json.loads(train["row"][-1])
+    assert (row["instance"], row["source"], row["response"]) == ("b", ["quiz"], ["x", "y", "x"])
+    assert row["categories"] == ["Question Answering"]
+    assert train["source"][-1] == "quiz"
     counted = data.manifest(train)
     assert counted is not None and counted["read"] == 130 + 1 + 130
     anew = both(f"niv2:{checkout}", by="instance", per_task=(None, None))
@@ -147,7 +144,7 @@ def test_the_files_of_a_checkout_are_as_its_lists_say(checkout: Path) -> None:
     path = checkout / "tasks" / "task2_quiz.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"Source": "quiz"}))
     train = tma.load(f"niv2:{checkout}", split="train")
-    assert json.loads(train["meta"][-1])["dataset"] == "quiz"  # one text instead of a list
+    assert train["source"][-1] == "quiz"  # one text instead of a list
     for names, words in (
         ("task3_quiz task1_quiz", "names 1 tasks twice, such as task1_quiz"),
         ("task5_quiz", r"names 1 tasks without a file; expected .*task5_quiz\.json"),
@@ -207,11 +204,9 @@ def test_p3_trains_on_t0s_tasks_and_tests_on_those_it_held_out(tmp_path: Path) -
     assert train["task"][:] == ["xsum_tldr", "cnn_dailymail_3.0.0_say"]
     assert test["task"][:] == ["super_glue_wsc.fixed_who", "anli_can_r1"]
     assert (train["prompt"][0], train["response"][0]) == ("xsum_tldr", "\na")
-    assert json.loads(test["meta"][0]) == {
-        "dataset": "super_glue_wsc_fixed",
-        "cluster": "coreference",
-        "answer_choices": ["a", "b"],
-    }
+    assert test["source"][0] == "super_glue_wsc_fixed"
+    assert [json.loads(row)["task"] for row in test["row"]] == test["task"][:]
+    assert test["place"][:] == ["p3.jsonl, line 2", "p3.jsonl, line 3"]
 
 
 P3_NAMES = ["glue_mrpc_x", "imdb_y", "imdb_z", "hellaswag_q", "hellaswag_q_score_eval", "math_qa_w"]
@@ -266,7 +261,7 @@ def test_the_real_subset_of_p3_is_whole(caplog: pytest.LogCaptureFixture) -> Non
     assert len(repeated) == 45_494 - 44_341
     assert data.fingerprint(test)[:16] == "f71eb6ea2fd4ed8c"
     train, test = both(str(P3), by="source", per_task=(20, 5))
-    datasets_of = [{json.loads(m)["dataset"] for m in part["meta"]} for part in (train, test)]
+    datasets_of = [{*part["source"]} for part in (train, test)]
     assert (len(datasets_of[0]), len(datasets_of[1])) == (28, 3)
     assert not datasets_of[0] & datasets_of[1]
     assert set(Counter(test["task"]).values()) == {5}
@@ -315,7 +310,7 @@ def test_flan_mini_takes_tasks_by_seed_and_instances_under_the_caps(tmp_path: Pa
     assert (len(train), len(test)) == (64 * 20, 9 * 5)
     assert not set(train["task"]) & set(test["task"])
     assert test["prompt"][0].startswith("question ")
-    assert set(json.loads(test["meta"][0])) == {"id"}
+    assert set(json.loads(test["row"][0])) == {"source", "conversations", "id"}
 
 
 # Conversations
@@ -328,7 +323,7 @@ def test_sharegpt_is_read_from_items_and_split_at_random(tmp_path: Path) -> None
     train, test = both(f"sharegpt:{path}")
     assert (len(train), len(test)) == (18, 2)
     assert set(train["task"]) == {None}
-    assert json.loads(train["meta"][0])["rest"] == [{"from": "human", "value": "more"}]
+    assert json.loads(train["row"][0])["items"][2] == {"from": "human", "value": "more"}
     # In a folder that one file is read.
     (tmp_path / "sharegpt_clean.json").write_text("no JSON")
     assert both(f"sharegpt:{tmp_path}")[0]["id"][:] == train["id"][:]
@@ -345,7 +340,7 @@ def test_no_robots_keeps_its_own_split(tmp_path: Path) -> None:
     train, test = both(f"no-robots:{copy}")
     assert train["prompt"][:] == ["Be brief.\n\ntrain"] * 3
     assert len(test) == 2
-    assert json.loads(test["meta"][0])["category"] == "Chat"
+    assert test["row"][0]["category"] == "Chat"
 
 
 def test_a_malformed_line_of_a_copy_is_named_and_an_edit_is_seen(tmp_path: Path) -> None:
@@ -397,7 +392,7 @@ def test_a_folder_of_train_and_test_files_is_a_dataset(
         write(folder / "notes" / "other.txt", [])
         parts = both(str(folder))
         assert [part["prompt"][:] for part in parts] == [["p0", "p1", "p2"], ["q0", "q1", "q2"]]
-        assert json.loads(parts[1]["meta"][0]) == {"day": "2020-01-31"}
+        assert json.loads(parts[1]["row"][0])["day"] == "2020-01-31"
         assert len(tma.load(folder, split="all")) == 6
         assert both(f"no-robots:{folder}")[1]["id"][:] == parts[1]["id"][:]
     assert caplog.messages == []

@@ -151,7 +151,7 @@ def _features(schema: pa.Schema) -> Features | None:
         return None
 
 
-def decoded(value: Any, feature: Any) -> Any:
+def decoded(value: Any, feature: Any, *, classes: bool = True) -> Any:
     """Return a cell as its writer meant it: JSON text as its value, a class by its name."""
     from datasets import ClassLabel, Json, List
 
@@ -159,12 +159,13 @@ def decoded(value: Any, feature: Any) -> Any:
         return None
     if isinstance(feature, Json):
         return DECODER.decode(value) if isinstance(value, str) else value
-    if isinstance(feature, ClassLabel):
+    if classes and isinstance(feature, ClassLabel):
         return feature.names[value] if 0 <= value < len(feature.names) else None
     if isinstance(feature, dict):
-        return {name: decoded(cell, feature[name]) for name, cell in value.items()}
+        cells = value.items()
+        return {name: decoded(cell, feature[name], classes=classes) for name, cell in cells}
     if isinstance(feature, List):
-        return [decoded(one, feature.feature) for one in value]
+        return [decoded(one, feature.feature, classes=classes) for one in value]
     return value
 
 

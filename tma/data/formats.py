@@ -40,6 +40,9 @@ _REASONING = ("thinking", "reasoning", "redacted_thinking")
 """Types of the parts of a message that are text, and that are no part of an answer."""
 
 
+_UNKNOWN = "a message of the role"
+
+
 class Exchange(NamedTuple):
     """What the user says up to a reply, and the reply; None where it is missing or blank."""
 
@@ -114,7 +117,13 @@ def _conversation(column: str, name: str = "mapping") -> Format:
 
     def read(row: Row, note: Note) -> Content:
         messages = _messages(row.get(column), column)
-        system, exchanges = _exchanges(messages, column, note)
+        notes = list[str]()
+        system, exchanges = _exchanges(messages, column, notes.append)
+        unknown = [words for words in notes if words.startswith(_UNKNOWN)]
+        if unknown and not any(one.prompt and one.response for one in exchanges):
+            raise DataError(f"column {column} has {unknown[0]}; known are: {', '.join(_ROLES)}.")
+        for words in notes:
+            note(words)
         seen = {"messages": _without_nulls(messages), "tools": _without_nulls(row.get("tools"))}
         return Content(exchanges, system, more=(canonical_json(seen),))
 
@@ -285,9 +294,11 @@ def _format(present: Collection[str], given: Mapping[str, str], name: str, promp
         return fitting[0]
     both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
     fits = both or f"no known format; it has the columns {_listed(present)}"
+    alone = any(form.needs[0] in present for form in _PROMPTS_ALONE) and not (fitting or prompts)
+    hint = " Prompts alone are read with answers='optional'." if alone else ""
     raise DataError(
         f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '
-        '"response": ...} or {"conversation": ...}.'
+        f'"response": ...}} or {{"conversation": ...}}.{hint}'
     )
 
 
@@ -376,7 +387,7 @@ def _spoken(message: Any, column: str, note: Note) -> tuple[str | None, str]:
         raise DataError(f"column {column} has a message without a role; expected role or from.")
     role = _ROLES.get(str(given).strip().lower())
     if role is None:
-        note(f"a message of the role {str(given)[:40]!r}, which is not read")
+        note(f"{_UNKNOWN} {str(given)[:40]!r}, which is not read")
     parts = content if isinstance(content, list) else [content]
     texts = "".join(filter(None, (_part(part, column, note) for part in parts)))
     if message.get("reasoning_content"):

@@ -23,7 +23,7 @@ from tma.data import assets
 from tma.data.batches import BATCH_BYTES, BATCH_ROWS, ENCODER, Batch, Row, decoded
 from tma.data.formats import Instance, Reading, check_mapped, recognise
 from tma.data.split import SPLITS, TEST, TRAIN, Labels, SplitSpec, assign, capped, is_own
-from tma.errors import DataError
+from tma.errors import DataError, printable
 from tma.store import write_json
 
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class _Stage:
                 most is not None and token_count(embedded(str(one.prompt), one.response)) > most
             )
         if found:
-            places = [batch.at(k).removeprefix(self.origin.root) for k, _ in found]
+            places = [self._place(batch, k) for k, _ in found]
             self.drafts.write(batch.take([k for k, _ in found]), [one for _, one in found], places)
 
     def _instances(self, batch: Batch) -> list[tuple[int, Instance]]:
@@ -192,8 +192,7 @@ class _Stage:
                     if self._usable(one, batch, at):
                         found.append((at, one))
                 for note in notes:
-                    place = batch.at(at).removeprefix(self.origin.root)
-                    self.notes.setdefault(note, [0, place])[0] += 1
+                    self.notes.setdefault(note, [0, self._place(batch, at)])[0] += 1
         except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
             half = rf"\u{ord(error.object[error.start]):04x}, which is half a character"
             raise DataError(f"{batch.at(at)}: the text holds {half}.") from error
@@ -210,9 +209,11 @@ class _Stage:
             cell = reason.removeprefix("no ")
             raise DataError(f"the {cell} is empty; empty='drop' leaves such rows out.")
         self.empty[_PARTS[batch.part]] += 1
-        place = batch.at(at).removeprefix(self.origin.root)
-        self.dropped.append({"place": place, "reason": reason})
+        self.dropped.append({"place": self._place(batch, at), "reason": reason})
         return False
+
+    def _place(self, batch: Batch, at: int) -> str:
+        return printable(batch.at(at).removeprefix(self.origin.root))
 
     def _recognised(self, batch: Batch, at: int, row: Row) -> Reading:
         """Return how the rows are read; a column that only now appears may make it unclear."""

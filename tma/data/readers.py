@@ -419,7 +419,7 @@ def _data_files(root: Path) -> list[Path]:
     return [
         path
         for path in below
-        if data_suffix(path) is not None
+        if data_suffix(path) in DATA_SUFFIXES
         and path.name not in _NO_DATA
         and not any(step.startswith((".", "__")) for step in path.relative_to(root).parts)
     ]

@@ -7,6 +7,7 @@ which they are stored and put in order in memory; `Dataset.select` would look up
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tma.config import expanded, unpacked_suffix
-from tma.data.batches import COMPRESSION, ENCODER
+from tma.data.batches import COMPRESSION, ENCODER, decoded
 from tma.errors import DataError, first_line, wrong
 from tma.store import cache_dir, digest, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset
+    from datasets import Dataset, Features
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 2**28
 """Text of the rows that are put in order at once."""
@@ -56,6 +59,7 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
     if dataset._indices is not None:
         own = dataset._indices.column(0).to_numpy().astype(np.int64)
         rows = own if rows is None else own[rows]
+    _warn_of_repeats(dataset, rows)
     # Beside the target the lock would stay in the user's folder.
     lock = cache_dir() / "locks" / f"{digest(str(target.absolute()))[:20]}.lock"
     try:
@@ -67,6 +71,23 @@ def save(dataset: Dataset, order: ArrayLike | None, path: Path | str) -> None:
         cause = error.__cause__ or error
         reason = getattr(cause, "strerror", None) or cause
         raise DataError(f"path={str(target)!r} could not be written: {reason}.") from error
+
+
+def _warn_of_repeats(dataset: Dataset, rows: NDArray[np.int64] | None) -> None:
+    """Warn of rows that are written again, since several of their exchanges are instances."""
+    import pandas as pd
+
+    table = dataset.data.table
+    if "place" not in table.column_names:
+        return
+    several = table.column("exchanges").is_valid().to_numpy()
+    at = np.flatnonzero(several) if rows is None else rows[several[rows]]
+    found = pd.DataFrame(table.select(["place", "id"]).take(at).to_pydict()).drop_duplicates()
+    if count := int(found["place"].duplicated().sum()) if len(found) else 0:
+        first = found["place"][found["place"].duplicated()].iloc[0]
+        log.warning(
+            "%d rows are written more than once, a time for each exchange (first: %s)", count, first
+        )
 
 
 def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> None:
@@ -84,7 +105,7 @@ def _write(dataset: Dataset, rows: NDArray[np.int64] | None, target: Path) -> No
             pa.output_stream(raw, COMPRESSION.get(target.suffix)) as sink,
         ):
             for piece in _pieces(table, rows):
-                sink.write(_json_lines(piece))
+                sink.write(_json_lines(piece, dataset.features))
     elif target.suffix not in ("", ".parquet"):
         raise DataError(f"path={str(target)!r}: expected .jsonl, .parquet, or a folder's name.")
     elif target.suffix:
@@ -188,10 +209,12 @@ def _pieces(table: pa.Table, rows: NDArray[np.int64] | None) -> Iterator[pa.Reco
             yield from fetched.take(places[low : low + piece]).to_batches()
 
 
-def _json_lines(piece: pa.RecordBatch) -> bytes:
+def _json_lines(piece: pa.RecordBatch, features: Features) -> bytes:
     try:
         if not _is_text(piece.schema):
-            lines = [ENCODER.encode(row) for row in _rows(piece)]
+            own = {ID: None, **features, **(features["row"] if "row" in piece.schema.names else {})}
+            rows = (decoded(row, own, classes=False) for row in _rows(piece))
+            lines = [ENCODER.encode(row) for row in rows]
         else:
             pairs = zip(piece.column("row").to_pylist(), piece.column("id"), strict=True)
             lines = [_with_id(text, name.as_py()) for text, name in pairs]
