@@ -56,7 +56,7 @@ def test_the_paper_scale_has_the_papers_settings() -> None:
         ("owner/name:some_configuration", True),
         ("niv3", False),
         ("gone.csv.zst", False),
-        ("here.txt", False),
+        ("here.tsv", False),
         ("flan-mini:gone.jsonl", False),
         ("pocket:here.jsonl.gz", False),
         ("owner/gone.parquet", False),
@@ -67,7 +67,7 @@ def test_what_a_dataset_may_be(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.jsonl.gz").touch()
-    (tmp_path / "here.txt").touch()
+    (tmp_path / "here.tsv").touch()
     (tmp_path / "folder").mkdir()
     if good:
         assert RunConfig.at("pocket", order="random", dataset=name).dataset == name
