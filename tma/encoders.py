@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tma.config import check_model
 from tma.data import assets
 from tma.errors import ParameterError, first_line, wrong
-from tma.store import digest, digest_of, folder_digest, known_digest
+from tma.store import digest, digest_of, known_digest
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -224,29 +224,21 @@ def _by_name(value: str) -> Encoder:
         return SentenceEncoder(label, commit, lambda: _loaded(value, commit))
     if not any((folder / name).is_file() for name in ("modules.json", "config.json")):
         raise wrong("encoder", value, "a folder with a sentence-transformers model")
-    content = folder_digest(folder, "**/*", _digest_of_part)
+    files = [file for file in sorted(folder.rglob("*")) if file.suffix in _FILES]
+    content = digest_of(p for f in files for p in (str(f.relative_to(folder)), known_digest(f)))
     return SentenceEncoder("sentence-transformers", content, lambda: _loaded(value))
-
-
-def _digest_of_part(file: Path) -> str:
-    """Return a file's digest; nothing for what decides no rows, such as a README."""
-    return known_digest(file) if file.suffix in _FILES else ""
 
 
 def _commit(name: str) -> str:
     """Return the commit of a hub model: the newest, or without a network the one in the cache."""
     from transformers.utils.hub import cached_file
 
-    try:
-        for file in ("modules.json", "config.json"):  # …/snapshots/<commit>/modules.json
-            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-            if found is not None:
-                return Path(found).parent.name
+    try:  # …/snapshots/<commit>/modules.json
+        found = cached_file(name, "modules.json", _raise_exceptions_for_missing_entries=False)
+        return Path(found or str(cached_file(name, "config.json"))).parent.name
     except (OSError, ValueError) as error:
-        raise ParameterError(
-            f"encoder={name!r} could not be loaded: {first_line(error)}"
-        ) from error
-    raise wrong("encoder", name, "a hub model with modules.json or config.json")
+        message = f"encoder={name!r} could not be loaded: {first_line(error)}"
+        raise ParameterError(message) from error
 
 
 def _loaded(place: str, commit: str | None = None) -> SentenceTransformer:
