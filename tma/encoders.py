@@ -75,22 +75,24 @@ class SentenceEncoder:
 
     def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Return (n, d) rows."""
-        # A text has at most as many tokens as characters; of a static model no limit is known.
-        tokens = min(max(map(len, texts)), self._limit) if math.isfinite(self._limit) else 1
-        batch = min(BATCH, max(1, BUDGET // max(1, int(tokens))))
+        batch = len(texts)  # a static model takes the mean of token vectors, however many
+        if self._limit != math.inf:
+            longest = max(1, *map(len, texts))  # a text has about as many tokens at most
+            batch = min(BATCH, max(1, BUDGET // min(longest, self._limit or longest)))
         rows = self.model.encode(list(texts), batch_size=batch, show_progress_bar=False)
         return np.asarray(rows, dtype=np.float32)
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Return which texts are longer than what the encoder reads, (n,)."""
-        if not math.isfinite(self._limit):
+        if self._limit in (None, math.inf):
             return np.zeros(len(texts), dtype=np.bool_)
         tokens = self.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return np.array([len(text) for text in tokens]) > self._limit
+        cut: NDArray[np.bool_] = np.array([len(text) for text in tokens]) > self._limit
+        return cut
 
     @cached_property
-    def _limit(self) -> float:
-        return self.model.max_seq_length or math.inf
+    def _limit(self) -> Any:
+        return self.model.max_seq_length  # None: no limit is known; a static model's is infinite
 
 
 class MiniLM(SentenceEncoder):
