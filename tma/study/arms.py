@@ -196,12 +196,13 @@ def plan(
 def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
     """Return X and Y of the pool that a seed draws, with the pool and the test instances."""
     from tma.arrange.orders import drawn
-    from tma.embed import embed
+    from tma.embed import embed_pair
     from tma.runs.config import load_both
 
     train, test = load_both(config)
-    pool = train.select(drawn(len(train), config.pool or len(train), config.seed))
-    return embed(pool), embed(test), pool, test
+    rows = drawn(len(train), config.pool or len(train), config.seed)
+    X, Y = embed_pair(train, test, config.encoder, rows=rows)
+    return X, Y, train.select(rows), test
 
 
 def blocks(study: StudyConfig) -> tuple[int, list[str]]:

@@ -52,7 +52,7 @@ class Seen:
     @classmethod
     def by(cls, run: Run) -> Seen:
         """Return what a run has seen, embedded now unless it was before."""
-        from tma.embed import embed
+        from tma.embed import embed_pair
 
         train, test = load_both(run.config)
         row = {name: number for number, name in enumerate(train["id"])}
@@ -62,8 +62,10 @@ class Seen:
                 f"dataset={run.config.dataset!r} lacks {len(missing)} ids of the run {run.key}, "
                 f"{missing[0]!r} first; expected all of them. Give the data that it was made with."
             )
-        part = train.select([row[name] for name in order])
-        return cls(embed(part), embed(test), test["id"][:], (texts(part), texts(test)))
+        rows = [row[name] for name in order]
+        X, Y = embed_pair(train, test, run.config.encoder, rows=rows)
+        part = train.select(rows)
+        return cls(X, Y, test["id"][:], (texts(part), texts(test)))
 
     def rows(self, ids: Sequence[str]) -> Rows:
         """Return the rows of test instances."""
