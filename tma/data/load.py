@@ -161,6 +161,18 @@ def texts(dataset: Dataset) -> list[str]:
     return [f"{prompt} {response}" for prompt, response in pairs]
 
 
+def exchanges(dataset: Dataset) -> list[list[tuple[str, str]]]:
+    """Return the exchanges of each instance, (prompt without system text, response or "")."""
+    pairs = zip(dataset["prompt"], dataset["response"], strict=True)
+    single = [[(prompt, response or "")] for prompt, response in pairs]
+    if "exchanges" not in dataset.column_names:
+        return single
+    return [
+        [(turn["prompt"], turn["response"] or "") for turn in turns] if turns else alone
+        for turns, alone in zip(dataset["exchanges"], single, strict=True)
+    ]
+
+
 def references(dataset: Dataset) -> list[list[str]]:
     """Return all correct responses of each instance: its own, then `references` in `meta`."""
     out = []
