@@ -37,9 +37,9 @@ ALIKE = (0.95, 0.5)
 """Cosine similarity from which a smaller share, the second number, is enough."""
 SHARED = 5
 """Training exchanges with a 4-gram beyond which it weighs less: a leak has copies, too."""
-DISTINCT = 0.7
-"""Words of at least this share of the greatest weight are what tells a text from others; half of
-them must be covered, however long the passage around them is."""
+TELLING = 12
+"""So many words, those that weigh most, are what tells a text from others; half of them must be
+covered, however long the passage around them is."""
 LONE = 1000
 """Of so many exchanges one more may have a 2-gram that counts without a third word."""
 COMMON = 5000
@@ -286,7 +286,7 @@ class _Search:
             for held in (self._held, self._grams.held(list(once)))
         )
         weight: Floats = 1 / np.maximum(np.maximum(of_test, among / SHARED), 1)
-        self._known = weight, among <= SHARED + len(self._exchanges) / LONE
+        self._known = weight, among <= SHARED + len(self._exchanges) / LONE, among <= SHARED
         self._often = among * of_test > COMMON
 
     def pairs(self) -> list[tuple[int, int, int, int, float, float]]:
@@ -345,6 +345,7 @@ class _Text:
         grams: _Grams,
         weight: Floats,
         counts: NDArray[np.bool_],
+        rare: NDArray[np.bool_],
     ) -> None:
         length = len(text)
         starting = grams.starting([text])[:, :length]
@@ -363,6 +364,7 @@ class _Text:
             if n == 2 and length > 2:
                 at = at[counts[starting[1, at]]]
             self._covering.append((n, at, starting[n - 1, at]))
+        self._rare = np.flatnonzero(rare[starting[0]])
         # The prompt alone is judged as well as the whole.
         self._ends = sorted({prompt, length} - {0})
 
@@ -380,7 +382,7 @@ class _Text:
             ALIKE[1] * sums[end] - self.weight[:end][granted[:end]].sum() for end in self._ends
         )
         kinds, most = [], []
-        for n, at, gram in self._covering:
+        for n, at, gram in (*self._covering, (1, self._rare, self._words[self._rare])):
             kept = ~often[gram] if least > TOLERANCE else np.ones(len(gram), dtype=bool)
             kinds.append(gram[kept])
             most.append((sums[at + n] - sums[at])[kept])
@@ -399,19 +401,24 @@ class _Text:
             here, rest = np.split(rest, [len(starts)], axis=1)
             for place in range(n):
                 covered[:, starts + place] |= here
-        share: Floats = np.max([self._judged(covered, present, end) for end in self._ends], axis=0)
+        judged = [self._judged(covered, present, end) for end in self._ends]
+        share: Floats = np.max(judged, axis=0)
         return share, covered.mean(axis=1)
 
     def _judged(self, covered: NDArray[np.bool_], present: NDArray[np.bool_], end: int) -> Floats:
         """Return the share of the first `end` words that each exchange holds; 0: no leak."""
         covered, present, weight = covered[:, :end], present[:, :end], self.weight[:end]
-        share = (np.where(covered, weight, 0).sum(1) / weight.sum()).round(10)
-        telling = weight >= DISTINCT * weight.max()
-        rare = (covered & (weight >= 0.5)).sum(1)
+        alone = self._rare[self._rare < end]
+        counted = covered.copy()
+        counted[:, alone] |= present[:, alone]
+        share = (np.where(counted, weight, 0).sum(1) / weight.sum()).round(10)
+        weight = np.minimum(weight / np.sort(weight)[-min(TELLING, end)], 1)
+        telling = weight >= OVERLAP
+        rare = (covered & (self.weight[:end] >= 0.5)).sum(1)
         holds = (
             (share >= ALIKE[1])
             & (2 * covered[:, telling].sum(1) >= telling.sum())
-            & (_gap(covered, present, weight / weight.max()) <= 0.5 + np.log(end) / np.log(4))
+            & (_gap(covered, present, weight) <= 0.5 + np.log(end) / np.log(4))
             & ((2 * covered.sum(1) >= end) | (rare >= 8))
         )
         if end < len(self.weight):
