@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tma.arrange.audit import audit as audit
     from tma.arrange.distances import prefix_distances as prefix_distances
     from tma.arrange.distances import weighted_similarity_distance as weighted_similarity_distance
+    from tma.arrange.duplicates import leaks as leaks
     from tma.arrange.duplicates import near_duplicates as near_duplicates
     from tma.arrange.orders import arrange as arrange
     from tma.arrange.receipt import Arranged as Arranged
@@ -43,7 +44,7 @@ _PUBLIC = {
     "tma.arrange.orders": ["arrange"],
     "tma.arrange.rounds": ["test_centric_rounds"],
     "tma.arrange.distances": ["prefix_distances", "weighted_similarity_distance"],
-    "tma.arrange.duplicates": ["near_duplicates"],
+    "tma.arrange.duplicates": ["leaks", "near_duplicates"],
     "tma.arrange.audit": ["Audit", "audit"],
     "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
     "tma.runs.config": ["RunConfig", "load_both"],

@@ -138,6 +138,7 @@ def arrange_dataset(
         tasks=tasks if any(task is not None for task in tasks) else None,
         # Only one measure reads words; the others need no second copy of all texts.
         texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
+        exchanges=(data.exchanges(source), data.exchanges(test)) if method.drop_leaks else None,
         pool=pool,
     )
     rows, known = inputs.stored[ordered(inputs)], train["id"]
