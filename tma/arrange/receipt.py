@@ -186,7 +186,7 @@ def ids_digest(ids: Sequence[str]) -> str:
 def _rows_digest(rows: Rows) -> str:
     """Return the SHA-256 of an embedding matrix, its type and shape."""
     sha = hashlib.sha256(f"{rows.dtype} {rows.shape} ".encode())
-    sha.update(np.ascontiguousarray(rows))
+    sha.update(np.ascontiguousarray(rows).data)
     return sha.hexdigest()
 
 
