@@ -28,7 +28,6 @@ FINISHED = {
     "losses.parquet",
     "training.parquet",
     "order.json",
-    "order.receipt.json",
     "manifest.json",
 }
 
