@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tma.data.load import load as load
     from tma.data.save import save as save
     from tma.embed import embed as embed
+    from tma.doctor import doctor as doctor
     from tma.errors import DataError as DataError
     from tma.errors import TmaError as TmaError
     from tma.export.consumed import verify as verify
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tma.runs.execute import run as run
     from tma.runs.parallel import run_all as run_all
     from tma.runs.store import Run as Run
+    from tma.study.audit_page import save_audit as save_audit
     from tma.study.figures import data_figure as data_figure
     from tma.study.settings import StudyConfig as StudyConfig
 
@@ -57,8 +59,10 @@ _PUBLIC = {
     "tma.export.handover": ["export"],
     "tma.export.guard": ["OrderGuard"],
     "tma.export.consumed": ["verify"],
+    "tma.study.audit_page": ["save_audit"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
+    "tma.doctor": ["doctor"],
     "tma.errors": ["DataError", "TmaError"],
 }
 """Module → public names in it."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tma.errors import StateError, first_line
+from tma.errors import ParameterError, StateError, first_line
 
 _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -160,6 +160,16 @@ def new_folder(path: Path) -> Iterator[Path]:
             draft.rename(path)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def result_folder(path: Path, setting: str = "out") -> Iterator[Path]:
+    """Yield an empty folder that becomes the user's `path`, which must not exist yet."""
+    if path.exists():
+        raise ParameterError(f"{setting}={str(path)!r} exists; expected the name of a new folder.")
+    name = digest(str(path.absolute()))[:20]  # beside the folder the lock would stay
+    with locked(path, cache_dir() / "locks" / f"{name}.lock"), new_folder(path) as draft:
+        yield draft
 
 
 @contextmanager

@@ -144,14 +144,16 @@ def prepared(
 def _without_leaks(inputs: Inputs, train: Exchanges, test: Exchanges) -> Inputs:
     from tma.arrange.duplicates import leaks
 
-    rows = leaks(train, test, inputs.X, inputs.Y)["row"]
+    found = leaks(train, test, inputs.X, inputs.Y)
+    rows = found["row"].to_numpy()
     log.warning(
         "%d of %d training rows hold a test text and are left out; tma.leaks shows them",
         len(rows),
         len(train),
     )
     kept = np.delete(np.arange(len(train)), rows)
-    return replace(inputs.select(kept), left_out=len(rows))
+    found["row"] = inputs.stored[rows]
+    return replace(inputs.select(kept), left_out=len(rows), leaks=found)
 
 
 def _without_near_duplicates(inputs: Inputs, threshold: float) -> Inputs:
