@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from tma.errors import DataError, OrderError, ParameterError
 from tma.export.handover import Change
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
 
 CALL = {"type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
@@ -41,6 +42,7 @@ SHAREGPT = {
 }
 ALPACA = {"tma_id": "alpaca", "instruction": "say", "input": "w", "output": "n5"}
 MIXED = [ALPACA, CHAT, SHAREGPT]
+WHAT = ("dropped", "truncated")
 
 
 def exported(
@@ -124,9 +126,12 @@ def test_a_saved_file_is_read_and_held_against_the_receipt(tmp_path: Path) -> No
     assert lines(found.folder / "train.jsonl") == ROWS
     with pytest.raises(OrderError, match="position 1 of epoch 1: expected id0, got id9"):
         tma.export(tmp_path / "order.json", ROWS[::-1], "trl", tmp_path / "out")
+    file.write_text("[]", "utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl, line 1 is no JSON object with a text under"):
+        tma.export(tmp_path / "order.json", file, "trl", tmp_path / "out")
     with pytest.raises(DataError, match="row 1 has no tma_id"):
         tma.export(tmp_path / "order.json", [{"prompt": "a"}], "trl", tmp_path / "out")
-    with pytest.raises(DataError, match="x, place 1 of the order: no prompt and response in .* a"):
+    with pytest.raises(DataError, match=r"x, place 1 of the order: no prompt and response in .* a"):
         exported([{"tma_id": "x", "a": "b"}], "trl", tmp_path / "out")
 
 
@@ -163,35 +168,37 @@ def test_each_flag_that_matters_is_set(
     assert made.changed == ()
     if trainer == "dataflex":
         components = yaml.safe_load((tmp_path / "components.yaml").read_text("utf-8"))
-        assert components["reorders"]["sorting"]["params"]["score_params"] == {"score_field": "score"}
+        assert components["reorders"]["sorting"]["params"]["score_params"] == {
+            "score_field": "score"
+        }
 
 
 @pytest.mark.parametrize(
-    ("trainer", "processes", "what", "ids"),
+    ("trainer", "batches", "changed"),
     [
-        ("trl", 1, None, []),
-        ("trl", 2, "repeated", ["id0", "id1"]),
-        ("axolotl", 4, "repeated", ["id0", "id1"]),
-        ("ms-swift", 4, "dropped", ["id8", "id9"]),
-        ("ms-swift", 1, None, []),
-        ("dataflex", 1, "repeated", ["id0", "id1"]),
+        ("trl", (4, 1), {}),
+        ("trl", (3, 2), {"id0": "repeated", "id1": "repeated"}),
+        ("axolotl", (3, 4), {"id0": "repeated", "id1": "repeated"}),
+        ("ms-swift", (3, 4), {"id8": "dropped", "id9": "dropped"}),
+        ("ms-swift", (4, 1), {}),
+        ("dataflex", (4, 1), {"id0": "repeated", "id1": "repeated"}),
     ],
 )
 def test_rows_that_batches_repeat_or_leave_over_are_named(
     trainer: str,
-    processes: int,
-    what: str | None,
-    ids: list[str],
+    batches: tuple[int, int],
+    changed: dict[str, str],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    size = 12 // {1: 3, 2: 4, 4: 4}[processes] if trainer != "dataflex" else 3
+    size, processes = batches
     with caplog.at_level(logging.WARNING, "tma.export"):
         _, made = exported(ROWS, trainer, tmp_path, batch_size=size, processes=processes)
-    assert [(one.id, one.what) for one in made.changed] == [(one, what) for one in ids]
-    assert [row["id"] for row in lines(tmp_path / "changed.jsonl")] == ids
-    told = f"{len(ids)} of 10 rows would be {what} by {trainer}, the first {ids[0]}" if ids else ""
-    assert told in caplog.text
+    assert {one.id: one.what for one in made.changed} == changed
+    assert [row["id"] for row in lines(tmp_path / "changed.jsonl")] == [*changed]
+    for first, what in [*changed.items()][:1]:
+        told = f"2 of 10 rows would be {what} by {trainer}, the first {first}"
+        assert told in caplog.text
 
 
 def test_llama_factory_drops_turns_that_do_not_alternate(tmp_path: Path) -> None:
@@ -230,23 +237,25 @@ def test_trl_keeps_what_is_written_for_it_and_loses_what_is_named(
     made = tma.export(of(rows), rows, "trl", folder, tokenizer=words, max_length=8, batch_size=4)
     monkeypatch.chdir(folder)
     _, args, _, datasets = make_parser().parse_args_and_config(
-        [*"--config trl.yaml --use_cpu true --bf16 false --report_to none".split()],
+        [*("--config", "trl.yaml", "--use_cpu", "true", "--bf16", "false", "--report_to", "none")],
         fail_with_unknown_args=True,
     )
     train = trl.get_dataset(datasets)["train"]
-    assert train["tma_id"] == [row["tma_id"] for row in rows]
-    trainer = trl.SFTTrainer(model(), args, train_dataset=train, processing_class=words)
-    left = trainer.train_dataset["tma_id"]
-    named = {what: [one.id for one in made.changed if one.what == what] for what in ("dropped",)}
-    assert named["dropped"] == [row["tma_id"] for row in rows if row["tma_id"] not in left]
-    whole = [len(words.apply_chat_template(r["messages"])["input_ids"]) if chats else
-             len(words(r["prompt"] + r["completion"] + "<eos>")["input_ids"]) for r in train]
-    cut = [r["tma_id"] for r, n in zip(train, whole, strict=True) if n > 8 and r["tma_id"] in left]
-    assert [one.id for one in made.changed if one.what == "truncated"] == cut
-    assert cut and (chats or named["dropped"] == ["gone"])
-    assert {len(row) for row in trainer.train_dataset["input_ids"]} <= {*range(1, 9)}
-    kept = [row for row in rows if row["tma_id"] in left]
-    tma.OrderGuard(of(kept), "consumed.jsonl").watch(trainer)
-    trainer.train()
+    ids = [row["tma_id"] for row in rows]
+    assert list(train["tma_id"]) == ids
+
+    def lengths(**given: Any) -> tuple[Trainer, dict[str, int]]:
+        changed = replace(args, **given)
+        trainer = trl.SFTTrainer(model(), changed, train_dataset=train, processing_class=words)
+        return trainer, {row["tma_id"]: len(row["input_ids"]) for row in trainer.train_dataset}
+
+    (_, whole), (trainer, cut) = lengths(max_length=None), lengths()
+    named = {what: [one.id for one in made.changed if one.what == what] for what in WHAT}
+    assert named["dropped"] == [name for name in ids if name not in cut]
+    assert named["truncated"] == [name for name in cut if cut[name] < whole[name]]
+    assert len(named["truncated"]) > 0 and (chats or named["dropped"] == ["gone"])
+    kept = [row for row in rows if row["tma_id"] in cut]
     of(kept).save("kept.json")
+    tma.OrderGuard("kept.json").watch(trainer)
+    trainer.train()
     assert tma.verify("kept.json", "consumed.jsonl", epochs=3) == 3 * len(kept)

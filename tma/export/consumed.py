@@ -36,7 +36,7 @@ def verify(
             receipt, tells them.
         DataError: a file cannot be read.
     """
-    lines = read_consumed(consumed)
+    lines = read_lines(consumed)
     texts = {line["id"]: line["text"] for line in lines if isinstance(line.get("text"), str)}
     ids = [line["id"] for line in lines]
     found = read_receipt(receipt).departure(ids, epochs=epochs, prefix=prefix)
@@ -54,11 +54,11 @@ def _beginnings(receipt: Path) -> dict[str, str]:
     return {name: json.dumps(row, ensure_ascii=False)[:BEGINNING] for name, row in rows}
 
 
-def read_consumed(path: Path | str, *, torn: bool = False) -> list[dict[str, Any]]:
-    """Return the lines of a file of consumed ids; `torn`: a last line without its end is left out.
+def read_lines(path: Path | str, key: str = "id", *, torn: bool = False) -> list[dict[str, Any]]:
+    """Return the objects of a JSONL file; `torn`: a last line without its end is left out.
 
     Raises:
-        DataError: the file is missing, or a line is no object with an id.
+        DataError: the file is missing, or a line is no object with a text under `key`.
     """
     try:
         lines = Path(path).read_text("utf-8").split("\n")
@@ -74,9 +74,9 @@ def read_consumed(path: Path | str, *, torn: bool = False) -> list[dict[str, Any
             read = json.loads(line)
         except ValueError:
             read = None
-        if not isinstance(read, dict) or not isinstance(read.get("id"), str):
+        if not isinstance(read, dict) or not isinstance(read.get(key), str):
             raise DataError(
-                f"{path}, line {number} is no JSON object with a text under id: {line[:60]!r}"
+                f"{path}, line {number} is no JSON object with a text under {key}: {line[:60]!r}"
             )
         found.append(read)
     return found

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from tma.arrange.receipt import Arranged, Departure, Receipt, read_receipt
 from tma.errors import OrderError, ParameterError, wrong
-from tma.export.consumed import ID, read_consumed
+from tma.export.consumed import ID, read_lines
 from tma.store import new_file
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,8 @@ class OrderGuard(TrainerCallback):
             ids = [row[ID] for row in rows if isinstance(row, Mapping) and ID in row]
         if not ids and len(rows):
             raise wrong("train_dataset", names, f"rows with the column {ID}, as tma.save writes it")
-        missing = sorted({*self.receipt.ids} - {*ids}, key=self.receipt.ids.index)
+        held = {*ids}
+        missing = [name for name in self.receipt.ids if name not in held]
         if missing and len(ids) < len(self.receipt.ids):
             limit = getattr(args, "max_length", None)
             first = self.receipt.ids.index(missing[0]) + 1
@@ -129,7 +130,7 @@ class OrderGuard(TrainerCallback):
         """Make the file, or cut it to the steps of a resumed state; return the rows it holds."""
         kept = list[dict[str, Any]]()
         if state.global_step:
-            lines = read_consumed(self.consumed, torn=True)
+            lines = read_lines(self.consumed, torn=True)
             kept = [line for line in lines if line.get("step", 0) <= state.global_step]
             last = kept[-1].get("step") if kept else 0
             if last != state.global_step:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from tma.arrange.receipt import Receipt
 from tma.errors import DataError
-from tma.export.consumed import ID
+from tma.export.consumed import ID, read_lines
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -60,8 +60,7 @@ def in_order(receipt: Receipt, rows: Rows) -> list[Placed]:
     if hasattr(rows, "column_names") and "id" in rows.column_names and ID not in rows.column_names:
         return _selected(receipt, rows)
     if isinstance(rows, str | Path):
-        with Path(rows).open(encoding="utf-8") as stream:
-            rows = [json.loads(line) for line in stream if line.strip()]
+        rows = read_lines(rows, ID)
     given = [dict(row) for row in rows]
     for number, row in enumerate(given, start=1):
         if not isinstance(row.get(ID), str):
@@ -121,11 +120,12 @@ def as_messages(one: Placed) -> list[Message]:
         return [{"role": role, "content": text} for role, text in roles.items()]
     made = list[Message]()
     for turn in turns:
-        message = {k: v for k, v in turn.items() if k not in ("from", "value")}
-        message.setdefault("role", turn.get("from"))
-        message["role"] = _ROLES.get(str(message["role"]), message["role"])
-        message.setdefault("content", turn.get("value"))
-        made.append(message)
+        # A table has a null where a message lacks a key that others have.
+        said = {k: v for k, v in turn.items() if v is not None}
+        role, text = said.pop("from", None), said.pop("value", None)
+        role = said.get("role", role)
+        own = {"role": _ROLES.get(str(role), role), "content": said.get("content", text)}
+        made.append(own | {k: v for k, v in said.items() if k not in own})
     system = one.row.get("system")
     if isinstance(system, str) and system and made[0]["role"] != "system":
         made.insert(0, {"role": "system", "content": system})
