@@ -190,8 +190,8 @@ def _share(
     even = [min(w / level, 1) for w in weights]
     telling = [c for c, e in zip(covered, even, strict=True) if e >= 0.7]
     gap = worst = 0.0
-    for e, c, f in zip(even, covered, found, strict=True):
-        gap = max(0.0, gap + (-e if c else e / 4 if f else e))
+    for c, f in zip(covered, found, strict=True):
+        gap = max(0.0, gap + (-1 if c else 0.25 if f else 1))
         worst = max(worst, gap)
     rare = sum(c and w >= 0.5 for c, w in zip(covered, weights, strict=True))
     enough = 2 * sum(covered) >= n or rare >= 8

@@ -154,7 +154,7 @@ def test_the_table_gives_both_texts_and_scores() -> None:
 
 
 def test_half_of_a_text_is_enough_where_the_embedding_agrees() -> None:
-    half = [[("Name the metal which melts in the hand and in a warm room", "Gallium of course")]]
+    half = [[("Which metal boils at the hand or not found in ore?", "Gallium does neither")]]
     train, test = [[pair] for pair in OTHER] + half, [[QUESTION]]
     X = circle([90, 90, 90, 90, 90, 10])
     near = tma.leaks(train, test, X, circle([0]))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tma.arrange.orders import ordered, prepared
 from tma.arrange.rounds import Inputs, Texts
-from tma.arrange.spec import Floats, Method, Numbers
+from tma.arrange.spec import Exchanges, Floats, Method, Numbers
 from tma.embed import Encoder
 from tma.errors import check_length
 
@@ -91,6 +91,7 @@ def audit(
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
+    exchanges: tuple[Exchanges, Exchanges] | None = None,
     encoder: Encoder | None = None,
     other: Pair | None = None,
 ) -> Audit:
@@ -102,6 +103,7 @@ def audit(
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row, for orders that go by tasks.
         texts: training and test texts, to count those that the encoder cuts.
+        exchanges: those of the training and of the test rows, for `drop_leaks`.
         encoder: what made the embeddings; it tells which texts it cuts if it has a `truncated`
             method.
         other: embeddings of the same rows by another encoder, to compare the orders.
@@ -109,7 +111,7 @@ def audit(
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    inputs = prepared(method, X, Y, tasks=tasks, texts=texts)
+    inputs = prepared(method, X, Y, tasks=tasks, texts=texts, exchanges=exchanges)
     rows = ordered(inputs)
     near, far = inputs.sides
     coverage, served = _coverage(inputs.select(np.sort(rows)))
@@ -118,7 +120,7 @@ def audit(
         check_length("other[0]", other[0], "X", len(X))
         check_length("other[1]", other[1], "Y", len(Y))
         agreement = _agreement((X, Y), other)
-        second = prepared(method, *other, tasks=tasks, texts=texts)
+        second = prepared(method, *other, tasks=tasks, texts=texts, exchanges=exchanges)
         both = np.intersect1d(inputs.stored[rows], second.stored[ordered(second)])
         shared = len(both) / max(1, len(rows))
     return Audit(

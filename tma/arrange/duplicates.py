@@ -425,7 +425,7 @@ class _Text:
         holds = (
             (share >= ALIKE[1])
             & (2 * covered[:, telling].sum(1) >= telling.sum())
-            & (_gap(covered, present, weight) <= 0.5 + np.log(end) / np.log(4))
+            & (_gap(covered, present) <= 0.5 + np.log(end) / np.log(4))
             & ((2 * covered.sum(1) >= end) | (rare >= 8))
         )
         if end < len(self.weight):
@@ -433,14 +433,14 @@ class _Text:
         return np.where(holds, share, 0)
 
 
-def _gap(covered: NDArray[np.bool_], present: NDArray[np.bool_], weight: Floats) -> Floats:
-    """Return the weight of the stretch that is missing most: missing words less covered ones.
+def _gap(covered: NDArray[np.bool_], present: NDArray[np.bool_]) -> Floats:
+    """Return the length of the stretch that is missing most: missing words less covered ones.
 
     A word that stands elsewhere in the exchange is a quarter missing. Edits are spread over a text
     and leave short stretches, whose longest grows as the logarithm of its length; another question
     to the same passage is one stretch.
     """
-    missing = np.where(covered, -weight, np.where(present, weight / 4, weight))
+    missing = np.where(covered, -1, np.where(present, 0.25, 1))
     sums = np.cumsum(np.pad(missing, ((0, 0), (1, 0))), axis=1)
     gap: Floats = (sums - np.minimum.accumulate(sums, axis=1)).max(axis=1)
     return gap
