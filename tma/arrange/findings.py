@@ -79,8 +79,8 @@ def duplicates(inputs: Inputs, order: Numbers, train: Dataset) -> pd.DataFrame:
     """Return the rows of an order like an earlier one: of equal content, or near by embedding."""
     import pandas as pd
 
-    content = pd.Series(train.select(order)["id"][:], dtype=str).str.partition("-")[0]
-    codes, _ = pd.factorize(content)
+    ids = train.select(order)["id"][:]
+    codes, _ = pd.factorize(np.array([name.partition("-")[0] for name in ids], dtype=object))
     first = np.unique(codes, return_index=True)[1][codes]  # where each content first stands
     equal = np.flatnonzero(first != np.arange(len(order)))
     place = np.empty(inputs.stored.max(initial=0) + 1, dtype=np.int64)
@@ -101,8 +101,9 @@ def duplicates(inputs: Inputs, order: Numbers, train: Dataset) -> pd.DataFrame:
 
 def _near(inputs: Inputs, rows: Numbers) -> tuple[Numbers, Numbers, Floats]:
     """Return places in an order, the earlier place each is most like, and the cosine, ≥ 0.95."""
-    width = inputs.X.width
-    X = inputs.X.take(rows).numpy() if len(rows) else np.empty((0, width), dtype=np.float32)
+    if len(rows) < 2:
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    X: NDArray[np.float32] = inputs.X.take(rows).numpy()
     at = _perhaps_near(X)
     most, of = np.full(len(at), -1.0), np.zeros(len(at), dtype=np.int64)
     for part in slices(len(at), _BLOCK):
