@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tma.errors import ParameterError, check_count, choices, wrong
 
@@ -279,26 +279,39 @@ Class = TypeVar("Class")
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 """Settings of the right type only: no text for a number, no unknown name."""
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "True or False",
+    "string_type": "a text",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "unexpected_positional_argument": "each setting by its name",
+}
+"""Kind of pydantic's complaint → what was expected."""
 
 
-def _plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-Count = Annotated[int, Field(ge=0), BeforeValidator(_plain)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
-Positive = Annotated[Count, Field(ge=1)]
+def plain(value: Any) -> Any:
+    """Return NumPy numbers, alone or in a sequence, as those of Python, which JSON can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def refusing(cls: type[Class]) -> type[Class]:
-    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
+    """Let a pydantic dataclass take NumPy numbers, and refuse values by `ParameterError`."""
     fill: Callable[..., None] = cls.__init__
 
     @wraps(fill)
     def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
         try:
-            fill(self, *args, **settings)
+            fill(self, *plain(args), **{name: plain(value) for name, value in settings.items()})
         except ValidationError as error:
             raise _parameter_error(error) from None
 
@@ -309,16 +322,15 @@ def refusing(cls: type[Class]) -> type[Class]:
 def _parameter_error(error: ValidationError) -> ParameterError:
     """Return the first of pydantic's complaints: the setting, what came, what was expected."""
     first = error.errors()[0]
-    context = first.get("ctx", {})
+    kind, context = first["type"], first.get("ctx", {})
     if isinstance(context.get("error"), ParameterError):
         raised: ParameterError = context["error"]
         return raised
-    name, value = ".".join(map(str, first["loc"])), first["input"]
-    if first["type"] == "literal_error":
+    name, value = str(first["loc"][0]), first["input"]
+    if kind == "literal_error":
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
-    if first["type"] == "unexpected_keyword_argument":
+    if kind == "unexpected_keyword_argument":
         return ParameterError(f"{name}={value!r} cannot be used: there is no such setting.")
-    if first["type"].startswith("missing"):
+    if kind.startswith("missing"):
         return ParameterError(f"{name} is missing; give it a value.")
-    expected = first["msg"].replace("Input should", "it should")
-    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
+    return wrong(name, value, _EXPECTED.get(kind, first["msg"]).format(**context))

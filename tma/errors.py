@@ -50,6 +50,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return "1 run" or "2 runs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -59,7 +59,7 @@ def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
         ({"steps": -3}, "steps=-3 .* at least 1"),
         ({"steps": 2.5}, "steps=2.5 "),
         ({"steps": 1, "least_steps": 2}, "steps=1 .* at least 2"),
-        ({"seeds": 0}, "seeds=0 .* greater than or equal to 1"),
+        ({"seeds": 0}, "seeds=0 .* a number of at least 1"),
         ({"seeds": True}, "seeds=True "),
         ({"reward_model": 7, "early": True}, "reward_model=7 "),
     ],
