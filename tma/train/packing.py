@@ -100,12 +100,13 @@ def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: b
     targets = torch.cat([t[at] for t, at in zip(tokens, responses, strict=True)])
     if packed:
         begins = torch.tensor([0, *map(len, tokens)]).cumsum(0)
-        places = (torch.zeros_like(owners), begins[owners] + position)
-        return MicroBatch(
-            members, instances, torch.cat(tokens)[None], places, owners, targets, True
+        given, places = (
+            torch.cat(tokens)[None],
+            (torch.zeros_like(owners), begins[owners] + position),
         )
-    padded, places = pad_sequence(tokens, batch_first=True), (owners, position)
-    return MicroBatch(members, instances, padded, places, owners, targets, False)
+    else:
+        given, places = pad_sequence(tokens, batch_first=True), (owners, position)
+    return MicroBatch(members, instances, given, places, owners, targets, packed)
 
 
 def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
