@@ -53,6 +53,8 @@ def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
         ({"model": ""}, "model='' "),
         ({"dataset": 0}, "dataset=0 "),
         ({"output_dir": None}, "output_dir=None "),
+        ({"output_dir": ""}, "output_dir='' .* can be written"),
+        ({"output_dir": "a\0b"}, "output_dir='a.x00b' .* can be written"),
         ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
         ({"scale": "Pocket"}, "did you mean pocket"),
         ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
