@@ -107,7 +107,7 @@ def test_runs_are_exported_and_imported_by_commands(
     assert cli.main(["runs", "import", str(tmp_path)]) == 1
     message = "holds no run; expected a folder that `tma runs export` wrote."
     assert capsys.readouterr().err == f"DataError: {tmp_path} {message}\n"
-    assert cli.main(["runs", "export", "nosuch", folder]) == 1
+    assert cli.main(["runs", "export", "nosuch", folder]) == 2
     assert "key='nosuch' is the beginning of 0 finished runs' names" in capsys.readouterr().err
     assert cli.main(["runs", "export", key, folder]) == 0
     assert re.match(r"1 runs? written", capsys.readouterr().out)

@@ -124,8 +124,8 @@ class RunExecutor:
         """Load models and encode the data."""
         from tma.train import encode, metrics, models
 
-        config, name = self.config, self.config.reward_model
-        self.judge = None if name is None else metrics.RewardModel(name)
+        config, judge = self.config, self.config.reward_model
+        self.judge = None if judge is None else metrics.RewardModel(judge)
         revision = self.resolved.inputs["model"].partition("@")[2] or None
         self.model, self.tokenizer = models.load(config.model, config.attention, revision)
         self.ordered, self.test = (
@@ -139,16 +139,13 @@ class RunExecutor:
             log.warning("limit=%d, but the order chooses from %s", config.limit, there)
 
     def _begin(self) -> None:
-        """Write the settings, and remove what a failed or killed attempt left.
-
-        A finished run that is made again to keep its model keeps its results until then.
-        """
+        """Write the settings, and remove what a failed or killed attempt left."""
         for stale in self.folder.glob(".new-*"):
             shutil.rmtree(stale)
         if (self.folder / "failed.json").is_file():
             self.states.remove()
             (self.folder / "failed.json").unlink()
-        if not is_complete(self.folder):
+        if not is_complete(self.folder):  # made again for its model, a run keeps its results
             (self.folder / "manifest.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", self.config.to_json())
 

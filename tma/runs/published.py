@@ -91,7 +91,8 @@ def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
             (there if place.exists() else taken).append(run.key)
             if not place.exists():
                 with new_folder(place) as draft:
-                    shutil.copytree(run.folder, draft, dirs_exist_ok=True)
+                    for file in run.folder.iterdir():
+                        shutil.copyfile(file, draft / file.name)
     return taken, there
 
 
