@@ -407,8 +407,8 @@ def test_twins_take_places_in_the_pool_that_the_seed_draws(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"twins": 0.0}, r"twins=0\.0 cannot be used: it should be greater than 0"),
-        ({"twins": 1.5}, r"twins=1\.5 cannot be used: it should be less than or equal to 1"),
+        ({"twins": 0.0}, r"twins=0\.0 cannot be used; expected a number above 0"),
+        ({"twins": 1.5}, r"twins=1\.5 cannot be used; expected a number of at most 1"),
         ({"twins": True}, "twins=True cannot be used"),
         ({"pool": None}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),
         ({"dataset": "p3"}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),

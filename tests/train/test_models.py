@@ -62,11 +62,6 @@ def test_the_converted_model_reads_english(weights: Path) -> None:
     assert reading_loss(str(weights)) < 3
 
 
-def test_a_folder_without_a_model_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match=r"model=.* could not be loaded"):
-        models.load(str(tmp_path))
-
-
 def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"a")
     first = models.fingerprint(str(tmp_path))
@@ -122,11 +117,18 @@ def test_a_head_that_shares_the_weights_of_the_embeddings_is_not_missing(folder:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_weights_that_are_cut_off_are_one_message(folder: Path) -> None:
+def test_what_is_no_whole_model_is_one_message_that_names_it_once(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ParameterError, match=r"model=.* could not be loaded: .*deserializing"):
         models.load(str(folder))
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).unlink()
+        with pytest.raises(
+            ParameterError, match=r"could not be loaded: .*\. Give a hub id"
+        ) as told:
+            models.load(str(folder))
+        assert str(told.value).count(str(folder)) == 1
 
 
 def test_an_instance_longer_than_the_model_is_refused(tiny_model: Path) -> None:

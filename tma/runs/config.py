@@ -5,10 +5,8 @@ No numerical library is imported here but numpy, so that a wrong setting is answ
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import MISSING, asdict, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,6 +33,7 @@ from tma.config import (
     checked_caps,
     checked_columns,
     checked_names,
+    plain,
     refusing,
 )
 from tma.errors import ParameterError, check_choice, check_count, wrong
@@ -42,8 +41,6 @@ from tma.train import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -158,7 +155,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
             scale: pocket, study, or paper.
             order: name of the order.
             model: preset, hub id, or folder.
-            seed: seed of every random choice.
+            seed: seed of every random choice; where the scale has folds, also the fold that tests.
             changes: any other field; `steps` stands for `limit = steps * batch_size`.
 
         Raises:
@@ -167,6 +164,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
         check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         check_model(model, (*base.models, *BUILT_IN))
+        seed, changes = plain(seed), {name: plain(value) for name, value in changes.items()}
         if "steps" in changes and "limit" in changes:
             raise ParameterError(
                 f"steps={changes['steps']!r} and limit={changes['limit']!r} both say how many "
@@ -204,11 +202,11 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
             if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
             if Path(value).exists()
         }
-        return dataclasses.replace(self, **local)
+        return replace(self, **local)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @property
     def deciding(self) -> dict[str, Any]:
@@ -225,30 +223,19 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
-        """Return stored settings without checking them; unknown and missing ones are logged.
-
-        A run stays readable when its model or data is gone, or a name is no longer known.
-        """
+        """Return stored settings without checking them: their model or data may be gone."""
         stored = cls.__new__(cls)
         for own in fields(cls):
-            default = None if own.default is dataclasses.MISSING else own.default
+            default = None if own.default is MISSING else own.default
             given = value.get(own.name, default)
             object.__setattr__(stored, own.name, tuple(given) if isinstance(given, list) else given)
-        known = {own.name for own in fields(cls)}
-        if unknown := sorted(value.keys() - known):
-            log.info("stored settings that are not known: %s", unknown)
-        if missing := sorted(known - value.keys()):
-            log.info("settings that were not stored: %s", missing)
         return stored
 
 
 def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
-    """Return the training and the test instances of a run.
+    """Return the training and the test instances of a run; raises what `tma.load` does.
 
     Twins take the last places of the pool that the run's seed draws.
-
-    Raises:
-        DataError, ParameterError, AssetError, StateError: as `tma.load`.
     """
     from tma.arrange.orders import drawn
     from tma.data.load import load_pair

