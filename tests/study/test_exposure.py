@@ -257,5 +257,5 @@ def test_a_task_whose_data_arrives_falls_then(tmp_path: Path) -> None:
 
 def test_one_evaluation_has_no_drops(tmp_path: Path) -> None:
     run = stored(tmp_path / "one", "random", {key: [1] for key in NEAR}, steps=(0,))
-    with pytest.raises(ParameterError, match=r"known at the steps \[0\] only"):
+    with pytest.raises(ParameterError, match=r"evaluated steps \[0\]; expected two"):
         exposure.drops(run)

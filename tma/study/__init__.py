@@ -1,25 +1,16 @@
 """Runs → verdicts: what the chapters compare, with which intervals, and what follows."""
 
 from importlib import import_module
-from typing import Any
+from importlib.util import find_spec
+from types import ModuleType
 
 from tma.study.settings import StudyConfig, parameters
 
 __all__ = ["StudyConfig", "parameters"]
-_MODULES = [
-    "arms",
-    "claims",
-    "effects",
-    "exposure",
-    "figures",
-    "interactive",
-    "report",
-    "statistics",
-]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> ModuleType:
     """Import a module such as `tma.study.exposure` when it is first used."""
-    if name in _MODULES:
-        return import_module(f"tma.study.{name}")
-    raise AttributeError(f"module 'tma.study' has no attribute {name!r}")
+    if find_spec(f"{__name__}.{name}") is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f"{__name__}.{name}")

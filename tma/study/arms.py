@@ -72,14 +72,12 @@ TWINS = "NFT − RT: with all twins minus without"
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that answer one question."""
+    """Runs that answer one question: orders of a pool, orders of one random sample, or blocks."""
 
     name: str
     question: str
     pooled: tuple[str, ...] = ()
-    """Orders that select from a pool, shuffled in rounds where the label says so."""
     sampled: tuple[str, ...] = ()
-    """Orders of one random sample."""
     model: str = "gemma"
     seeds: str = "fewer"
     """all, fewer (the first ones), or repeat (as many more, which test the same folds again)."""
@@ -219,29 +217,26 @@ def blocks(study: StudyConfig) -> tuple[int, list[str]]:
     width, most, size = study.base.block_rounds, study.base.blocks, study.base.block_limit
     planned = study.dataset == study.base.dataset and study.test_dataset is None
     if size is None or not planned:
-        held = [_round_sizes(config, most * width) for config in study.pooled("tma_nft")]
-        rounds = min(map(len, held))
-        width = min(width, rounds // 2)
+        from tma.arrange.rounds import test_centric_rounds
+
+        held = list[list[int]]()
+        for config in study.pooled("tma_nft"):
+            X, Y, *_ = embedded_pool(config)
+            # A round takes one instance a test instance at most: this is enough for all rounds.
+            rounds = test_centric_rounds(X, Y, min(most * width * len(Y), len(X)))
+            held.append([len(own) for own in rounds[: most * width]])
+        count = min(map(len, held))
+        width = min(width, count // 2)
         if not width:
             raise ParameterError(
                 f"dataset={study.dataset!r} has too few training instances: its test instances "
                 "take them in one round; expected two rounds at least for two blocks of rounds. "
                 "Give more data, or fewer test instances."
             )
-        most = min(rounds // width, most)
+        most = min(count // width, most)
         sums = [sum(own[at * width : (at + 1) * width]) for own in held for at in range(most)]
         size = min(*sums, study.limit)
     return size, [f"tma_rounds[{at}:{at + width}]" for at in range(0, most * width, width)]
-
-
-def _round_sizes(config: RunConfig, most: int) -> list[int]:
-    """Return how many instances each of the first rounds takes out of a seed's pool."""
-    from tma.arrange.rounds import test_centric_rounds
-
-    X, Y, *_ = embedded_pool(config)
-    # A round takes one instance a test instance at most: these are enough for all rounds asked for.
-    rounds = test_centric_rounds(X, Y, min(most * len(Y), len(X)))
-    return [len(own) for own in rounds[:most]]
 
 
 def read(
@@ -479,8 +474,7 @@ def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     for arm in arms:
         own = [(config, run) for each, config, run in rows if each is arm]
         left = [hours.get(config.model, math.nan) for config, run in own if run is None]
-        seeds, done = len(arm.seeds_of(arm.of(scale, p3))), len(own) - len(left)
-        line = (arm.name, arm.question, arm.model, seeds, len(own), done, round(sum(left), 1))
-        table.append(line)
-    columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
-    return pd.DataFrame(table, columns=columns)
+        line: dict[str, Any] = {"arm": arm.name, "question": arm.question, "model": arm.model}
+        line |= {"seeds": len(arm.seeds_of(arm.of(scale, p3))), "runs": len(own)}
+        table.append(line | {"done": len(own) - len(left), "hours_left": round(sum(left), 1)})
+    return pd.DataFrame(table)

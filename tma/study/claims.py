@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from tma.errors import DataError, ParameterError, check_choice
+from tma.errors import DataError, check_choice
 from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
@@ -87,7 +87,6 @@ class Verdict:
     """Of the same number, the 95 % interval for tasks of other datasets."""
     others_high: float | None = None
     generalizes: bool = False
-    """Whether each number is supported for tasks of other datasets too."""
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
 
@@ -375,13 +374,11 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def main(arguments: Sequence[str]) -> int:
     """Gather the verdicts below a folder into its claims.json; return the exit status."""
+    out = Path(arguments[0])
     try:
-        if len(arguments) != 1:
-            raise ParameterError("expected one argument: the folder of the notebooks' results.")
-        out = Path(arguments[0])
         folders = sorted(file.parent for file in out.glob("*/claims.json"))
         write(out / "claims.json", collect(folders))
-    except (DataError, ParameterError) as error:
+    except DataError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     return 0

@@ -46,7 +46,8 @@ def _tasks(train: Dataset, test: Dataset) -> str:
     trained, tested = ({task for task in part["task"] if task} for part in (train, test))
     if not trained or not tested:
         return "without tasks"
-    seen = f"{len(trained & tested) or 'none'} of them also trained on"
+    shared = len(trained & tested)
+    seen = f"{shared} of them also trained on" if shared else "none of them trained on"
     return f"training tasks: {len(trained)}; test tasks: {len(tested)}, {seen}"
 
 

@@ -24,8 +24,6 @@ from tma.config import (
     STRICT,
     Positive,
     Scale,
-    check_dataset,
-    check_model,
     expanded,
     refusing,
 )
@@ -63,12 +61,7 @@ class StudyConfig:
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
         check_choice("scale", self.scale, tuple(SCALES))
-        check_model(self.model, tuple(self.base.models))
-        check_dataset(self.dataset)
-        if self.test_dataset is not None:
-            check_dataset(self.test_dataset, "test_dataset")
-        if self.reward_model is not None:
-            check_model(self.reward_model, (), "reward_model")
+        _ = self.sampled("random"), self.pooled("random")  # which refuse names that do not exist
         return self
 
     @property

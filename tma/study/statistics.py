@@ -184,9 +184,8 @@ def task_curves(runs: Runs) -> pd.DataFrame:
     parts = []
     for order, own in runs.items():
         for run in own:
-            losses = by_instance(run).groupby(level="task").mean().unstack()
-            assert isinstance(losses, pd.Series)
-            rows = losses.rename("loss").reset_index()
+            losses = by_instance(run).groupby(level="task").mean()
+            rows = losses.melt(value_name="loss", ignore_index=False).reset_index()
             parts.append(rows.assign(order=order, seed=run.config.seed))
     return pd.concat(parts, ignore_index=True)[["order", "seed", "step", "task", "loss"]]
 
