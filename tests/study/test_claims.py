@@ -16,12 +16,8 @@ from tma.study.effects import Effect
 from tma.study.exposure import Association
 from tma.study.statistics import Interval
 
-SEQUENCE = [
-    *(f"C{number}" for number in range(1, 9)),
-    "order against selection",
-    "near-duplicates",
-    "rule within a round",
-]
+SEQUENCE = [f"C{number}" for number in range(1, 9)]
+SEQUENCE += ["order against selection", "near-duplicates", "rule within a round"]
 
 
 def interval(low: float, high: float) -> Interval:
@@ -59,9 +55,11 @@ def test_a_claim_holds_where_the_interval_is_on_its_side(
 def test_a_claim_of_two_differences_needs_both(
     lower: tuple[float, float], higher: tuple[float, float], expected: str
 ) -> None:
-    one, other = interval(*lower), interval(*higher)
-    judged = judge_all({"lower": (one, "negative"), "higher": (other, "positive")})
-    assert judged.verdict == expected
+    sides: dict[str, tuple[Interval, Side]] = {
+        "lower": (interval(*lower), "negative"),
+        "higher": (interval(*higher), "positive"),
+    }
+    assert judge_all(sides).verdict == expected
 
 
 def test_the_interval_that_decides_is_shown() -> None:
@@ -170,7 +168,6 @@ def test_a_file_of_something_else_is_an_error(
         collect([folder])
     assert claims.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("DataError")
-    assert claims.main([]) == 1
 
 
 def test_the_table_gives_the_other_interval_where_it_is_another() -> None:
@@ -216,8 +213,9 @@ def test_metrics_that_move_are_all_less_steady_than_the_loss() -> None:
     assert (found.claim, found.verdict, found.low) == ("C2", "supported", 0.05)
     assert found.measure.startswith("rougeL: share of its movement that no single turn makes")
     still = claims.steady_loss(STUDY, {})
-    assert still.verdict == "not tested at this scale"
-    assert still.measure == "no metric but the loss moves"
+    assert (still.verdict, still.measure) == (
+        "not tested at this scale", "no metric but the loss moves"
+    )  # fmt: skip
 
 
 def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
@@ -302,10 +300,8 @@ def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
     assert not claims.fine_beats_coarse(STUDY, {}).generalizes
 
 
-def test_only_the_suite_has_twins(tmp_path: Path) -> None:
-    path = tmp_path / "own.jsonl"
-    path.write_text('{"prompt": "a", "response": "b"}\n')
-    own = claims.near_duplicates(parameters(dataset=str(path), seeds=3), {})
+def test_only_the_suite_has_twins() -> None:
+    own = claims.near_duplicates(parameters(test_dataset="pocket", seeds=3), {})
     assert own.verdict == "not tested at this scale"
 
 
@@ -348,7 +344,6 @@ def test_a_study_of_one_seed_decides_nothing() -> None:
     ):
         assert found.verdict == "inconclusive"
         assert found.measure.endswith("; one seed decides nothing")
-    assert claims.steady_loss(study, {}).measure == "no metric but the loss moves"
     nothing = claims.fine_beats_coarse(study, {COARSE: effect(math.nan, math.nan)})
     assert (nothing.verdict, nothing.estimate) == ("not tested at this scale", None)
     assert nothing.measure.endswith("nats a token: no value")

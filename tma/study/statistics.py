@@ -103,8 +103,8 @@ def format_estimate(estimate: float, low: float | None, high: float | None) -> s
 
 
 def format_range(low: float, high: float) -> str:
-    """Return the ends of an interval as tables show them."""
-    return f"{low:+.3f} to {high:+.3f}"
+    """Return the ends of an interval as tables show them; a dash where it has none."""
+    return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low + high) else "–"
 
 
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
