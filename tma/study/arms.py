@@ -245,13 +245,8 @@ def read(
     """Return the runs of arms by label, one a seed: from the store, or made now.
 
     Of the published study, whose runs take nights, none is made: an arm that is not complete is
-    left out with a warning.
-
-    Args:
-        study: parameters of the notebook; its model is that of all arms.
-        names: of arms, such as "1,6".
-        labels: those that are read; None: all.
-        needed: those without which the chapter has nothing to show.
+    left out with a warning. `names` are of arms, such as "1,6"; `labels` those that are read (None:
+    all), and `needed` those without which the chapter has nothing to show.
 
     Raises:
         DataError: a label that is needed lacks runs.

@@ -180,7 +180,6 @@ def association(
     *,
     seeds: int | None = None,
     within_tasks: bool = False,
-    seed: int = 0,
 ) -> Association:
     """Return the two-way centred correlation of loss drops and what was seen, over all runs.
 
@@ -210,7 +209,7 @@ def association(
     found = jackknife(of.unique().tolist(), without, len(ids), seeds or len(pairs)).within(-1, 1)
     low, high, p = -np.inf, np.inf, 1.0
     if np.isfinite(found.estimate):
-        permuted = _permuted(pairs, seed)
+        permuted = _permuted(pairs)
         low, high = (float(np.quantile(permuted, tail)) for tail in TAILS)
         p = (1 + int((np.abs(permuted) >= abs(found.estimate) - 1e-12).sum())) / (1 + PERMUTATIONS)
     return Association(**vars(found), baseline_low=low, baseline_high=high, p=p)
@@ -256,9 +255,9 @@ def _correlation(pairs: Sequence[tuple[Floats, Floats]]) -> float:
     return both / float(np.sqrt(squares[0] * squares[1])) if min(squares) > 1e-20 else float("nan")
 
 
-def _permuted(pairs: Sequence[_Pair], seed: int) -> Floats:
+def _permuted(pairs: Sequence[_Pair]) -> Floats:
     """Return the correlation under permutations, (PERMUTATIONS,)."""
-    random = np.random.default_rng([seed, 2])
+    random = np.random.default_rng([0, 2])
     tested = [tuple(pair.names["id"]) for pair in pairs]
     of = dict(zip(reversed(tested), reversed(pairs), strict=True))  # the first with these ids
     permuted = np.empty(PERMUTATIONS)
@@ -285,24 +284,21 @@ def _drawn_rows(random: np.random.Generator, pair: _Pair) -> Rows:
 def of_runs(runs: Runs, *, within_tasks: bool = False) -> Association:
     """Return the `association` of loss drops with what was seen, over source datasets."""
     every = [run for own in runs.values() for run in own]
-    return association(
-        [drops(run) for run in every],
-        [similarity(run) for run in every],
-        clusters_of(every),
-        seeds=len({run.config.seed for run in every}),
-        within_tasks=within_tasks,
-    )
+    seen = [similarity(run) for run in every]
+    seeds = len({run.config.seed for run in every})
+    falls = [drops(run) for run in every]
+    return association(falls, seen, clusters_of(every), seeds=seeds, within_tasks=within_tasks)
 
 
 def centred(runs: Runs) -> pd.DataFrame:
     """Return run (a number), task, id, step, drop and similarity, as `of_runs` correlates them."""
     parts = []
     for number, run in enumerate(itertools.chain.from_iterable(runs.values())):
-        drop, similar = drops(run), similarity(run)
-        one_group = np.zeros(len(drop), dtype=np.int64)
-        both = {"drop": drop, "similarity": similar}
+        both = {"drop": drops(run), "similarity": similarity(run)}
+        one_group = np.zeros(len(both["drop"]), dtype=np.int64)
         columns = {name: _centred(v.to_numpy(), one_group).ravel() for name, v in both.items()}
-        parts.append(pd.DataFrame(columns, drop.stack().index).reset_index().assign(run=number))
+        table = pd.DataFrame(columns, both["drop"].stack().index).reset_index()
+        parts.append(table.assign(run=number))
     return pd.concat(parts, ignore_index=True)[["run", "task", "id", "step", "drop", "similarity"]]
 
 
