@@ -153,7 +153,7 @@ def test_a_file_of_something_else_is_an_error(
 
 
 def test_the_table_gives_the_other_interval_where_it_is_another() -> None:
-    share = Interval(0.7, 0.6, 0.8, 18, 3)
+    share = Interval(0.7, 0.6, 0.8, 18, 3, over="source")
     fine = claims.fine_beats_coarse(STUDY, {COARSE: BELOW})
     shown = claims.table([fine, claims.early_fall(STUDY, share, 20), untested("C7", "why")])
     assert shown.index.tolist() == ["C5", "C1", "C7"]
@@ -288,6 +288,13 @@ def test_whether_it_generalizes_is_said_by_the_other_interval() -> None:
     assert (both.verdict, both.generalizes) == ("supported", False)  # one of the two does not
     for none in ({COARSE: ABOVE}, {COARSE: effect(-0.3, 0.1, (-0.4, -0.05))}, {}):
         assert not claims.fine_beats_coarse(STUDY, none).generalizes
+
+
+def test_what_leaves_out_tasks_says_nothing_of_other_datasets() -> None:
+    shares = [Interval(0.7, 0.6, 0.8, 18, 3, over=name) for name in ("source", "task", "id")]
+    found = [claims.early_fall(STUDY, share, 20) for share in shares]
+    assert [verdict.verdict for verdict in found] == ["supported"] * 3
+    assert [verdict.generalizes for verdict in found] == [True, False, False]
 
 
 def test_only_the_suite_has_twins() -> None:

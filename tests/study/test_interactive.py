@@ -22,11 +22,9 @@ def data(figure: Shown) -> str:
 
 def losses(orders: int = 2, tasks: int = 3, steps: int = 4) -> pd.DataFrame:
     names = ["tma_nft", "tma_rt", "tma_fft"][:orders]
-    levels = [names, [0, 1], range(steps), range(tasks)]
-    index: pd.MultiIndex = pd.MultiIndex.from_product(
-        levels, names=["order", "seed", "step", "task"]
-    )
-    rows = index.to_frame(index=False)
+    levels: dict[str, Any] = {"order": names, "seed": [0, 1]}
+    levels |= {"step": range(steps), "task": range(tasks)}
+    rows = pd.MultiIndex.from_product([*levels.values()], names=[*levels]).to_frame(index=False)
     rows["loss"] = 3.0 - rows["step"] / 10 + rows["task"]
     return rows.assign(task=lambda own: "task " + own["task"].astype(str))
 

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.stored_runs import FAR, NEAR, moved, stored
@@ -152,12 +153,13 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     def mean(left: str | None) -> float:
         return float(np.mean([value for name, value in values.items() if name != left]))
 
-    found = jackknife([*values], mean, 3, 1)
+    found = jackknife(pd.Series(values.keys(), name="source"), mean, 3, 1)
     # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
     half = 4.30265 * math.sqrt(7 / 3)
     assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
-    alone = jackknife(["a"], mean, 1, 1)
-    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    assert found.over == "source"
+    alone = jackknife(pd.Series(["a"], name="task"), mean, 1, 1)
+    assert (alone.low, alone.high, alone.over) == (-math.inf, math.inf, "task")
 
 
 def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:

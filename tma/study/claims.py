@@ -268,7 +268,10 @@ def _by_datasets(
 ) -> Verdict:
     """Return the verdict on positive numbers whose interval is for tasks of other datasets."""
     decision = judge_all({name: (interval, "positive") for name, interval in parts.items()})
-    return _verdict(claim, study, measure, decision, decision)
+    others = decision
+    if any(part.over != "source" for part in parts.values()):
+        others = decision._replace(verdict="inconclusive")  # of other tasks at most
+    return _verdict(claim, study, measure, decision, others)
 
 
 def _verdict(

@@ -169,7 +169,8 @@ class Association(Interval):
         """What has to be positive: the correlation, and what is left without the permuted ones."""
         middle = (self.baseline_low + self.baseline_high) / 2
         ends = (self.estimate - self.baseline_high, self.estimate - self.baseline_low)
-        over_chance = Interval(self.estimate - middle, *ends, self.n, self.seeds)
+        gap = self.estimate - middle
+        over_chance = Interval(gap, *ends, self.n, self.seeds, over=self.over)
         return {"as measured": self, "minus permuted": over_chance}
 
 
@@ -199,14 +200,14 @@ def association(
         values = (d.to_numpy(np.float64), s.to_numpy(np.float64))
         pairs.append(_Pair(*values, d.index.to_frame(index=False), within_tasks))
     ids = pd.Index(pd.concat([pair.names["id"] for pair in pairs]).unique())
-    of = ids.to_series() if clusters is None else clusters.loc[ids]
+    of = ids.to_series(name="id") if clusters is None else clusters.loc[ids]
 
     def without(name: str | None) -> float:
         kept = [(of.loc[pair.names["id"]] != name).to_numpy() for pair in pairs]
         parts = [pair.select(rows) for pair, rows in zip(pairs, kept, strict=True)]
         return _correlation([part.centred() for part in parts])
 
-    found = jackknife(of.unique().tolist(), without, len(ids), seeds or len(pairs)).within(-1, 1)
+    found = jackknife(of, without, len(ids), seeds or len(pairs)).within(-1, 1)
     low, high, p = -np.inf, np.inf, 1.0
     if np.isfinite(found.estimate):
         permuted = _permuted(pairs)

@@ -43,6 +43,8 @@ class Interval:
     step: int | None = None
     freedom: float = math.inf
     """Degrees of freedom of Student's t."""
+    over: str | None = None
+    """What the jackknife left out: source, task or id; None: it was not used."""
 
     @property
     def clear(self) -> bool:
@@ -82,14 +84,15 @@ def t_interval(estimate: float, variance: float, freedom: float, *, n: int, seed
 
 
 def jackknife(
-    clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
+    clusters: pd.Series, statistic: Callable[[str | None], float], n: int, seeds: int
 ) -> Interval:
     """Return θ, `statistic` of the cluster left out or None, with its interval over clusters."""
-    count = len(clusters)
-    left = np.array([statistic(cluster) for cluster in clusters])
+    names = clusters.unique().tolist()
+    left = np.array([statistic(name) for name in names])
     squares = float(((left - left.mean()) ** 2).sum())
-    variance = (count - 1) / count * squares if count > 1 else np.nan
-    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds)
+    variance = (len(names) - 1) / len(names) * squares if len(names) > 1 else np.nan
+    found = t_interval(statistic(None), variance, len(names) - 1, n=n, seeds=seeds)
+    return replace(found, over=str(clusters.name))
 
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
@@ -165,12 +168,15 @@ def instances(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def clusters_of(runs: Sequence[Run]) -> pd.Series:
-    """Return each test instance's source dataset by id; with one, its task; with one, its id."""
+    """Return each test instance's source dataset by id; with one, its task; with one, its id.
+
+    The name of the series says which: source, task or id.
+    """
     found = instances(runs)
     for level in ("source", "task"):
         if found[level].nunique() > 1:
             return found[level]
-    return found.index.to_series()
+    return found.index.to_series(name="id")
 
 
 def mean_curves(runs: Sequence[Run]) -> pd.DataFrame:
@@ -247,7 +253,7 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
         fall = mean[0] - mean[-1]
         return float((mean[0] - np.interp(step, steps, mean)) / fall) if fall > 0 else np.nan
 
-    return jackknife(clusters.unique().tolist(), share, len(values), len(runs))
+    return jackknife(clusters, share, len(values), len(runs))
 
 
 def improved(runs: Sequence[Run]) -> pd.Series:
@@ -292,7 +298,7 @@ def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Inte
         if against and any(np.ptp(each[name].mean()) == 0 for each in tables):
             found[name] = Interval(np.nan, -np.inf, np.inf, n, len(runs))
             continue
-        interval = jackknife(clusters.unique().tolist(), partial(rough, name), n, len(runs))
+        interval = jackknife(clusters, partial(rough, name), n, len(runs))
         found[name] = interval.within(-1 if against else 0, 1)
     return found
 
