@@ -295,11 +295,11 @@ def centred(runs: Runs) -> pd.DataFrame:
     """Return run (a number), task, id, step, drop and similarity, as `of_runs` correlates them."""
     parts = []
     for number, run in enumerate(itertools.chain.from_iterable(runs.values())):
-        both = {"drop": drops(run), "similarity": similarity(run)}
-        one_group = np.zeros(len(both["drop"]), dtype=np.int64)
-        columns = {name: _centred(v.to_numpy(), one_group).ravel() for name, v in both.items()}
-        table = pd.DataFrame(columns, both["drop"].stack().index).reset_index()
-        parts.append(table.assign(run=number))
+        drop, similar = drops(run), similarity(run)
+        groups = np.zeros(len(drop), dtype=np.int64)
+        both = (_centred(one.to_numpy(np.float64), groups).ravel() for one in (drop, similar))
+        columns = dict(zip(("drop", "similarity"), both, strict=True))
+        parts.append(pd.DataFrame(columns, drop.stack().index).reset_index().assign(run=number))
     return pd.concat(parts, ignore_index=True)[["run", "task", "id", "step", "drop", "similarity"]]
 
 
