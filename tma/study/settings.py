@@ -24,8 +24,6 @@ from tma.config import (
     STRICT,
     Positive,
     Scale,
-    check_dataset,
-    check_model,
     expanded,
     refusing,
 )
@@ -63,23 +61,13 @@ class StudyConfig:
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
         check_choice("scale", self.scale, tuple(SCALES))
-        check_model(self.model, tuple(self.base.models))
-        check_dataset(self.dataset)
-        if self.test_dataset is not None:
-            check_dataset(self.test_dataset, "test_dataset")
-        if self.reward_model is not None:
-            check_model(self.reward_model, (), "reward_model")
+        _ = self.sampled("random"), self.pooled("random")  # which refuse names that do not exist
         return self
 
     @property
     def base(self) -> Scale:
         """What the scale sets."""
         return SCALES[self.scale]
-
-    @property
-    def fewer(self) -> range:
-        """Seeds of what is not a main comparison."""
-        return range(min(self.seeds, self.base.fewer_seeds))
 
     @property
     def limit(self) -> int:
@@ -140,7 +128,7 @@ class StudyConfig:
             settings |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
         if order == "random" and self.answers:
             settings |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
-        return self._configs(order, settings | changes)
+        return self._configs(order, **settings | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of an order of N instances out of a larger pool, one a seed."""
@@ -149,20 +137,18 @@ class StudyConfig:
             settings["per_task"] = self.base.pooled_per_task
         if order.startswith("tma_"):
             settings["exact_limit"] = True
-        return self._configs(order, settings | changes)
+        return self._configs(order, **settings | changes)
 
-    def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
-        settings: dict[str, Any] = {
-            "model": self.model,
-            "dataset": self.dataset,
-            "limit": self.limit,
-            "eval_at": self.doubling,
-        }
+    def _configs(
+        self, order: str, *, seeds: range | None = None, **changes: Any
+    ) -> list[RunConfig]:
+        settings = {"dataset": self.dataset, "limit": self.limit, "eval_at": self.doubling}
         if self.test_dataset is not None:
             settings["test_dataset"] = self.test_dataset
-        settings |= changes
-        seeds = settings.pop("seeds", range(self.seeds))
-        configs = [RunConfig.at(self.scale, order=order, seed=seed, **settings) for seed in seeds]
+        configs = [
+            RunConfig.at(self.scale, order=order, model=self.model, seed=seed, **settings | changes)
+            for seed in (range(self.seeds) if seeds is None else seeds)
+        ]
         depends = any(config.method.seeded for config in configs)
         return configs if depends else configs[:1]
 
@@ -214,18 +200,11 @@ def parameters(
     takes a scale's `early_steps`, asks for answers, and alone has the parameter `reward_model`.
 
     Raises:
-        ParameterError: a value cannot be used, or papermill was given a name that the notebook does
-            not have.
+        ParameterError: a value cannot be used, or the notebook has no parameter of a name given.
     """
-    given: dict[str, Any] = {
-        "model": model,
-        "scale": scale,
-        "dataset": dataset,
-        "test_dataset": test_dataset,
-        "seeds": seeds,
-        "steps": steps,
-        "output_dir": output_dir,
-    }
+    given: dict[str, Any] = {"model": model, "scale": scale, "dataset": dataset}
+    given |= {"test_dataset": test_dataset, "seeds": seeds, "steps": steps}
+    given["output_dir"] = output_dir
     _check_injected(given | ({"reward_model": reward_model} if early else {}))
     check_choice("scale", scale, tuple(SCALES))
     base = SCALES[scale]
@@ -242,21 +221,19 @@ def parameters(
 
 def _check_injected(given: Mapping[str, Any]) -> None:
     """Refuse parameters that papermill injects in vain: of an unknown name it only warns."""
-    for cell in _cells():
-        if not cell.startswith("# Parameters\n"):
+    injected = "".join(cell for cell in _cells() if cell.startswith("# Parameters\n"))
+    for node in ast.parse(injected).body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
             continue
-        for node in ast.parse(cell).body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-                continue
-            name, value = node.targets[0].id, ast.literal_eval(node.value)
-            if name not in given:
-                raise wrong("parameter name", name, choices(list(given), name))
-            if given[name] != value:
-                raise ParameterError(
-                    f"{name}={value!r} was given, but the notebook goes on with "
-                    f"{name}={given[name]!r}: the cell of its own parameters has lost its tag "
-                    "`parameters`, and ran after those given. Put the tag back."
-                )
+        name, value = node.targets[0].id, ast.literal_eval(node.value)
+        if name not in given:
+            raise wrong("parameter name", name, choices(list(given), name))
+        if given[name] != value:
+            raise ParameterError(
+                f"{name}={value!r} was given, but the notebook goes on with "
+                f"{name}={given[name]!r}: the cell of its own parameters has lost its tag "
+                "`parameters`, and ran after those given. Put the tag back."
+            )
 
 
 def _cells() -> list[str]:
