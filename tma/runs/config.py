@@ -36,6 +36,7 @@ from tma.config import (
     plain,
     refusing,
 )
+from tma.encoders import ENCODERS, check_encoder
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.train import TrainingSettings
 
@@ -98,7 +99,7 @@ class DataSettings:
         return self
 
 
-NOT_IN_KEY = {"model", "reward_model", *(f.name for f in fields(DataSettings))}
+NOT_IN_KEY = {"model", "reward_model", "encoder", *(f.name for f in fields(DataSettings))}
 """Settings for which, in a run's key, the content of weights and data stands."""
 
 
@@ -120,6 +121,9 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
     """N, training instances; TMA takes whole rounds. None: all."""
     reward_model: str | None = None
     """Sequence-classification model that scores answers, a hub id or a folder; None: none."""
+    encoder: str | None = None
+    """Name, hub id or folder of the embedding model, or "train.npy,test.npy" (see
+    `tma.encoders.find_encoder`); None: all-MiniLM-L6-v2."""
 
     @field_validator("model", "reward_model", mode="before")
     @classmethod
@@ -128,6 +132,13 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
             check_model(value, BUILT_IN)
         elif value is not None:
             check_model(value, (), "reward_model")
+        return value
+
+    @field_validator("encoder", mode="after")
+    @classmethod
+    def _check_encoder(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_encoder(value)
         return value
 
     @model_validator(mode="after")
@@ -198,8 +209,8 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
         """Return the settings with local folders and files by their absolute path."""
         local: dict[str, Any] = {
             name: str(Path(value).resolve())
-            for name in ("model", "dataset", "test_dataset", "reward_model")
-            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
+            for name in ("model", "dataset", "test_dataset", "reward_model", "encoder")
+            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS, *ENCODERS)
             if Path(value).exists()
         }
         return replace(self, **local)

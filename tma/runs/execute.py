@@ -107,7 +107,8 @@ class RunExecutor:
         from tma.arrange.receipt import arrange_dataset
 
         main = _processes().is_main_process
-        arranged = arrange_dataset(self.resolved.train, self.resolved.test, self.config.method)
+        config, (train, test) = self.config, (self.resolved.train, self.resolved.test)
+        arranged = arrange_dataset(train, test, config.method, encoder=config.encoder)
         self._load(arranged)  # whatever cannot be used ends here, before any writing
         if main:
             self._begin()

@@ -19,8 +19,9 @@ from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any
 
 from tma.arrange.orders import pool_rows
+from tma.arrange.spec import Numbers
 from tma.data.load import fingerprint
-from tma.embed import embed
+from tma.embed import embed_pair
 from tma.errors import ParameterError, TmaError, TrainingError, check_count, first_line
 from tma.runs.config import RunConfig, load_both
 from tma.runs.execute import run
@@ -169,12 +170,13 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def _embed(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here with all threads, and no run waits for another."""
-    parts: dict[str, Dataset] = {}
+    asked: dict[tuple[str | None, ...], tuple[Dataset, Dataset, str | None, Numbers | None]] = {}
     for config in configs:
         if config.method.embeds:
             train, test = load_both(config)
             pool = pool_rows(config.method, len(train))
-            for part in (train if pool is None else train.select(pool), test):
-                parts.setdefault(fingerprint(part), part)
-    for part in parts.values():
-        embed(part)
+            part = train if pool is None else train.select(pool)
+            key = config.encoder, fingerprint(part), fingerprint(test)
+            asked.setdefault(key, (train, test, config.encoder, pool))
+    for train, test, encoder, pool in asked.values():
+        embed_pair(train, test, encoder, rows=pool)

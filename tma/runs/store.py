@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tma.arrange.receipt import Receipt, read_order, read_receipt
 from tma.data.load import fingerprint, references, sources
-from tma.embed import MiniLM
+from tma.encoders import find_encoder
 from tma.errors import AssetError, DataError, ParameterError
 from tma.runs.config import RunConfig, load_both
 from tma.store import cache_dir, canonical_json, checksums, digest, is_locked
@@ -152,7 +152,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
         "model": models.fingerprint(config.model),
     }
     if config.method.embeds:
-        inputs["encoder"] = MiniLM().name
+        inputs["encoder"] = find_encoder(config.encoder).name
     if any(sources(test)):  # the tables name them
         inputs["sources"] = digest(canonical_json(sources(test)))
     if config.generate_at:  # scores depend on the references, which ids do not cover
@@ -230,7 +230,7 @@ def _by_settings(config: RunConfig) -> Run | None:
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings with local paths by their last part, `p3:/data/x` as `p3:x`."""
     found = dict(config)
-    for setting in ("model", "dataset", "test_dataset", "reward_model"):
+    for setting in ("model", "dataset", "test_dataset", "reward_model", "encoder"):
         name = config.get(setting) or ""
         known, colon, place = name.partition(":")
         if PurePath(name).is_absolute():  # a hub id has a slash too, but does not begin with one

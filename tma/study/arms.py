@@ -199,13 +199,13 @@ def plan(
 def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
     """Return X and Y of the pool that a seed draws, with the pool and the test instances."""
     from tma.arrange.orders import pool_rows
-    from tma.embed import embed
+    from tma.embed import embed_pair
     from tma.runs.config import load_both
 
     train, test = load_both(config)
     rows = pool_rows(config.method, len(train))
-    pool = train if rows is None else train.select(rows)
-    return embed(pool), embed(test), pool, test
+    X, Y = embed_pair(train, test, config.encoder, rows=rows)
+    return X, Y, train if rows is None else train.select(rows), test
 
 
 def blocks(study: StudyConfig) -> tuple[int, list[str]]:

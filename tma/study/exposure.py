@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     @classmethod
     def by(cls, run: Run) -> Seen:
         """Return what a run has seen, embedded now unless it was before."""
-        from tma.embed import embed
+        from tma.embed import embed_pair
 
         train, test = load_both(run.config)
         rows, order = pd.Index(train["id"][:]).get_indexer(run.order), run.order
@@ -64,8 +64,9 @@ class Seen(NamedTuple):
                 f"{run.key}, {order[int(np.argmin(rows))]!r} first; expected all of them. Give the "
                 "data that it was made with."
             )
+        X, Y = embed_pair(train, test, run.config.encoder, rows=rows)
         part = train.select(rows)
-        return cls(embed(part), embed(test), test["id"][:], (texts(part), texts(test)))
+        return cls(X, Y, test["id"][:], (texts(part), texts(test)))
 
     def rows(self, ids: pd.Index | pd.Series) -> Rows:
         """Return the rows of test instances."""
