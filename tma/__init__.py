@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from tma.embed import embed as embed
     from tma.errors import DataError as DataError
     from tma.errors import TmaError as TmaError
+    from tma.export.consumed import verify as verify
+    from tma.export.guard import OrderGuard as OrderGuard
+    from tma.export.handover import export as export
     from tma.runs.config import RunConfig as RunConfig
     from tma.runs.config import load_both as load_both
     from tma.runs.execute import run as run
@@ -50,6 +53,9 @@ _PUBLIC = {
     "tma.runs.execute": ["run"],
     "tma.runs.parallel": ["run_all"],
     "tma.runs.store": ["Run"],
+    "tma.export.handover": ["export"],
+    "tma.export.guard": ["OrderGuard"],
+    "tma.export.consumed": ["verify"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
     "tma.errors": ["DataError", "TmaError"],
@@ -63,8 +69,8 @@ _ROOMS = ("data", "train", "runs", "study")
 class _Package(ModuleType):
     """Imports a public name when it is first used, so that `import tma` loads nothing heavy.
 
-    `arrange` and `embed` are functions that share their names with a room and a module; importing
-    those must not put them in the functions' place.
+    `arrange`, `embed` and `export` are functions that share their names with rooms and a module;
+    importing those must not put them in the functions' place.
     """
 
     def __getattr__(self, name: str) -> Any:

@@ -194,7 +194,7 @@ class RunExecutor:
                 self.tokenizer.save_pretrained(draft)
         # Its tables are replaced one by one from here on.
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        files = [*self._store_tables(history), "order.json", "order.receipt.json"]
+        files = [*self._store_tables(history), "order.json"]
         arranged.save(self.folder / "order.json")
         manifest = self._manifest(history, arranged) | {"sums": checksums(self.folder, files)}
         write_json(self.folder / "manifest.json", manifest)

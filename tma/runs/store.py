@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tma.arrange.receipt import Receipt, read_order, read_receipt
+from tma.arrange.receipt import Receipt, read_receipt
 from tma.data.load import fingerprint, references, sources
 from tma.encoders import find_encoder
 from tma.errors import AssetError, DataError, ParameterError
@@ -106,7 +106,7 @@ class Run:
             DataError, OrderError: it cannot be read, or is not that of its receipt.
         """
         epochs: int = self.manifest["config"]["epochs"]
-        return read_order(self.folder / "order.json")[0] * epochs
+        return list(self.receipt.ids) * epochs
 
     @property
     def receipt(self) -> Receipt:
