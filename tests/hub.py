@@ -1,0 +1,237 @@
+"""A small hub on the loopback that speaks the real one's API, for what tests put into it.
+
+Written after what huggingface_hub and datasets ask for. Large files are on another host (localhost
+instead of 127.0.0.1), as the real ones are on a CDN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LARGE = (".parquet", ".jsonl", ".safetensors")
+"""Suffixes of files that are kept on the other host."""
+PAGE = 4
+"""Most entries of a listing that are given at once."""
+MEMBER = "hf_member"
+"""Token of a user who may see everything; other tokens are of users who may not."""
+_API = re.compile(
+    r"/api/(?P<kind>datasets|models)/(?P<id>[^/]+/[^/]+)"
+    r"(/(?P<what>revision|tree)/(?P<revision>[^/]+))?(/(?P<path>.+))?"
+)
+_FILE = re.compile(
+    r"/((?P<kind>datasets)/)?(?P<id>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"
+)
+
+
+@dataclass
+class Repo:
+    """A repository: commits, branches, and how the hub treats it."""
+
+    commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    branches: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+    private: bool = False
+    moved_to: str | None = None
+    breaks: int = 0
+    """Downloads that break off after half of what is left."""
+
+    def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
+        """Put files on a branch; return the commit."""
+        text = repr((branch, sorted(files.items()), self.branches.get(branch)))
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        self.commits[sha], self.branches[branch] = dict(files), sha
+        return sha
+
+
+class Hub:
+    """Repositories by kind and id ("datasets/owner/name"), and every request so far."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.repos, self.log = url, dict[str, Repo](), list[str]()
+
+    def repo(self, name: str, files: Mapping[str, bytes] | None = None, **treated: Any) -> Repo:
+        self.repos[name] = Repo(**treated)
+        if files is not None:
+            self.repos[name].commit(files)
+        return self.repos[name]
+
+    def asked(self, part: str) -> list[str]:
+        """Return the requests that hold some text."""
+        return [line for line in self.log if part in line]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def handle_request(self) -> None:
+        url = urlsplit(self.path)
+        self.hub.log.append(f"{self.command} {unquote(self.path)} {self.headers.get('Range', '')}")
+        if url.path.startswith("/cdn/"):
+            self.send_bytes(self.blob(url.path.removeprefix("/cdn/")), {})
+        elif found := _API.fullmatch(url.path):
+            self.api(found, parse_qs(url.query))
+        elif found := _FILE.fullmatch(url.path):
+            self.file(found)
+        else:
+            self.refuse(404, "NotFound")
+
+    do_GET = do_HEAD = handle_request  # noqa: N815
+
+    def repo(self, found: re.Match[str]) -> Repo | None:
+        """Return the repository that is asked for, or answer that there is none to be seen."""
+        name = f"{found['kind'] or 'models'}/{found['id']}"
+        repo, token = self.hub.repos.get(name), self.headers.get("Authorization")
+        if repo is None or (repo.private and token != f"Bearer {MEMBER}"):
+            # Who is not logged in is not told whether it exists.
+            self.refuse(404, "RepoNotFound") if token else self.refuse(401, "")
+        elif repo.moved_to is not None:
+            there = self.path.replace(found["id"], repo.moved_to, 1)
+            self.answer(307, b"", {"Location": there})
+        else:
+            return repo
+        return None
+
+    def files(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]] | None:
+        """Return commit and files of a revision, or answer that there is none."""
+        commit = repo.branches.get(unquote(revision), revision)
+        if commit not in repo.commits:
+            self.refuse(404, "RevisionNotFound")
+            return None
+        return commit, repo.commits[commit]
+
+    def api(self, found: re.Match[str], query: dict[str, list[str]]) -> None:
+        repo = self.repo(found)
+        at = None if repo is None else self.files(repo, found["revision"] or "main")
+        if repo is None or at is None:
+            return
+        commit, files = at
+        if found["what"] == "tree":
+            self.tree(files, unquote(found["path"] or ""), query)
+        else:
+            info = {"_id": "0" * 24, "id": found["id"], "sha": commit}
+            more = {"private": repo.private, "siblings": [{"rfilename": path} for path in files]}
+            self.answer_json(info if "expand" in query else info | more)
+
+    def tree(self, files: dict[str, bytes], below: str, query: dict[str, list[str]]) -> None:
+        """Answer with one page of a folder."""
+        base = f"{below}/" if below else ""
+        entries = dict[str, Any]()
+        for path in sorted(path for path in files if path.startswith(base)):
+            steps = path.removeprefix(base).split("/")
+            for depth in range(1, len(steps)):
+                folder = base + "/".join(steps[:depth])
+                entries[folder] = {"type": "directory", "path": folder, "oid": "0", "size": 0}
+            entries[path] = _entry(path, files[path])
+        if query.get("recursive", ["false"])[0].lower() != "true":
+            entries = {path: e for path, e in entries.items() if "/" not in path[len(base) :]}
+        if below and not entries:
+            self.refuse(404, "EntryNotFound")
+            return
+        start = int(query.get("cursor", ["0"])[0])
+        page, more = list(entries.values())[start : start + PAGE], start + PAGE < len(entries)
+        rest = "&".join(f"{name}={query[name][0]}" for name in query if name != "cursor")
+        link = (
+            f'<{self.hub.url}{urlsplit(self.path).path}?{rest}&cursor={start + PAGE}>; rel="next"'
+        )
+        self.answer_json(page, {"Link": link} if more else {})
+
+    def file(self, found: re.Match[str]) -> None:
+        repo = self.repo(found)
+        if repo is None:
+            return
+        token = self.headers.get("Authorization")
+        if repo.gated and token != f"Bearer {MEMBER}":
+            self.refuse(403 if token else 401, "GatedRepo")
+            return
+        at, path = self.files(repo, found["revision"]), unquote(found["path"])
+        if at is None:
+            return
+        headers = {"X-Repo-Commit": at[0]}
+        content = at[1].get(path)
+        if content is None:
+            self.refuse(404, "EntryNotFound", headers)
+        elif path.endswith(LARGE):
+            sha = hashlib.sha256(content).hexdigest()
+            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha}"'}
+            there = self.hub.url.replace("127.0.0.1", "localhost")
+            self.answer(302, b"", headers | {"Location": f"{there}/cdn/{sha}"})
+        else:
+            self.send_bytes((repo, content), headers | {"ETag": f'"{_blob_id(content)}"'})
+
+    def blob(self, sha: str) -> tuple[Repo, bytes]:
+        return next(
+            (repo, content)
+            for repo in self.hub.repos.values()
+            for files in repo.commits.values()
+            for content in files.values()
+            if hashlib.sha256(content).hexdigest() == sha
+        )
+
+    def send_bytes(self, found: tuple[Repo, bytes], headers: dict[str, str]) -> None:
+        """Answer with a file, or the range of it that is asked for."""
+        repo, content = found
+        size, status = len(content), 200
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if asked:
+            start, end, status = int(asked[1]), min(int(asked[2] or size), size - 1), 206
+            headers = headers | {"Content-Range": f"bytes {start}-{end}/{size}"}
+            content = content[start : end + 1]
+        breaks = self.command == "GET" and repo.breaks > 0
+        repo.breaks -= breaks
+        self.answer(status, content, headers, len(content) // 2 if breaks else None)
+
+    def answer_json(self, value: Any, headers: dict[str, str] | None = None) -> None:
+        self.answer(200, json.dumps(value).encode(), headers or {})
+
+    def refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
+        self.answer(status, b"", {"X-Error-Code": code} | (headers or {}))
+
+    def answer(
+        self, status: int, content: bytes, headers: dict[str, str], sent: int | None = None
+    ) -> None:
+        """Answer; `sent`: break off after so many bytes."""
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(content))}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[:sent])
+        self.close_connection = self.close_connection or sent is not None
+
+
+def _blob_id(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _entry(path: str, content: bytes) -> dict[str, Any]:
+    entry = {"type": "file", "path": path, "oid": _blob_id(content), "size": len(content)}
+    if path.endswith(LARGE):
+        sha = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 130}
+    return entry
+
+
+@contextmanager
+def serving() -> Iterator[Hub]:
+    """Yield an empty hub that answers on a free port."""
+    handler = type("Handler", (_Handler,), {})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        handler.hub = hub = Hub(f"http://127.0.0.1:{server.server_address[1]}")
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield hub
+        server.shutdown()
+        thread.join()
