@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LARGE = (".parquet", ".jsonl", ".safetensors")
 """Suffixes of files that are kept on the other host."""
-PAGE = 4
+PAGE = 100
 """Most entries of a listing that are given at once."""
 MEMBER = "hf_member"
 """Token of a user who may see everything; other tokens are of users who may not."""
@@ -42,7 +42,7 @@ class Repo:
     private: bool = False
     moved_to: str | None = None
     breaks: int = 0
-    """Downloads that break off after half of what is left."""
+    """Downloads of large files that break off after half of what is left."""
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put files on a branch; return the commit."""
@@ -78,7 +78,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_request(self) -> None:
         url = urlsplit(self.path)
-        self.hub.log.append(f"{self.command} {unquote(self.path)} {self.headers.get('Range', '')}")
+        line = f"{self.command} {unquote(self.path)} {self.headers.get('Range', '')}".strip()
+        if url.path == "/api/agent-harnesses":  # asked for by huggingface_hub for itself
+            self.refuse(404, None)
+            return
+        self.hub.log.append(line)
         if url.path.startswith("/cdn/"):
             self.send_bytes(self.blob(url.path.removeprefix("/cdn/")), {})
         elif found := _API.fullmatch(url.path):
@@ -96,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
         repo, token = self.hub.repos.get(name), self.headers.get("Authorization")
         if repo is None or (repo.private and token != f"Bearer {MEMBER}"):
             # Who is not logged in is not told whether it exists.
-            self.refuse(404, "RepoNotFound") if token else self.refuse(401, "")
+            self.refuse(404 if token else 401, "RepoNotFound" if token else None)
         elif repo.moved_to is not None:
             there = self.path.replace(found["id"], repo.moved_to, 1)
             self.answer(307, b"", {"Location": there})
@@ -189,15 +193,15 @@ class _Handler(BaseHTTPRequestHandler):
             start, end, status = int(asked[1]), min(int(asked[2] or size), size - 1), 206
             headers = headers | {"Content-Range": f"bytes {start}-{end}/{size}"}
             content = content[start : end + 1]
-        breaks = self.command == "GET" and repo.breaks > 0
+        breaks = self.command == "GET" and "/cdn/" in self.path and repo.breaks > 0
         repo.breaks -= breaks
         self.answer(status, content, headers, len(content) // 2 if breaks else None)
 
     def answer_json(self, value: Any, headers: dict[str, str] | None = None) -> None:
         self.answer(200, json.dumps(value).encode(), headers or {})
 
-    def refuse(self, status: int, code: str, headers: dict[str, str] | None = None) -> None:
-        self.answer(status, b"", {"X-Error-Code": code} | (headers or {}))
+    def refuse(self, status: int, code: str | None, headers: dict[str, str] | None = None) -> None:
+        self.answer(status, b"", ({"X-Error-Code": code} if code else {}) | (headers or {}))
 
     def answer(
         self, status: int, content: bytes, headers: dict[str, str], sent: int | None = None

@@ -64,7 +64,7 @@ def pinned(hub_id: str, revision: str | None = None) -> Pin:
     # Where huggingface_hub keeps it, too.
     folder = repo_folder_name(repo_id=hub_id, repo_type="dataset")
     known = Path(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
-    with hub_errors(hub_id):
+    with hub_errors(f"{hub_id}@{revision}" if revision else hub_id):
         try:
             found = HfApi().dataset_info(hub_id, revision=revision, expand=["sha"])
         except Exception as error:
@@ -87,20 +87,20 @@ def listed(pin: Pin) -> dict[str, int]:
     record = cache_dir() / "hub" / f"{str(pin).replace('/', '--')}.json"
     if not record.is_file():
         ask = partial(HfApi().list_repo_tree, repo_type="dataset", recursive=True)
-        with hub_errors(pin.hub_id):
+        with hub_errors(str(pin)):
             found = list(ask(pin.hub_id, revision=pin.commit))
         write_json(record, {one.path: one.size for one in found if isinstance(one, RepoFile)})
     sizes: dict[str, int] = json.loads(record.read_text("utf-8"))
     return sizes
 
 
-def announce(pin: Pin, files: Sequence[str], what: str) -> None:
-    """Say what will be fetched, where something will; `what` says of which files they are."""
+def announce(pin: Pin, files: Sequence[str], of: str = "", most: str = "") -> None:
+    """Say what will be fetched, if anything; `of` and `most` stand before files and megabytes."""
     sizes = listed(pin)
     missing = [sizes[file] for file in files if _fetched_before(pin, file) is None]
     if missing:
-        size = f"{len(missing)} files, {sum(missing) / 1e6:,.1f} MB"
-        log.warning("dataset %s: %s will be fetched%s", pin.hub_id, size, what)
+        size = f"{len(missing)} files, {most}{sum(missing) / 1e6:,.1f} MB"
+        log.warning("dataset %s: fetching %s%s", pin.hub_id, of, size)
 
 
 def fetched(pin: Pin, files: Sequence[str]) -> Path:
@@ -118,15 +118,14 @@ def file_batches(pin: Pin, pattern: str) -> Iterator[Batch]:
     files = [file for file in listed(pin) if fnmatchcase(file, pattern)]
     if not files:
         raise lacking(pin, f"files {pattern}")
-    announce(pin, files, "")
+    announce(pin, files)
     yield from local_rows(fetched(pin, files), pattern).batches()
 
 
 def lacking(pin: Pin, what: str) -> DataError:
     """Return the message for a dataset that is not laid out as expected."""
     return DataError(
-        f"dataset='{pin}' has no {what}. Name a commit that has (NAME@COMMIT), or give a local "
-        "copy."
+        f"dataset='{pin}' has no {what}. Name another commit (NAME@COMMIT). Or give a local copy."
     )
 
 
@@ -157,9 +156,13 @@ def _opened(pin: Pin, file: str) -> Any:
     """Return a file for pyarrow: one that was fetched, else one that is read in pieces."""
     from huggingface_hub import HfFileSystem
 
-    # Its size is known: asking for it would list the folder.
-    given = {"size": listed(pin)[file], "cache_type": "none"}
-    return _fetched_before(pin, file) or HfFileSystem().open(f"datasets/{pin}/{file}", **given)
+    if (path := _fetched_before(pin, file)) is not None:
+        return path
+    system, name = HfFileSystem(), f"datasets/{pin}/{file}"
+    # What it would list every folder for is known.
+    known = {"name": name, "type": "file", "size": listed(pin)[file]}
+    system.dircache[name.rpartition("/")[0]] = [known]
+    return system.open(name, cache_type="none")
 
 
 def _fetched_before(pin: Pin, file: str) -> str | None:
@@ -178,7 +181,7 @@ def data_pin(hub_id: str, revision: str | None) -> Pin:
         return pinned(hub_id, CONVERTED)
     raise DataError(
         f"dataset='{pin}' is read by a script of its own, which is not run. Give the hub's "
-        f"conversion, {hub_id}@{CONVERTED}, or a local copy."
+        f"conversion, {hub_id}@{CONVERTED}. Or give a local copy."
     )
 
 
@@ -210,7 +213,11 @@ def _converted(
         problem = f"has {len(names)} configurations: {some}. Give one as owner/name:configuration"
         raise DataError(f"dataset={name!r} {problem}.")
     own = [file for file in files if file.startswith(f"{chosen}/")]
-    announce(pin, own, "")
+    if any(file.startswith(f"{chosen}/partial-") for file in own):
+        raise DataError(
+            f"dataset={name!r}: the hub has converted it only in part. Give a local copy."
+        )
+    announce(pin, own)
     yield from local_rows(fetched(pin, own) / chosen).batches()
 
 
@@ -240,24 +247,33 @@ def _kinds(error: BaseException) -> set[str]:
 
 
 def hub_error(name: str, error: BaseException) -> DataError:
-    """Return the one message for an error of the hub: which login or local copy is needed."""
+    """Return the one message for an error of the hub: what is needed, such as a login or a copy."""
+    from huggingface_hub import constants
+
     chain, kinds = _chain(error), _kinds(error)
     texts = [" ".join(str(one).split()) for one in chain]
     words, copy = " ".join(texts), "or give a local copy instead of the name"
+    page = f"https://huggingface.co/datasets/{re.split('[@:]', name)[0]}"
     if "GatedRepoError" in kinds or "gated dataset" in words:
-        page = f"https://huggingface.co/datasets/{name}"
-        problem = f"is gated: accept its terms at {page} and {_LOGIN}, {copy}"
+        login = f"is gated: accept its terms at {page} and {_LOGIN}"
+        if "403 Client Error" in words or "ask for access" in words:
+            login = f"is gated, and your account may not read it: accept its terms at {page}"
+        problem = f"{login}, {copy}"
     elif kinds & _UNREACHED:
-        reason = "HF_HUB_OFFLINE is set" if "OfflineModeIsEnabled" in words else "no connection"
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "no connection"
         problem = (
             f"is not in the cache (HF_HOME), and the hub cannot be reached ({reason}). Connect "
             f"once, {copy}"
         )
-    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
+    elif "RevisionNotFoundError" in kinds:
+        problem = f"is not on the hub: no such revision. Give a branch, a tag or a commit, {copy}"
+    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"} or "401 Unauth" in words:
         problem = f"is not on the hub, or is private. Check the id, {_LOGIN}, {copy}"
     else:
         innermost = next((text for text in reversed(texts) if text), type(error).__name__)
         problem = f"could not be read: {innermost.rstrip('.')}"
         if "Config name is missing" in words:
             problem += ". Give one as owner/name:configuration"
+        elif kinds & _BROKEN_OFF or "Consistency check failed" in words:
+            problem = f"could not be fetched whole: {innermost.rstrip('.')}. Ask for it again"
     return DataError(f"dataset={name!r} {problem}.")

@@ -116,10 +116,9 @@ def on_hub(pin: hub.Pin, spec: SplitSpec, early: bool) -> Iterator[Batch]:
         raise hub.lacking(pin, "folders of T0's tasks with Parquet files")
     caps = {task: cap(task, spec) if early else None for task in tasks}
     count = len({file.split("/")[0] for file in sizes if _FILE.fullmatch(file)})
-    what = f", {len(tasks)} of {count} configurations"
-    if any(most is not None for most in caps.values()):
-        what += "; of those under a cap, only parts with instances that it draws"
-    hub.announce(pin, [file for own in tasks.values() for file in own], what)
+    most = "at most " if any(caps.values()) else ""
+    asked = [file for own in tasks.values() for file in own]
+    hub.announce(pin, asked, f"{len(tasks)} of {count} configurations, ", most)
     whole = [file for task, own in tasks.items() if caps[task] is None for file in own]
     root = hub.fetched(pin, whole) if whole else Path()
 

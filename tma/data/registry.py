@@ -103,8 +103,9 @@ def find(name: str, options: LoadOptions) -> Source:
     if asked["id"] in KNOWN:
         return _known(asked["id"], asked["revision"], options)
     pin = hub.data_pin(asked["id"], asked["revision"])
-    rows = Rows((str(pin),), partial(hub.batches, pin, asked["configuration"], name))
-    return _source(rows, SplitSpec(), options, name, pin=pin)
+    key = (str(pin), asked["configuration"] or "")
+    rows = Rows(key, partial(hub.batches, pin, asked["configuration"], name))
+    return _source(rows, SplitSpec(), options, pin=pin)
 
 
 def _source(
