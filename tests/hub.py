@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -168,7 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             self.refuse(404, "EntryNotFound", headers)
         elif path.endswith(LARGE):
-            sha = hashlib.sha256(content).hexdigest()
+            sha = _sha(content)
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha}"'}
             there = self.hub.url.replace("127.0.0.1", "localhost")
             self.answer(302, b"", headers | {"Location": f"{there}/cdn/{sha}"})
@@ -181,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             for repo in self.hub.repos.values()
             for files in repo.commits.values()
             for content in files.values()
-            if hashlib.sha256(content).hexdigest() == sha
+            if _sha(content) == sha
         )
 
     def send_bytes(self, found: tuple[Repo, bytes], headers: dict[str, str]) -> None:
@@ -216,6 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or sent is not None
 
 
+@cache
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
@@ -223,8 +229,7 @@ def _blob_id(content: bytes) -> str:
 def _entry(path: str, content: bytes) -> dict[str, Any]:
     entry = {"type": "file", "path": path, "oid": _blob_id(content), "size": len(content)}
     if path.endswith(LARGE):
-        sha = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": sha, "size": len(content), "pointerSize": 130}
+        entry["lfs"] = {"oid": _sha(content), "size": len(content), "pointerSize": 130}
     return entry
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import cache, partial
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from tma.data.batches import Batch, arrow_batched, chosen_splits
 from tma.data.readers import dataset_batches, local_rows
 from tma.data.split import under_cap
-from tma.errors import DataError, TmaError
+from tma.errors import DataError, StateError, TmaError
 from tma.store import cache_dir, new_file, write_json
 
 log = logging.getLogger(__name__)
@@ -70,16 +70,18 @@ def pinned(hub_id: str, revision: str | None = None) -> Pin:
         except Exception as error:
             if not (known.is_file() and _kinds(error) & _UNREACHED):
                 raise
-            log.info("dataset %s: the hub cannot be reached; the last known commit is read", hub_id)
-            return Pin(hub_id, known.read_text("utf-8").strip())
+            pin = Pin(hub_id, known.read_text("utf-8").strip())
+            level = logging.INFO if constants.HF_HUB_OFFLINE else logging.WARNING
+            log.log(level, "dataset %s: the hub cannot be reached; %s is read", hub_id, pin)
+            return pin
     if found.id != hub_id:
         log.warning("dataset %s: its name on the hub is %s now. Give that one.", hub_id, found.id)
-    with new_file(known) as draft:
+    with suppress(StateError), new_file(known) as draft:  # others' cache may be closed
         draft.write_text(str(found.sha), "utf-8")
     return Pin(hub_id, str(found.sha))
 
 
-def listed(pin: Pin) -> dict[str, int]:
+def listed(pin: Pin) -> Mapping[str, int]:
     """Return the bytes of every file of a dataset, asked for once by all processes."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
@@ -90,8 +92,13 @@ def listed(pin: Pin) -> dict[str, int]:
         with hub_errors(str(pin)):
             found = list(ask(pin.hub_id, revision=pin.commit))
         write_json(record, {one.path: one.size for one in found if isinstance(one, RepoFile)})
-    sizes: dict[str, int] = json.loads(record.read_text("utf-8"))
-    return sizes
+    return _sizes(record)
+
+
+@cache
+def _sizes(record: Path) -> Mapping[str, int]:
+    found: dict[str, int] = json.loads(record.read_text("utf-8"))
+    return found
 
 
 def announce(pin: Pin, files: Sequence[str], of: str = "", most: str = "") -> None:
@@ -125,7 +132,8 @@ def file_batches(pin: Pin, pattern: str) -> Iterator[Batch]:
 def lacking(pin: Pin, what: str) -> DataError:
     """Return the message for a dataset that is not laid out as expected."""
     return DataError(
-        f"dataset='{pin}' has no {what}. Name another commit (NAME@COMMIT). Or give a local copy."
+        f"dataset='{pin}' has no {what}. Name another commit, as in p3@COMMIT, or give a local "
+        "copy."
     )
 
 
@@ -180,8 +188,8 @@ def data_pin(hub_id: str, revision: str | None) -> Pin:
     if revision is None:
         return pinned(hub_id, CONVERTED)
     raise DataError(
-        f"dataset='{pin}' is read by a script of its own, which is not run. Give the hub's "
-        f"conversion, {hub_id}@{CONVERTED}. Or give a local copy."
+        f"dataset='{pin}' is read by a script of its own, which is not run. Give "
+        f"{hub_id}@{CONVERTED}, the hub's conversion, or a local copy."
     )
 
 

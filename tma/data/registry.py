@@ -84,24 +84,23 @@ class LoadOptions:
 
 def find(name: str, options: LoadOptions) -> Source:
     """Return where the rows of a dataset come from; for names see `tma.load`."""
-    copy, path = local_copy(name), expanded(name)
+    copy, path, asked = local_copy(name), expanded(name), HUB_DATASET.fullmatch(name)
     if name in BUILT_IN_DATA:
         return _suite(name, options)
     if copy is not None:
         return _copy(*copy, options)
+    if asked is not None and asked["id"] in KNOWN:
+        return _known(asked["id"], asked["revision"], options)
     # An empty name would be the current folder.
     if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
             return _copy("niv2", path, options)
         return _source(local_rows(path), SplitSpec(), options)
-    asked = HUB_DATASET.fullmatch(name)
     if asked is None:
         raise DataError(
             f"dataset={name!r} cannot be used; expected {choices(DATASETS, name)}, a hub id "
             "(owner/name), or an existing file or folder."
         )
-    if asked["id"] in KNOWN:
-        return _known(asked["id"], asked["revision"], options)
     pin = hub.data_pin(asked["id"], asked["revision"])
     key = (str(pin), asked["configuration"] or "")
     rows = Rows(key, partial(hub.batches, pin, asked["configuration"], name))
