@@ -47,8 +47,8 @@ class Repo:
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         """Put files on a branch; return the commit."""
-        text = repr((branch, sorted(files.items()), self.branches.get(branch)))
-        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        before = self.branches.get(branch)
+        sha = _sha(repr((branch, sorted(files.items()), before)).encode())[:40]
         self.commits[sha], self.branches[branch] = dict(files), sha
         return sha
 
@@ -78,12 +78,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def handle_request(self) -> None:
-        url = urlsplit(self.path)
-        line = f"{self.command} {unquote(self.path)} {self.headers.get('Range', '')}".strip()
-        if url.path == "/api/agent-harnesses":  # asked for by huggingface_hub for itself
-            self.refuse(404, None)
-            return
-        self.hub.log.append(line)
+        url, asked = urlsplit(self.path), f"{self.command} {unquote(self.path)}"
+        if url.path != "/api/agent-harnesses":  # which huggingface_hub asks for itself
+            self.hub.log.append(f"{asked} {self.headers.get('Range', '')}".strip())
         if url.path.startswith("/cdn/"):
             self.send_bytes(self.blob(url.path.removeprefix("/cdn/")), {})
         elif found := _API.fullmatch(url.path):
@@ -127,8 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.tree(files, unquote(found["path"] or ""), query)
         else:
             info = {"_id": "0" * 24, "id": found["id"], "sha": commit}
-            more = {"private": repo.private, "siblings": [{"rfilename": path} for path in files]}
-            self.answer_json(info if "expand" in query else info | more)
+            self.answer(200, json.dumps(info).encode(), {})
 
     def tree(self, files: dict[str, bytes], below: str, query: dict[str, list[str]]) -> None:
         """Answer with one page of a folder."""
@@ -151,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         link = (
             f'<{self.hub.url}{urlsplit(self.path).path}?{rest}&cursor={start + PAGE}>; rel="next"'
         )
-        self.answer_json(page, {"Link": link} if more else {})
+        self.answer(200, json.dumps(page).encode(), {"Link": link} if more else {})
 
     def file(self, found: re.Match[str]) -> None:
         repo = self.repo(found)
@@ -174,7 +170,7 @@ class _Handler(BaseHTTPRequestHandler):
             there = self.hub.url.replace("127.0.0.1", "localhost")
             self.answer(302, b"", headers | {"Location": f"{there}/cdn/{sha}"})
         else:
-            self.send_bytes((repo, content), headers | {"ETag": f'"{_blob_id(content)}"'})
+            self.send_bytes((repo, content), headers | {"ETag": f'"{_sha(content)[:40]}"'})
 
     def blob(self, sha: str) -> tuple[Repo, bytes]:
         return next(
@@ -198,9 +194,6 @@ class _Handler(BaseHTTPRequestHandler):
         repo.breaks -= breaks
         self.answer(status, content, headers, len(content) // 2 if breaks else None)
 
-    def answer_json(self, value: Any, headers: dict[str, str] | None = None) -> None:
-        self.answer(200, json.dumps(value).encode(), headers or {})
-
     def refuse(self, status: int, code: str | None, headers: dict[str, str] | None = None) -> None:
         self.answer(status, b"", ({"X-Error-Code": code} if code else {}) | (headers or {}))
 
@@ -222,12 +215,8 @@ def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _blob_id(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
 def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": path, "oid": _blob_id(content), "size": len(content)}
+    entry = {"type": "file", "path": path, "oid": _sha(content)[:40], "size": len(content)}
     if path.endswith(LARGE):
         entry["lfs"] = {"oid": _sha(content), "size": len(content), "pointerSize": 130}
     return entry
