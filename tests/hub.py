@@ -58,11 +58,11 @@ class Hub:
 
     def __init__(self, url: str) -> None:
         self.url, self.repos, self.log = url, dict[str, Repo](), list[str]()
+        self.down = False
 
     def repo(self, name: str, files: Mapping[str, bytes] | None = None, **treated: Any) -> Repo:
         self.repos[name] = Repo(**treated)
-        if files is not None:
-            self.repos[name].commit(files)
+        self.repos[name].commit(files or {})
         return self.repos[name]
 
     def asked(self, part: str) -> list[str]:
@@ -81,7 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         url, asked = urlsplit(self.path), f"{self.command} {unquote(self.path)}"
         if url.path != "/api/agent-harnesses":  # which huggingface_hub asks for itself
             self.hub.log.append(f"{asked} {self.headers.get('Range', '')}".strip())
-        if url.path.startswith("/cdn/"):
+        if self.hub.down:
+            self.close_connection = True
+        elif url.path.startswith("/cdn/"):
             self.send_bytes(self.blob(url.path.removeprefix("/cdn/")), {})
         elif found := _API.fullmatch(url.path):
             self.api(found, parse_qs(url.query))
@@ -92,38 +94,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = handle_request  # noqa: N815
 
-    def repo(self, found: re.Match[str]) -> Repo | None:
-        """Return the repository that is asked for, or answer that there is none to be seen."""
-        name = f"{found['kind'] or 'models'}/{found['id']}"
+    def found(self, asked: re.Match[str]) -> tuple[Repo, str, dict[str, bytes]] | None:
+        """Return repository, commit and files that are asked for, or answer that there are none."""
+        name = f"{asked['kind'] or 'models'}/{asked['id']}"
         repo, token = self.hub.repos.get(name), self.headers.get("Authorization")
         if repo is None or (repo.private and token != f"Bearer {MEMBER}"):
             # Who is not logged in is not told whether it exists.
             self.refuse(404 if token else 401, "RepoNotFound" if token else None)
-        elif repo.moved_to is not None:
-            there = self.path.replace(found["id"], repo.moved_to, 1)
+            return None
+        if repo.moved_to is not None:
+            there = self.path.replace(asked["id"], repo.moved_to, 1)
             self.answer(307, b"", {"Location": there})
-        else:
-            return repo
-        return None
-
-    def files(self, repo: Repo, revision: str) -> tuple[str, dict[str, bytes]] | None:
-        """Return commit and files of a revision, or answer that there is none."""
-        commit = repo.branches.get(unquote(revision), revision)
+            return None
+        revision = unquote(asked["revision"] or "main")
+        commit = repo.branches.get(revision, revision)
         if commit not in repo.commits:
             self.refuse(404, "RevisionNotFound")
             return None
-        return commit, repo.commits[commit]
+        return repo, commit, repo.commits[commit]
 
-    def api(self, found: re.Match[str], query: dict[str, list[str]]) -> None:
-        repo = self.repo(found)
-        at = None if repo is None else self.files(repo, found["revision"] or "main")
-        if repo is None or at is None:
+    def api(self, asked: re.Match[str], query: dict[str, list[str]]) -> None:
+        if (found := self.found(asked)) is None:
             return
-        commit, files = at
-        if found["what"] == "tree":
-            self.tree(files, unquote(found["path"] or ""), query)
+        _, commit, files = found
+        if asked["what"] == "tree":
+            self.tree(files, unquote(asked["path"] or ""), query)
         else:
-            info = {"_id": "0" * 24, "id": found["id"], "sha": commit}
+            info = {"_id": "0" * 24, "id": asked["id"], "sha": commit}
             self.answer(200, json.dumps(info).encode(), {})
 
     def tree(self, files: dict[str, bytes], below: str, query: dict[str, list[str]]) -> None:
@@ -135,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
             for depth in range(1, len(steps)):
                 folder = base + "/".join(steps[:depth])
                 entries[folder] = {"type": "directory", "path": folder, "oid": "0", "size": 0}
-            entries[path] = _entry(path, files[path])
+            content = files[path]
+            entries[path] = {"type": "file", "path": path, "oid": "0", "size": len(content)}
         if query.get("recursive", ["false"])[0].lower() != "true":
             entries = {path: e for path, e in entries.items() if "/" not in path[len(base) :]}
         if below and not entries:
@@ -149,28 +147,21 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self.answer(200, json.dumps(page).encode(), {"Link": link} if more else {})
 
-    def file(self, found: re.Match[str]) -> None:
-        repo = self.repo(found)
-        if repo is None:
+    def file(self, asked: re.Match[str]) -> None:
+        if (found := self.found(asked)) is None:
             return
-        token = self.headers.get("Authorization")
+        (repo, commit, files), token = found, self.headers.get("Authorization")
+        headers, path = {"X-Repo-Commit": commit}, unquote(asked["path"])
         if repo.gated and token != f"Bearer {MEMBER}":
             self.refuse(403 if token else 401, "GatedRepo")
-            return
-        at, path = self.files(repo, found["revision"]), unquote(found["path"])
-        if at is None:
-            return
-        headers = {"X-Repo-Commit": at[0]}
-        content = at[1].get(path)
-        if content is None:
+        elif path not in files:
             self.refuse(404, "EntryNotFound", headers)
         elif path.endswith(LARGE):
-            sha = _sha(content)
-            headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{sha}"'}
-            there = self.hub.url.replace("127.0.0.1", "localhost")
+            sha, there = _sha(files[path]), self.hub.url.replace("127.0.0.1", "localhost")
+            headers |= {"X-Linked-Size": str(len(files[path])), "X-Linked-ETag": f'"{sha}"'}
             self.answer(302, b"", headers | {"Location": f"{there}/cdn/{sha}"})
         else:
-            self.send_bytes((repo, content), headers | {"ETag": f'"{_sha(content)[:40]}"'})
+            self.send_bytes((repo, files[path]), headers | {"ETag": f'"{_sha(files[path])[:40]}"'})
 
     def blob(self, sha: str) -> tuple[Repo, bytes]:
         return next(
@@ -213,13 +204,6 @@ class _Handler(BaseHTTPRequestHandler):
 @cache
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _entry(path: str, content: bytes) -> dict[str, Any]:
-    entry = {"type": "file", "path": path, "oid": _sha(content)[:40], "size": len(content)}
-    if path.endswith(LARGE):
-        entry["lfs"] = {"oid": _sha(content), "size": len(content), "pointerSize": 130}
-    return entry
 
 
 @contextmanager

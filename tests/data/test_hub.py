@@ -318,6 +318,7 @@ def test_p3_says_how_many_configurations_it_fetches_and_lists_them_once(asked: A
         {"per_task": (3, 2), "seed": 1, "held_out": ["amazon_polarity"]},
         {"per_task": (3, 2), "fold": 0},
         {"per_task": (3, 3), "by": "task"},
+        {"per_task": (3, None), "split": "all"},
     ],
 )
 def test_caps_of_p3_fetch_little_and_draw_what_they_draw_from_a_copy(
@@ -330,7 +331,7 @@ def test_caps_of_p3_fetch_little_and_draw_what_they_draw_from_a_copy(
         (tmp_path / "copy" / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "copy" / path).write_bytes(files[path])
     answer = asked("p3", **given)
-    whole = tma.load(f"p3:{tmp_path / 'copy'}", split="train", **given)
+    whole = tma.load(f"p3:{tmp_path / 'copy'}", **{"split": "train"} | given)
     assert answer["id"] == whole["id"][:]
     # A fold has no part for what T0 held out.
     wanted = [path for path in files if re.match("(amazon|imdb).*/train|super.*/validation", path)]
@@ -400,6 +401,11 @@ def test_offline_the_last_known_commit_is_read_from_the_cache(asked: Asked, tmp_
     assert asked("a/kept")["prompt"] == ["later"]
     for given in ({}, {"seed": 1}):
         assert asked(known["commit"], offline=True, **given)["prompt"] == ["one", "two"]
+    asked.hub.down = True
+    said = f"dataset a/kept: the hub does not answer; a/kept@{repo.branches['main']} is read"
+    assert asked("a/kept")["said"] == [said]
+    assert "could not be fetched whole: Server disconnected" in asked.refused("a/unknown")
+    asked.hub.down = False
     repo.commit(pairs("never read"))
     asked("a/kept", what="commit")
     assert "is not in the cache (HF_HOME)" in asked.refused("a/kept", offline=True)

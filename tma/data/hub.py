@@ -34,8 +34,9 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 _DOWNLOADS = 8
 """Files that are fetched at a time."""
 _UNREACHED = {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}
-_BROKEN_OFF = {"RemoteProtocolError", "ReadError", "ReadTimeout"}
-"""Names of errors of a hub that does not answer, or not to the end."""
+_SILENT = _UNREACHED | {"TransportError"}
+_BROKEN_OFF = {"RemoteProtocolError", "ReadError"}
+"""Names of errors of a hub that is not there, does not answer, or not to the end."""
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -68,11 +69,12 @@ def pinned(hub_id: str, revision: str | None = None) -> Pin:
         try:
             found = HfApi().dataset_info(hub_id, revision=revision, expand=["sha"])
         except Exception as error:
-            if not (known.is_file() and _kinds(error) & _UNREACHED):
+            status = getattr(getattr(error, "response", None), "status_code", 0)
+            if not (known.is_file() and (status >= 500 or _kinds(error) & _SILENT)):
                 raise
             pin = Pin(hub_id, known.read_text("utf-8").strip())
             level = logging.INFO if constants.HF_HUB_OFFLINE else logging.WARNING
-            log.log(level, "dataset %s: the hub cannot be reached; %s is read", hub_id, pin)
+            log.log(level, "dataset %s: the hub does not answer; %s is read", hub_id, pin)
             return pin
     if found.id != hub_id:
         log.warning("dataset %s: its name on the hub is %s now. Give that one.", hub_id, found.id)
