@@ -566,6 +566,20 @@ def test_conversations_with_tools_are_read_from_a_dataset_with_configurations(
     assert re.search(words, asked.refused("a/tools", split="all"))
 
 
+def test_a_row_is_told_by_its_place_in_the_commit(asked: Asked) -> None:
+    row = {"prompt": "p", "prompt_id": "1", "messages": turns("hi", " "), "category": "Chat"}
+    files = {f"data/{part}-00000-of-00001.parquet": parquet([row]) for part in ("test", "train")}
+    repo = asked.hub.repo("datasets/HuggingFaceH4/no_robots", files)
+    place = f"HuggingFaceH4/no_robots@{repo.branches['main']}/data/train-00000-of-00001.parquet"
+    refused = asked.refused("no-robots", empty="error")
+    assert refused.startswith(f"{place}, row 1: the response is empty")
+    task = {"imdb_x/train-00000-of-00001.parquet": parquet([p3_row("p"), p3_row(" ")])}
+    place = f"bigscience/P3@{asked.hub.repo('datasets/bigscience/P3', task).branches['main']}/imdb"
+    for given in ({}, {"per_task": 2}):
+        refused = asked.refused("p3", empty="error", split="all", **given)
+        assert re.match(f"{place}.*, row 2: the prompt is empty", refused)
+
+
 def test_rows_that_cannot_be_read_are_one_message(asked: Asked) -> None:
     asked.hub.repo("datasets/a/damaged", pairs("p") | {"train.jsonl": b'{"prompt": 1}\n{"pro'})
     assert "dataset='a/damaged' could not be read: " in asked.refused("a/damaged")

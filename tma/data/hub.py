@@ -133,7 +133,14 @@ def file_batches(pin: Pin, pattern: str) -> Iterator[Batch]:
     if not files:
         raise lacking(pin, f"files {pattern}")
     announce(pin, files)
-    yield from local_rows(fetched(pin, files), pattern).batches()
+    root = fetched(pin, files)
+    yield from placed(local_rows(root, pattern).batches(), root, pin)
+
+
+def placed(batches: Iterator[Batch], root: Path, pin: Pin) -> Iterator[Batch]:
+    """Tell where rows stand in a commit, wherever this machine keeps it."""
+    for batch in batches:
+        yield replace(batch, file=f"{pin}{batch.file.removeprefix(str(root))}")
 
 
 def lacking(pin: Pin, what: str) -> DataError:
@@ -232,7 +239,8 @@ def _converted(
             f"dataset={name!r}: the hub has converted it only in part. Give a local copy."
         )
     announce(pin, own)
-    yield from local_rows(fetched(pin, own) / chosen).batches()
+    root = fetched(pin, own)
+    yield from placed(local_rows(root / chosen).batches(), root, pin)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def on_hub(pin: hub.Pin, spec: SplitSpec, early: bool) -> Iterator[Batch]:
         most, own = caps[task], tasks[task]
         if most is not None:
             return hub.drawn(pin, own, most, f"{spec.seed}/{task}")
-        return (batch for file in own for batch in read(root / file))
+        return hub.placed((batch for file in own for batch in read(root / file)), root, pin)
 
     yield from with_tasks([(task, partial(rows, task)) for task in tasks])
 
