@@ -3,7 +3,7 @@
 `near_duplicates` compares embeddings of whole rows. `leaks` looks for each test text in each
 training exchange. A word of the test text is covered where it stands with its neighbours in the
 exchange: in a common 3-gram, or in a rare 2-gram. Words weigh the less the more rows have them in
-the same 4-gram, so that a template or a passage that many rows share proves nothing. One sparse
+the same 3-gram, so that a template or a passage that many rows share proves nothing. One sparse
 product finds the pairs that can reach the least overlap; only these are compared word by word.
 The n-grams are exact keys and no hashes: nothing depends on chance.
 """
@@ -36,7 +36,7 @@ leaves 0.8 on average, and less of a text of ten words."""
 ALIKE = (0.95, 0.5)
 """Cosine similarity from which a smaller share, the second number, is enough."""
 SHARED = 5
-"""Training exchanges with a 4-gram beyond which it weighs less: a leak has copies, too."""
+"""Training exchanges with a 3-gram beyond which it weighs less: a leak has copies, too."""
 TELLING = 12
 """So many words, those that weigh most, are what tells a text from others; half of them must be
 covered, however long the passage around them is."""
@@ -191,30 +191,41 @@ class _Test(NamedTuple):
         return self.prompt + self.response
 
 
+class _Known(NamedTuple):
+    """What is known of each n-gram, (n-grams,)."""
+
+    weight: Floats
+    counts: NDArray[np.bool_]
+    """Whether it is rare enough to cover two words without a third."""
+    rare: NDArray[np.bool_]
+    """Whether a word is so rare that it proves something alone."""
+    often: NDArray[np.bool_]
+    """Whether it is in so many texts that the search for candidates leaves it out."""
+
+
 class _Grams:
-    """Numbers of the n-grams of some texts, n = 1 to 4, n by n; -1 stands for every other one."""
+    """Numbers of the n-grams of some texts, n = 1 to 3, n by n; -1 stands for every other one."""
 
     def __init__(self, texts: Iterable[Sequence[str]]) -> None:
         self._words: dict[str, int] = {}
         number = self._words.setdefault
         one = _flat([number(word, len(self._words)) for word in text] for text in texts)
-        self._two = _kinds(_pairs(one, 1))
-        two = _numbers(self._two, _pairs(one, 1))
-        # Two 2-grams that stand one apart are a 3-gram, two apart a 4-gram.
-        self._three, self._four = (_kinds(_pairs(two, apart)) for apart in (1, 2))
-        sizes = [len(self._words), len(self._two), len(self._three), len(self._four)]
+        self._two = _kinds(_pairs(one))
+        two = _numbers(self._two, _pairs(one))
+        # Two 2-grams that overlap are a 3-gram.
+        self._three = _kinds(_pairs(two))
+        sizes = [len(self._words), len(self._two), len(self._three)]
         self.first: Numbers = np.cumsum([0, *sizes])
-        """(5,) the first number of each n; the last is the number of all."""
+        """(4,) the first number of each n; the last is the number of all."""
 
     def starting(self, texts: Iterable[Sequence[str]]) -> Numbers:
-        """Return (4, p): the n-grams that start at each word; a place of none ends each text."""
+        """Return (3, p): the n-grams that start at each word; a place of none ends each text."""
         get = self._words.get
         one = _flat([get(word, -1) for word in text] for text in texts)
-        two = _numbers(self._two, _pairs(one, 1))
-        three = _numbers(self._three, _pairs(two, 1))
-        four = _numbers(self._four, _pairs(two, 2))
-        found = np.stack([one, two, three, four])
-        return np.where(found >= 0, found + self.first[:4, None], -1)
+        two = _numbers(self._two, _pairs(one))
+        three = _numbers(self._three, _pairs(two))
+        found = np.stack([one, two, three])
+        return np.where(found >= 0, found + self.first[:3, None], -1)
 
     def held(self, texts: Sequence[Sequence[str]]) -> csr_array:
         """Return which n-grams each text has, (texts, n-grams)."""
@@ -240,9 +251,9 @@ def _flat(texts: Iterable[Sequence[int]]) -> Numbers:
     return np.array([number for text in texts for number in (*text, -1)], dtype=np.int64)
 
 
-def _pairs(numbers: Numbers, apart: int) -> Numbers:
-    """Return the key of each number and the one that stands so far behind; -1: one is missing."""
-    after = np.append(numbers[apart:], np.full(min(apart, len(numbers)), -1))
+def _pairs(numbers: Numbers) -> Numbers:
+    """Return the key of each number and the next one; -1: one of them is missing."""
+    after = np.append(numbers, -1)[1:]
     return np.where((numbers >= 0) & (after >= 0), numbers << 32 | after, -1)
 
 
@@ -285,16 +296,19 @@ class _Search:
             np.bincount(held.indices, minlength=held.shape[1])
             for held in (self._held, self._grams.held(list(once)))
         )
-        weight: Floats = 1 / np.maximum(np.maximum(of_test, among / SHARED), 1)
-        self._known = weight, among <= SHARED + len(self._exchanges) / LONE, among <= SHARED
-        self._often = among * of_test > COMMON
+        self._known = _Known(
+            weight=1 / np.maximum(np.maximum(of_test, among / SHARED), 1),
+            counts=among <= SHARED + len(self._exchanges) / LONE,
+            rare=among <= SHARED,
+            often=among * of_test > COMMON,
+        )
 
     def pairs(self) -> list[tuple[int, int, int, int, float, float]]:
         """Return (row, turn, test row, text, overlap, share of words) of each pair that may be one.
 
         The overlap is at least what is enough with a similar embedding.
         """
-        texts = [_Text(of.words, len(of.prompt), self._grams, *self._known) for of in self.tests]
+        texts = [_Text(of.words, len(of.prompt), self._grams, self._known) for of in self.tests]
         found = []
         for number, (of, reached) in enumerate(zip(texts, self._candidates(texts), strict=True)):
             test, chosen = self.tests[number], reached
@@ -320,7 +334,7 @@ class _Search:
 
         if not texts or not self._exchanges:
             return [np.empty(0, dtype=np.int64) for _ in texts]
-        least, kinds, most = zip(*(of.bound(self._often) for of in texts), strict=True)
+        least, kinds, most = zip(*(of.bound(self._known.often) for of in texts), strict=True)
         ends = np.cumsum([0, *map(len, kinds)])
         shape = (self._held.shape[1], len(texts))
         reach = csc_array((np.concatenate(most), np.concatenate(kinds), ends), shape=shape).tocsr()
@@ -338,21 +352,13 @@ class _Search:
 class _Text:
     """A test text word by word: what each word weighs, and which n-grams cover it."""
 
-    def __init__(
-        self,
-        text: Sequence[str],
-        prompt: int,
-        grams: _Grams,
-        weight: Floats,
-        counts: NDArray[np.bool_],
-        rare: NDArray[np.bool_],
-    ) -> None:
+    def __init__(self, text: Sequence[str], prompt: int, grams: _Grams, known: _Known) -> None:
         length = len(text)
         starting = grams.starting([text])[:, :length]
-        widest = min(4, length)
+        widest = min(3, length)
         self.weight: Floats = np.full(length, np.inf)
-        """(length,) the least weight of the 4-grams that a word is in."""
-        of = weight[starting[widest - 1, : length - widest + 1]]
+        """(length,) the least weight of the 3-grams that a word is in."""
+        of = known.weight[starting[widest - 1, : length - widest + 1]]
         for first in range(widest):
             part = self.weight[first : first + len(of)]
             np.minimum(part, of, out=part)
@@ -362,9 +368,10 @@ class _Text:
         for n in (2, 3) if length > 2 else (length,):  # one or two words are one n-gram
             at = np.arange(length - n + 1)
             if n == 2 and length > 2:
-                at = at[counts[starting[1, at]]]
+                at = at[known.counts[starting[1, at]]]
             self._covering.append((n, at, starting[n - 1, at]))
-        self._rare = np.flatnonzero(rare[starting[0]])
+        # A word so rare that it proves something alone counts in the share, not in the rest.
+        self._rare = np.flatnonzero(known.rare[starting[0]])
         # The prompt alone is judged as well as the whole.
         self._ends = sorted({prompt, length} - {0})
 
@@ -418,7 +425,7 @@ class _Text:
         holds = (
             (share >= ALIKE[1])
             & (2 * covered[:, telling].sum(1) >= telling.sum())
-            & (_gap(covered, present, weight) <= 0.5 + np.log(end) / np.log(4))
+            & (_gap(covered, present) <= 0.5 + np.log(end) / np.log(4))
             & ((2 * covered.sum(1) >= end) | (rare >= 8))
         )
         if end < len(self.weight):
@@ -426,14 +433,14 @@ class _Text:
         return np.where(holds, share, 0)
 
 
-def _gap(covered: NDArray[np.bool_], present: NDArray[np.bool_], weight: Floats) -> Floats:
-    """Return the weight of the stretch that is missing most: missing words less covered ones.
+def _gap(covered: NDArray[np.bool_], present: NDArray[np.bool_]) -> Floats:
+    """Return the length of the stretch that is missing most: missing words less covered ones.
 
     A word that stands elsewhere in the exchange is a quarter missing. Edits are spread over a text
     and leave short stretches, whose longest grows as the logarithm of its length; another question
     to the same passage is one stretch.
     """
-    missing = np.where(covered, -weight, np.where(present, weight / 4, weight))
+    missing = np.where(covered, -1, np.where(present, 0.25, 1))
     sums = np.cumsum(np.pad(missing, ((0, 0), (1, 0))), axis=1)
     gap: Floats = (sums - np.minimum.accumulate(sums, axis=1)).max(axis=1)
     return gap

@@ -104,8 +104,8 @@ def write_audit(audit: Audit, folder: Path) -> None:
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return lines as JSON values: what is missing as null."""
     found = table.astype(object).where(table.notna(), None)
-    records: list[dict[str, Any]] = found.to_dict("records")
-    return records
+    names, rows = found.columns.tolist(), found.itertuples(index=False, name=None)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _page(audit: Audit) -> Iterator[str]:
@@ -178,8 +178,8 @@ def _figures(audit: Audit) -> Iterator[str]:
         yield _drawn(
             "groups",
             _places(audit.groups),
-            f"Where the largest tasks stand, at most {GROUPS}: the stronger the colour, the more of "
-            f"a task's rows are in {part} of the order; on top what comes early.",
+            f"Where the largest tasks stand, at most {GROUPS}: the stronger the colour, the more "
+            f"of a task's rows are in {part} of the order; on top what comes early.",
         )
 
 
