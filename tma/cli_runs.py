@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -87,7 +86,7 @@ def list_runs(*, as_json: Json = False) -> None:
         what = ", ".join(str(entry.config.get(n, "-")) for n in ("order", "model", "dataset"))
         why = "" if entry.error is None else f": {entry.error}"
         lines.append(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}{why}")
-    show([asdict(entry) for entry in found], "\n".join(lines), as_json=as_json)
+    show([entry._asdict() for entry in found], "\n".join(lines), as_json=as_json)
 
 
 @_runs.command("export")
