@@ -46,6 +46,7 @@ LONG = (
     "runs/test_published.py",
     "test_project.py",
     "train/test_loop.py",
+    "data/test_hub.py",
     "data/test_readers.py",
     "train/test_processes.py",
     "train/test_generate.py",

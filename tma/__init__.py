@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tma.arrange.audit import audit as audit
     from tma.arrange.distances import prefix_distances as prefix_distances
     from tma.arrange.distances import weighted_similarity_distance as weighted_similarity_distance
+    from tma.arrange.duplicates import leaks as leaks
     from tma.arrange.duplicates import near_duplicates as near_duplicates
     from tma.arrange.orders import arrange as arrange
     from tma.arrange.receipt import Arranged as Arranged
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from tma.data.describe import describe as describe
     from tma.data.load import load as load
     from tma.data.save import save as save
+    from tma.doctor import doctor as doctor
     from tma.embed import embed as embed
     from tma.errors import DataError as DataError
     from tma.errors import TmaError as TmaError
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tma.runs.execute import run as run
     from tma.runs.parallel import run_all as run_all
     from tma.runs.store import Run as Run
+    from tma.study.audit_page import save_audit as save_audit
     from tma.study.figures import data_figure as data_figure
     from tma.study.settings import StudyConfig as StudyConfig
 
@@ -46,7 +49,7 @@ _PUBLIC = {
     "tma.arrange.orders": ["arrange"],
     "tma.arrange.rounds": ["test_centric_rounds"],
     "tma.arrange.distances": ["prefix_distances", "weighted_similarity_distance"],
-    "tma.arrange.duplicates": ["near_duplicates"],
+    "tma.arrange.duplicates": ["leaks", "near_duplicates"],
     "tma.arrange.audit": ["Audit", "audit"],
     "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
     "tma.runs.config": ["RunConfig", "load_both"],
@@ -56,8 +59,10 @@ _PUBLIC = {
     "tma.export.handover": ["export"],
     "tma.export.guard": ["OrderGuard"],
     "tma.export.consumed": ["verify"],
+    "tma.study.audit_page": ["save_audit"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
+    "tma.doctor": ["doctor"],
     "tma.errors": ["DataError", "TmaError"],
 }
 """Module → public names in it."""

@@ -31,8 +31,12 @@ UNITS = ("task", "source", "instance")
 EMPTY = ("drop", "error")
 """What happens to rows with a blank prompt or response."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
-"""A hub dataset, with or without a configuration."""
+_ON_HUB = "|".join(name for name in DATASETS if name not in BUILT_IN_DATA)
+HUB_DATASET = re.compile(
+    rf"(?P<id>{_HUB_ID.pattern}|{_ON_HUB})"
+    r"(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?(:(?P<configuration>[\w.-]+))?"
+)
+"""A hub dataset, perhaps with a branch, tag or commit, and with a configuration."""
 
 Caps = tuple[int | None, int | None]
 """Most instances per task, in training and in test; None: no cap."""
@@ -212,7 +216,7 @@ def _is_data(value: str) -> bool:
 
 def check_fold(dataset: str, fold: object) -> None:
     """Refuse a fold that the dataset does not have."""
-    known = FOLDS.get(dataset.partition(":")[0], ())
+    known = FOLDS.get(re.split("[@:]", dataset)[0], ())
     # 1.0 and True equal 1, but are no folds.
     if fold is None or (type(fold) in (int, str) and fold in known):
         return

@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tma.errors import StateError, first_line
+from tma.errors import ParameterError, StateError, first_line
 
 _REFUSALS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 _REFUSALS |= {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
@@ -133,6 +133,16 @@ def _is_refusal(error: OSError, path: Path) -> bool:
 def _draft_prefix(path: Path) -> str:
     """Return how the names of a destination's drafts begin, and of no other's."""
     return f".new-{digest(path.name)[:16]}-"
+
+
+@contextmanager
+def result_folder(path: Path, setting: str = "out") -> Iterator[Path]:
+    """Yield an empty folder that becomes the user's `path`, which must not exist yet."""
+    if path.exists():
+        raise ParameterError(f"{setting}={str(path)!r} exists; expected the name of a new folder.")
+    name = digest(str(path.absolute()))[:20]  # beside the folder the lock would stay
+    with locked(path, cache_dir() / "locks" / f"{name}.lock"), new_folder(path) as draft:
+        yield draft
 
 
 @contextmanager

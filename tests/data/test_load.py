@@ -142,6 +142,7 @@ def test_the_second_call_reads_the_store_and_warns_again(
         "notes": {},
         "dropped": ["a.jsonl, line 6: no response"],
         "name": name,
+        "commit": None,
         "own_split": False,
     }
     with pytest.raises(DataError, match=r"a\.jsonl, line 6: the response is empty; empty='drop'"):

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tma.arrange.orders import ordered, pool_rows, prepared
+from tma.arrange.rounds import Inputs
 from tma.arrange.spec import Method, Numbers
 from tma.data import load as data
-from tma.embed import Rows, embed_pair
-from tma.encoders import AnyEncoder, find_encoder
+from tma.embed import Rows, Text, embed_pair
+from tma.encoders import AnyEncoder, Encoder, find_encoder
 from tma.errors import DataError, OrderError, check_count
 from tma.store import write_json
 
@@ -77,6 +78,8 @@ class Receipt:
     """SHA-256 of the rows X and Y that were compared; None: the order compares none."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of `VERSIONS`."""
+    text: Text = "both"
+    """What was embedded of an instance, as in `tma.embed`."""
 
     @property
     def instances(self) -> int:
@@ -137,6 +140,9 @@ class Arranged:
     rows: Numbers
     """Row numbers of the training set, (k,)."""
     receipt: Receipt
+    inputs: Inputs = field(repr=False)
+    """What the order was made from; an audit finds nothing again."""
+    encoder: Encoder = field(repr=False)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -200,7 +206,12 @@ def _versions() -> dict[str, str]:
 
 
 def arrange_dataset(
-    train: Dataset, test: Dataset, method: Method | str, *, encoder: AnyEncoder | None = None
+    train: Dataset,
+    test: Dataset,
+    method: Method | str,
+    *,
+    encoder: AnyEncoder | None = None,
+    text: Text = "both",
 ) -> Arranged:
     """Return the order of a training set for a test set, with its receipt.
 
@@ -209,6 +220,7 @@ def arrange_dataset(
         test: test instances.
         method: name of the order, or name and settings, e.g. `Method("tma_min", limit=30_000)`.
         encoder: see `tma.encoders.find_encoder`; None: all-MiniLM-L6-v2.
+        text: what is embedded of an instance, as in `tma.embed`.
 
     Raises:
         ParameterError: the order is unknown, or needs tasks that the training set does not have.
@@ -220,7 +232,7 @@ def arrange_dataset(
     source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
     if method.embeds:
-        X, Y = embed_pair(train, test, found, rows=pool)
+        X, Y = embed_pair(train, test, found, rows=pool, text=text)
     else:
         X, Y = (np.ones((len(part), 1), np.float32) for part in (source, test))
     tasks: list[str | None] = list(source["task"])
@@ -231,9 +243,10 @@ def arrange_dataset(
         tasks=tasks if any(task is not None for task in tasks) else None,
         # Only one measure reads words; the others need no second copy of all texts.
         texts=(data.texts(source), data.texts(test)) if method.measure == "bigram_kl" else None,
+        exchanges=(data.exchanges(source), data.exchanges(test)) if method.drop_leaks else None,
         pool=pool,
     )
-    rows, known = inputs.stored[ordered(inputs)], train["id"]
+    rows, known = inputs.stored[ordered(inputs)], train["id"][:]  # a lazy column reads each anew
     receipt = Receipt(
         method,
         data.fingerprint(train),
@@ -244,5 +257,6 @@ def arrange_dataset(
         getattr(found, "content", None),
         {"X": _rows_digest(X), "Y": _rows_digest(Y)} if method.embeds else None,
         _versions(),
+        text,
     )
-    return Arranged(rows, receipt)
+    return Arranged(rows, receipt, inputs, found)

@@ -59,6 +59,8 @@ class Source:
     """Whether rows may lack a response."""
     root: str = ""
     """How the names of all files begin; places are told without it."""
+    commit: str | None = None
+    """On the hub: the dataset and the commit it is read at, id@commit."""
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -135,6 +137,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
         "notes": stage.notes,
         "dropped": [f"{row['place']}: {row['reason']}" for row in stage.dropped[:3]],
         "name": name,
+        "commit": source.commit,
         "own_split": is_own(labels, source.split),
     }
     write_json(folder / MANIFEST, manifest)

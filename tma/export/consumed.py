@@ -15,6 +15,8 @@ from tma.errors import DataError, OrderError
 
 ID = "tma_id"
 """Column with the ids, as `tma.save` writes it."""
+BEGINNING = 80
+"""Characters of a row that a message shows."""
 
 
 def verify(
@@ -30,7 +32,8 @@ def verify(
 
     Raises:
         OrderError: another instance was consumed; names the first place that differs, with both
-            ids and, where `consumed` tells them, the beginnings of both texts.
+            ids and the beginnings of both texts, where `consumed`, or `train.jsonl` beside the
+            receipt, tells them.
         DataError: a file cannot be read.
     """
     lines = read_lines(consumed)
@@ -38,8 +41,17 @@ def verify(
     ids = [line["id"] for line in lines]
     found = read_receipt(receipt).departure(ids, epochs=epochs, prefix=prefix)
     if found is not None:
-        raise OrderError(found.told(texts))
+        raise OrderError(found.told(_beginnings(Path(receipt)) | texts))
     return len(ids)
+
+
+def _beginnings(receipt: Path) -> dict[str, str]:
+    """Return the beginning of each row of `train.jsonl` beside a receipt, if there is one."""
+    file = receipt.with_name("train.jsonl")
+    if not file.is_file():
+        return {}
+    rows = ((row.pop(ID), row) for row in read_lines(file, ID))
+    return {name: json.dumps(row, ensure_ascii=False)[:BEGINNING] for name, row in rows}
 
 
 def read_lines(path: Path | str, key: str = "id", *, torn: bool = False) -> list[dict[str, Any]]:

@@ -55,6 +55,12 @@ class StudyConfig:
     """Folder or hub id of a model that scores answers; None: none does."""
     test_dataset: str | None = None
     """Known name, hub id, file, or folder of which every row tests; None: a part of `dataset`."""
+    encoder: str | None = None
+    """Embedding model (see `tma.encoders.find_encoder`); None: the paper's."""
+    pool: Positive | None = None
+    """Instances that a seed draws, from which TMA chooses; None: the scale's own."""
+    test_limit: Positive | None = None
+    """Most test instances; None: the scale's own, or all of a test_dataset."""
     answers: bool = False
     """Whether runs in random order answer the test prompts, at `checkpoints`."""
 
@@ -84,8 +90,9 @@ class StudyConfig:
     def is_published(self) -> bool:
         """Whether its runs are those of the published study, which chapters read and never make."""
         base = self.base
-        planned = (self.dataset, self.test_dataset, self.steps) == (base.dataset, None, base.steps)
-        return base.made_before and planned and self.model in base.models
+        planned = (self.dataset, self.steps) == (base.dataset, base.steps)
+        own = (self.test_dataset, self.encoder, self.pool, self.test_limit) != (None,) * 4
+        return base.made_before and planned and not own and self.model in base.models
 
     @property
     def out(self) -> Path:
@@ -132,7 +139,7 @@ class StudyConfig:
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of an order of N instances out of a larger pool, one a seed."""
-        settings: dict[str, Any] = {"pool": self.base.pool}
+        settings: dict[str, Any] = {"pool": self.pool or self.base.pool}
         if self.base.pooled_per_task is not None:
             settings["per_task"] = self.base.pooled_per_task
         if order.startswith("tma_"):
@@ -143,8 +150,10 @@ class StudyConfig:
         self, order: str, *, seeds: range | None = None, **changes: Any
     ) -> list[RunConfig]:
         settings = {"dataset": self.dataset, "limit": self.limit, "eval_at": self.doubling}
-        if self.test_dataset is not None:
-            settings["test_dataset"] = self.test_dataset
+        if self.test_dataset is not None:  # every row of it, unless it is said otherwise
+            settings["test_limit"] = None
+        own = {name: getattr(self, name) for name in ("test_dataset", "encoder", "test_limit")}
+        settings |= {name: value for name, value in own.items() if value is not None}
         configs = [
             RunConfig.at(self.scale, order=order, model=self.model, seed=seed, **settings | changes)
             for seed in (range(self.seeds) if seeds is None else seeds)
@@ -186,9 +195,12 @@ def parameters(
     model: str | None,
     scale: str,
     dataset: str | None,
-    test_dataset: str | None,
+    test_dataset: str | None = None,
     seeds: int | None,
     steps: int | None,
+    encoder: str | None = None,
+    pool: int | None = None,
+    test_limit: int | None = None,
     output_dir: str,
     reward_model: str | None = None,
     early: bool = False,
