@@ -18,25 +18,14 @@ from tma.errors import ParameterError, check_count, choices, wrong
 
 BUILT_IN_DATA = ("suite", "pocket")
 """The built-in suite: whole, and with a few instances per task."""
-DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", *BUILT_IN_DATA)
-"""Datasets by name; those not built in may be followed by a colon and the path of a local copy."""
 _FOLDS = tuple[int | str, ...](range(5))
 FOLDS = {"suite": (*_FOLDS, "validation"), "pocket": (*_FOLDS, "validation"), "p3": _FOLDS}
 """Folds by dataset."""
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-PACKED = (".gz", ".zst")
-"""Suffixes of compression, after one of the others."""
 UNITS = ("task", "source", "instance")
 """What training and test may have to keep apart."""
 EMPTY = ("drop", "error")
 """What happens to rows with a blank prompt or response."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_ON_HUB = "|".join(name for name in DATASETS if name not in BUILT_IN_DATA)
-HUB_DATASET = re.compile(
-    rf"(?P<id>{_HUB_ID.pattern}|{_ON_HUB})"
-    r"(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?(:(?P<configuration>[\w.-]+))?"
-)
-"""A hub dataset, perhaps with a branch, tag or commit, and with a configuration."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Caps = tuple[int | None, int | None]
 """Most instances per task, in training and in test; None: no cap."""
@@ -167,51 +156,12 @@ def check_model(value: object, names: Sequence[str], setting: str = "model") -> 
 
 
 def _is_model(value: str) -> bool:
-    return _HUB_ID.fullmatch(value) is not None or Path(value).is_dir()
-
-
-def unpacked_suffix(path: Path) -> str:
-    """Return a file's suffix without that of its compression."""
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
-
-
-def data_suffix(path: Path) -> str | None:
-    """Return the suffix that says how to read a data file; None: it cannot be read."""
-    suffix = unpacked_suffix(path)
-    return suffix if suffix in (*DATA_SUFFIXES, ".txt") else None
-
-
-def local_copy(name: str) -> tuple[str, Path] | None:
-    """Return name and path of `niv2:/data/natural-instructions`; None for other names."""
-    known, colon, place = name.partition(":")
-    if colon and place and known in DATASETS and known not in BUILT_IN_DATA:
-        return known, expanded(place)
-    return None
+    return HUB_ID.fullmatch(value) is not None or Path(value).is_dir()
 
 
 def expanded(text: str) -> Path:
     """Return a path with `~` expanded, or as written where there is no such user."""
     return Path(os.path.expanduser(text))  # noqa: PTH111  (that of Path raises)
-
-
-def check_dataset(value: object, setting: str = "dataset") -> None:
-    """Refuse what is neither a known dataset, a hub id, a file nor a folder."""
-    with suppress(OSError):  # a name too long for the file system is no file
-        # An empty text would be the current folder.
-        if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
-            return
-    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
-
-
-def _is_data(value: str) -> bool:
-    """Return whether a text names a local copy, a file or folder, or a hub dataset."""
-    copy, path = local_copy(value), expanded(value)
-    if copy is not None:
-        return copy[1].exists()
-    if data_suffix(path) is not None and not path.is_dir():
-        return path.is_file()
-    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())
 
 
 def check_fold(dataset: str, fold: object) -> None:

@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tma.arrange.orders import pool_rows
-from tma.config import BUILT_IN_DATA, DATASETS
+from tma.config import BUILT_IN_DATA
 from tma.data import assets, suite
 from tma.data import load as data
+from tma.data.registry import DATASETS
 from tma.embed import Shards, embed, text_key
 from tma.encoders import MiniLM
 from tma.runs.config import RunConfig, load_both

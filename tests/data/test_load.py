@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import tma
-from tma.config import check_dataset
 from tma.data import load as data
+from tma.data.registry import check_dataset
 from tma.errors import DataError, ParameterError, StateError
 from tma.runs.config import RunConfig
 

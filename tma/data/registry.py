@@ -7,26 +7,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from tma.config import BUILT_IN_DATA, DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
+from tma.config import BUILT_IN_DATA, HUB_ID, expanded
 from tma.data import assets, hub, niv2, p3, suite
 from tma.data.batches import Batch
 from tma.data.instances import Source
 from tma.data.readers import (
+    DATA_SUFFIXES,
     Rows,
     by_split,
     configurations,
+    data_suffix,
     files_key,
     is_arrow_folder,
     local_rows,
     read,
 )
 from tma.data.split import ALL, OWN, SplitSpec
-from tma.errors import DataError, choices
+from tma.errors import DataError, choices, wrong
 from tma.store import canonical_json, digest
 
 POCKET = (20, 5)
@@ -226,3 +230,39 @@ KNOWN = {
     "no-robots": DatasetSpec("HuggingFaceH4/no_robots"),
 }
 """The paper's datasets by name."""
+DATASETS = (*KNOWN, *BUILT_IN_DATA)
+"""Datasets by name; those not built in may be followed by a colon and the path of a local copy."""
+_ON_HUB = "|".join(KNOWN)
+HUB_DATASET = re.compile(
+    rf"(?P<id>{HUB_ID.pattern}|{_ON_HUB})"
+    r"(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?(:(?P<configuration>[\w.-]+))?"
+)
+"""A hub dataset, perhaps with a branch, tag or commit, and with a configuration."""
+
+
+def local_copy(name: str) -> tuple[str, Path] | None:
+    """Return name and path of `niv2:/data/natural-instructions`; None for other names."""
+    known, colon, place = name.partition(":")
+    if colon and place and known in KNOWN:
+        return known, expanded(place)
+    return None
+
+
+def check_dataset(value: object, setting: str = "dataset") -> None:
+    """Refuse what is neither a known dataset, a hub id, a file nor a folder."""
+    with suppress(OSError):  # a name too long for the file system is no file
+        # An empty text would be the current folder.
+        if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
+            return
+    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
+    raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
+
+
+def _is_data(value: str) -> bool:
+    """Return whether a text names a local copy, a file or folder, or a hub dataset."""
+    copy, path = local_copy(value), expanded(value)
+    if copy is not None:
+        return copy[1].exists()
+    if data_suffix(path) is not None and not path.is_dir():
+        return path.is_file()
+    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())

@@ -16,7 +16,6 @@ from pydantic.dataclasses import dataclass
 from tma.arrange.spec import Method, OrderSettings
 from tma.config import (
     BUILT_IN_DATA,
-    DATASETS,
     FOLDS,
     SCALES,
     STRICT,
@@ -25,7 +24,6 @@ from tma.config import (
     Number,
     Positive,
     Scale,
-    check_dataset,
     check_fold,
     check_model,
     check_one_split,
@@ -36,6 +34,7 @@ from tma.config import (
     refusing,
 )
 from tma.data.assets import BUILT_IN
+from tma.data.registry import DATASETS, check_dataset
 from tma.encoders import ENCODERS, check_encoder
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.train import TrainingSettings
