@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -53,8 +53,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended."""
 Format = Annotated[
-    Literal["as-is", "trl", "llama-factory", "axolotl", "ms-swift", "dataflex"],
-    typer.Option("--format", help="The rows as they are, or for a trainer."),
+    str, typer.Option("--format", help="as-is, or a trainer such as trl or axolotl.")
 ]
 
 
@@ -131,10 +130,12 @@ def arrange(
 ) -> None:
     """Order training data for a test set: rows, receipt, configuration, audit."""
     import tma
+    from tma.export.trainers import check_trainer
     from tma.store import result_folder, write_json
     from tma.study.audit_page import write_audit
 
     silence(quiet=quiet)
+    check_trainer(trainer, "as-is", setting="--format")
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
     tma.Method(order, **rules)  # refused before data is read
     with result_folder(out) as draft:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.arrange.receipt import Arranged, Receipt, read_receipt
-from tma.errors import check_choice, check_count, wrong
+from tma.errors import check_count, wrong
 from tma.export.consumed import ID
 from tma.export.rows import Placed, Rows, are_chats, as_messages, in_order, llama_factory
-from tma.export.trainers import TRAINERS, UNSAFE, Rest, dataset_info
+from tma.export.trainers import TRAINERS, UNSAFE, Rest, check_trainer, dataset_info
 from tma.store import new_file, write_json
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ def export(
         OrderError: the rows are not in the order of the receipt.
         DataError: a row is missing, or is neither a chat nor a prompt with its response.
     """
-    if trainer in UNSAFE:
-        raise wrong("trainer", trainer, f"one that keeps an order: {UNSAFE[trainer]}")
-    check_choice("trainer", trainer, [*TRAINERS])
+    check_trainer(trainer)
     counts = {"max_length": max_length, "batch_size": batch_size, "processes": processes}
     for name, value in counts.items():
         check_count(name, value, 1)

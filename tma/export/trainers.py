@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tma.errors import check_choice, wrong
 from tma.export import rows
 
 UNSAFE = {
@@ -197,6 +198,13 @@ TRAINERS = {
         rest="always filled",
     ),
 }
+
+
+def check_trainer(name: str, *others: str, setting: str = "trainer") -> None:
+    """Refuse a trainer that is unknown, or cannot keep an order; `others` are known, too."""
+    if name in UNSAFE:
+        raise wrong(setting, name, f"one that keeps an order: {UNSAFE[name]}")
+    check_choice(setting, name, [*others, *TRAINERS])
 
 
 def dataset_info(written: Sequence[dict[str, Any]]) -> dict[str, Any]:
