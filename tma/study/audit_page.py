@@ -213,7 +213,7 @@ def _histogram(coverage: Floats) -> Figure:
 
 
 def similarity_figure(similarity: Floats) -> Figure:
-    """Return the similarity of each row to its nearest test row, (k,), by its place in the order."""
+    """Return how similar each row of an order, (k,), is to its nearest test row, by its place."""
     parts = [part for part in np.array_split(similarity, BINS) if len(part)]
     middle = np.cumsum([len(part) for part in parts]) - np.array([len(p) / 2 for p in parts])
     low, high = np.array([np.quantile(part, (0.25, 0.75)) for part in parts]).T
