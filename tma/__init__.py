@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tma.runs.execute import run as run
     from tma.runs.parallel import run_all as run_all
     from tma.runs.store import Run as Run
+    from tma.study.compare import Comparison as Comparison
+    from tma.study.compare import compare as compare
     from tma.study.figures import data_figure as data_figure
     from tma.study.settings import StudyConfig as StudyConfig
 
@@ -50,6 +52,7 @@ _PUBLIC = {
     "tma.runs.execute": ["run"],
     "tma.runs.parallel": ["run_all"],
     "tma.runs.store": ["Run"],
+    "tma.study.compare": ["Comparison", "compare"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
     "tma.errors": ["DataError", "TmaError"],

@@ -159,5 +159,39 @@ def study(
     typer.echo(f"{count} runs made; all of the arms {names} are finished")
 
 
+@app.command()
+def compare(
+    train: str,
+    *,
+    test: Annotated[str, typer.Option(help="What the data is arranged for.")],
+    evaluate: Annotated[
+        str | None, typer.Option(help="What is measured; default: a half of TEST.")
+    ] = None,
+    orders: Annotated[str, typer.Option(help="Names, with commas.")] = "tma_nft,tma_rt,random",
+    model: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
+    seeds: Annotated[int, typer.Option(help="How often each order is trained.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for all, such as 30m: sets the steps.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of RunConfig."),
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="DIR", help="Tables and figure.")] = None,
+) -> None:
+    """Train in several orders of one's own data, and say which to use."""
+    from tma.study.compare import compare
+
+    given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
+    given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
+    names = [name.strip() for name in orders.split(",")]
+    found = compare(train, test, orders=names, **given)
+    if out is not None:
+        found.save(out)
+    differences = found.table[["of", "estimate", "low", "high", "detectable"]]
+    typer.echo(f"{found.losses.round(3)}\n\n{differences.round(3)}\n\n{found.sentence}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

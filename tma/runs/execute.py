@@ -115,7 +115,7 @@ class RunExecutor:
         from tma.arrange.receipt import arrange_dataset
 
         main = _processes().is_main_process
-        arranged = arrange_dataset(self.resolved.train, self.resolved.test, self.config.method)
+        arranged = arrange_dataset(self.resolved.train, self.resolved.aim, self.config.method)
         self._load(arranged)  # whatever cannot be used ends here, before any writing
         if main:
             self._begin()

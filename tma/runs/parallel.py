@@ -23,7 +23,7 @@ from tma.arrange.orders import pool_rows
 from tma.data.load import fingerprint
 from tma.embed import embed
 from tma.errors import TmaError, TrainingError, check_count, first_line
-from tma.runs.config import RunConfig, load_both
+from tma.runs.config import RunConfig, load_aim, load_both
 from tma.runs.execute import run
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
@@ -69,7 +69,7 @@ def run_all(
     usual = 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
     processes = min(processes or usual, len(missing))
     if processes > 1:
-        _embed(missing)
+        embed_all(missing)
         finished = make_runs(missing, processes, max(1, torch.get_num_threads() // processes))
         for _ in tqdm(finished, desc="runs", total=len(missing), unit="run"):
             pass
@@ -167,14 +167,14 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _embed(configs: Sequence[RunConfig]) -> None:
+def embed_all(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here with all threads, and no run waits for another."""
     parts: dict[str, Dataset] = {}
     for config in configs:
         if config.method.embeds:
             train, test = load_both(config)
             pool = pool_rows(config.method, len(train))
-            for part in (train if pool is None else train.select(pool), test):
+            for part in (train if pool is None else train.select(pool), load_aim(config, test)):
                 parts.setdefault(fingerprint(part), part)
     for part in parts.values():
         embed(part)
