@@ -29,7 +29,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from tma.arrange.spec import ORDERS, find_order
-from tma.config import SCALES, expanded
+from tma.config import SCALES, check_dataset, expanded
 from tma.data.load import load
 from tma.data.save import save
 from tma.errors import ParameterError, check_count, wrong
@@ -53,7 +53,6 @@ SHUFFLES |= {"tma_min": "tma_min_rt", "tma_max": "tma_max_rt"}
 BASE = SCALES["study"]
 EVALUATIONS = 5
 """At step 0 and after each quarter."""
-POWER = 0.8
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,11 @@ class Comparison:
         order = min(self._best, key=lambda name: self._best[name][1].estimate)
         shuffle, gap = self._best[order]
         if gap.low > 0:
-            return f"Shuffle, every order is worse: {self._reason(order)}."
+            return f"Shuffle, even the best order is worse: {self._reason(order)}."
         if not math.isfinite(gap.high):
             return "No difference shown: shuffle (an interval needs two seeds and two rows)."
         seen = _detectable(self.effects[order, shuffle].tasks, len(self._best))
-        power = f"a difference of {seen:.3f} would have been seen with {POWER:.0%} power"
+        power = f"a difference of {seen:.3f} would have been seen with 80 % power"
         return f"No difference shown: shuffle ({self._reason(order)}; {power})."
 
     def _reason(self, order: str) -> str:
@@ -124,10 +123,8 @@ class Comparison:
         """Return the losses along the way, and their differences from `random` with intervals."""
         from tma.study.figures import comparison_figure
 
-        gaps = {
-            o: course(own, self.runs["random"]) for o, own in self.runs.items() if o != "random"
-        }
-        known = {order: gap for order, gap in gaps.items() if math.isfinite(gap[-1].high)}
+        gaps = {order: course(own, self.runs["random"]) for order, own in self.runs.items()}
+        known = {o: gap for o, gap in gaps.items() if o != "random" and math.isfinite(gap[-1].high)}
         return comparison_figure(self.runs, known, "random")
 
     def save(self, folder: Path | str) -> None:
@@ -157,9 +154,8 @@ def _kind(order: str, shuffle: str) -> str:
 
 def _detectable(gap: Interval, count: int = 1) -> float:
     """Return the smallest difference seen with 80 % power (`book/protocol.md`), one of `count`."""
-    usual, wide, power = student.ppf(
-        [TAILS[1], 1 - TAILS[0] / count, POWER], max(1, gap.freedom)
-    ).tolist()
+    at = [TAILS[1], 1 - TAILS[0] / count, 0.8]
+    usual, wide, power = student.ppf(at, max(1, gap.freedom)).tolist()
     return float((gap.high - gap.low) / 2 / usual * (wide + power))
 
 
@@ -200,6 +196,8 @@ def compare(
         ParameterError: a value cannot be used, rows are too few, or the budget is too short.
         TmaError: what `tma.load` and `tma.run` raise.
     """
+    for name, value in (("train", train), ("test", test), ("evaluate", evaluate or test)):
+        check_dataset(str(value), name)
     names = {"dataset": str(train), "test_dataset": str(evaluate or test), "arrange_for": str(test)}
     for name in ("order", "seed", "limit", *names):
         if name in settings:
@@ -222,8 +220,7 @@ class _Plan(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        size: int = self.settings.get("batch_size", BASE.batch_size)
-        return size
+        return self.settings.get("batch_size", BASE.batch_size)  # type: ignore[no-any-return]
 
     def configs(self) -> dict[str, list[RunConfig]]:
         """Return the settings of the runs by order, one a seed."""
@@ -284,9 +281,8 @@ def _pool_size(count: int, plan: _Plan) -> int:
     size = min(count, plan.settings.get("pool") or usual)
     if size < least:
         raise ParameterError(
-            f"{plan.steps} steps of batch_size={plan.batch_size} need {least} training rows; there "
-            f"are {count}, of which a seed draws {size}. Give fewer steps, a smaller batch_size, a "
-            "larger pool, or more rows."
+            f"{plan.steps} steps of batch_size={plan.batch_size} need {least} training rows; a "
+            f"seed draws {size} of {count}. Give fewer steps, a smaller batch_size or more rows."
         )
     return size
 
