@@ -38,39 +38,34 @@ def steps_within(
 ) -> tuple[int, str]:
     """Return how many steps fit in runs that are made one at a time, and the estimate in words.
 
-    `configs` are the runs at any number of steps; each evaluates so many times.
+    `configs` are the runs at any number of steps; each evaluates so many times. What was timed
+    first is stored, so that the same budget finds its runs again.
 
     Raises:
         ParameterError: fewer than eight fit.
     """
-    costs, runs, seconds = _costs(configs), len(configs), seconds_of(budget)
-    fixed = costs["setup"] + runs * (costs["load"] + evaluations * costs["evaluation"])
-    fitting = min(most, int((MARGIN * seconds - fixed) / runs / costs["step"]))
+    begun, seconds = time.perf_counter(), seconds_of(budget)
+    runs = [resolve(config) for config in configs]
+    file = cache_dir() / "compare" / f"{digest(hardware(), *(run.key for run in runs))[:20]}.json"
+    if file.is_file():
+        costs: dict[str, float] = json.loads(file.read_text("utf-8"))
+    else:
+        embed_all(configs)
+        costs = {"setup": time.perf_counter() - begun, **_timed(runs[-1])}
+        gc.collect()  # model and optimizer refer to each other
+    fixed = costs["setup"] + len(runs) * (costs["load"] + evaluations * costs["evaluation"])
+    fitting = min(most, int((MARGIN * seconds - fixed) / len(runs) / costs["step"]))
     steps = max(LEAST_STEPS, fitting)
-    minutes = (fixed + runs * steps * costs["step"]) / 60
+    minutes = (fixed + len(runs) * steps * costs["step"]) / 60
     parts = ", ".join(f"{name} {cost:.2g} s" for name, cost in costs.items())
-    note = f"{runs} runs of {steps} steps take about {minutes:.1f} minutes ({parts})"
+    note = f"{len(runs)} runs of {steps} steps take about {minutes:.1f} minutes ({parts})"
     if fitting < steps:
         least = f"{math.ceil(minutes / MARGIN)}m at least: {note}"
         remedy = "Give fewer orders, seeds or rows (test_limit), or a smaller batch_size"
         raise wrong("budget", budget, f"{least}. {remedy}")
+    if not file.is_file():  # nothing is kept of a refusal: the machine may have been busy
+        write_json(file, costs)
     return steps, f"{note}."
-
-
-def _costs(configs: Sequence[RunConfig]) -> dict[str, float]:
-    """Return seconds to prepare all runs (setup), and to load, for a step and an evaluation of one.
-
-    What was measured first is stored: the same budget finds its runs again.
-    """
-    begun = time.perf_counter()
-    runs = [resolve(config) for config in configs]
-    file = cache_dir() / "compare" / f"{digest(hardware(), *(run.key for run in runs))[:20]}.json"
-    if not file.is_file():
-        embed_all(configs)
-        write_json(file, {"setup": time.perf_counter() - begun, **_timed(runs[-1])})
-        gc.collect()  # model and optimizer refer to each other
-    found: dict[str, float] = json.loads(file.read_text("utf-8"))
-    return found
 
 
 def _timed(run: ResolvedRun) -> dict[str, float]:
