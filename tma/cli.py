@@ -301,5 +301,6 @@ def doctor(*, as_json: Json = False) -> None:
 
 app.add_typer(cli_runs.app)
 
+
 if __name__ == "__main__":
     sys.exit(main())
