@@ -58,7 +58,7 @@ def test_a_run_is_trained_and_listed(
         ("arrange pocket --test pocket --out o --limit many", "limit='many' cannot be used"),
         ("arrange pocket --test pocket --out o --limit 120%", "limit='120%' cannot be used"),
         ("arrange pocket --test pocket --out o --columns q", "columns='q' cannot be used"),
-        ("arrange pocket --test pocket --out o --format verl", "Invalid value for '--format'"),
+        ("arrange pocket --test pocket --out o --format verl", "expected one that keeps an order"),
         ("arrange pocket --test pocket --out tests", "out='tests' exists; expected the name of a"),
         ("audit pocket --test pocket --max-tokens 9", "--tokenizer and --max-tokens belong"),
         ("audit pocket --test pocket --out tests", "out='tests' cannot be used"),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -55,8 +55,7 @@ app = typer.Typer(
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended."""
 Format = Annotated[
-    Literal["as-is", "trl", "llama-factory", "axolotl", "ms-swift", "dataflex"],
-    typer.Option("--format", help="The rows as they are, or for a trainer."),
+    str, typer.Option("--format", help="as-is, or a trainer such as trl or axolotl.")
 ]
 
 
@@ -143,9 +142,11 @@ def arrange(
     from tma.arrange.spec import Method
     from tma.data.save import save
     from tma.export.handover import export
+    from tma.export.trainers import check_trainer
     from tma.store import result_folder
 
     silence(quiet=quiet)
+    check_trainer(trainer, "as-is", setting="--format")
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
     Method(order, **rules)  # refused before data is read
     with result_folder(out) as draft:
@@ -328,6 +329,7 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 app.add_typer(cli_runs.app)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -206,8 +206,10 @@ def test_a_resumed_training_goes_on_in_the_same_file(make: Make, receipt: Path) 
     consumed = trained(make(**given), receipt)
     whole = consumed.read_text("utf-8")
     out = receipt.with_name("out")
-    for state in ("checkpoint-4", "checkpoint-6"):  # within an epoch, and behind its last row
-        consumed.write_text(whole[:-20], "utf-8")  # killed while it wrote
+    torn, exact = whole[:-20], "".join(whole.splitlines(keepends=True)[:20])
+    # Within an epoch, killed while it wrote; and behind the last row of the second.
+    for state, left in (("checkpoint-4", torn), ("checkpoint-6", exact)):
+        consumed.write_text(left, "utf-8")
         trained(make(**given), receipt, resume_from_checkpoint=str(out / state))
         assert consumed.read_text("utf-8") == whole
         assert tma.verify(receipt, consumed, epochs=3) == 30

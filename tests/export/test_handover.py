@@ -177,7 +177,7 @@ def test_each_flag_that_matters_is_set(
     ("trainer", "batches", "changed"),
     [
         ("trl", (4, 1), {}),
-        ("trl", (3, 2), {"id0": "repeated", "id1": "repeated"}),
+        ("trl", (2, 2), {"id0": "repeated", "id1": "repeated"}),
         ("axolotl", (3, 4), {"id0": "repeated", "id1": "repeated"}),
         ("ms-swift", (3, 4), {"id8": "dropped", "id9": "dropped"}),
         ("ms-swift", (4, 1), {}),
@@ -230,7 +230,7 @@ def test_trl_keeps_what_is_written_for_it_and_loses_what_is_named(
     from trl.scripts.sft import make_parser
 
     long = {"tma_id": "long", "prompt": "say", "completion": " w" * 9}
-    gone = {"tma_id": "gone", "prompt": "say " * 9, "completion": "w"}
+    gone = {"tma_id": "gone", "prompt": "say " * 8, "completion": "w"}
     chat = {"tma_id": "c", "messages": [{"role": "user", "content": "say " * 9}]}
     rows = [*ROWS[:3], long, chat if chats else gone, *ROWS[3:]]
     folder = tmp_path / "out"

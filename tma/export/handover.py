@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.arrange.receipt import Arranged, Receipt, read_receipt
-from tma.errors import check_choice, check_count, wrong
+from tma.errors import check_count, wrong
 from tma.export.consumed import ID
-from tma.export.rows import Placed, Rows, are_chats, as_messages, in_order
-from tma.export.trainers import TRAINERS, UNSAFE, dataset_info
+from tma.export.rows import Placed, Rows, are_chats, as_messages, in_order, llama_factory
+from tma.export.trainers import TRAINERS, UNSAFE, Rest, check_trainer, dataset_info
 from tma.store import new_file, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def export(
     Args:
         receipt: the order, its receipt, or the file of that.
         rows: the training set as `tma.load` gives it, or rows as `tma.save` writes them.
-        trainer: trl, llama-factory, axolotl, ms-swift or dataflex.
+        trainer: a name in `tma.export.trainers.TRAINERS`, such as trl or llama-factory.
         folder: where to write `train.jsonl`, the configuration, `receipt.json`, `changed.jsonl`.
         tokenizer: the model's; None: rows that are too long are not found.
         max_length: tokens of a row that are trained on.
@@ -79,9 +79,7 @@ def export(
         OrderError: the rows are not in the order of the receipt.
         DataError: a row is missing, or is neither a chat nor a prompt with its response.
     """
-    if trainer in UNSAFE:
-        raise wrong("trainer", trainer, f"one that keeps an order: {UNSAFE[trainer]}")
-    check_choice("trainer", trainer, [*TRAINERS])
+    check_trainer(trainer)
     counts = {"max_length": max_length, "batch_size": batch_size, "processes": processes}
     for name, value in counts.items():
         check_count(name, value, 1)
@@ -93,8 +91,8 @@ def export(
     chats, spec, target = are_chats(placed), TRAINERS[trainer], Path(folder)
     written = [{ID: one.id} | spec.row(one, chats=chats) for one in placed]
     changed = [
-        *_lost(placed, written, trainer, tokenizer, max_length),
-        *_uneven(placed, trainer, batch_size, processes),
+        *_lost(placed, written, tokenizer, max_length),
+        *_uneven(placed, spec.rest, batch_size, processes),
     ]
     if trainer == "dataflex":
         written = [{**row, "score": place} for place, row in enumerate(written)]
@@ -114,7 +112,7 @@ def export(
             draft.write_text(text, "utf-8")
     receipt.save(target / "receipt.json")
     files = [*texts, "receipt.json"]
-    if trainer in ("llama-factory", "dataflex"):
+    if spec.row is llama_factory:
         write_json(target / "dataset_info.json", dataset_info(written))
         files.append("dataset_info.json")
     for what, count in Counter(one.what for one in changed).items():
@@ -136,7 +134,6 @@ def _json_lines(values: Any) -> str:
 def _lost(
     placed: Sequence[Placed],
     written: Sequence[dict[str, Any]],
-    trainer: str,
     tokenizer: PreTrainedTokenizerBase | None,
     max_length: int,
 ) -> Iterator[Change]:
@@ -146,7 +143,8 @@ def _lost(
             yield Change(one.id, one.place, "dropped", why)
         elif tokenizer is not None:
             asked, length = _lengths(one, row, tokenizer)
-            if trainer == "trl" and asked is not None and asked >= min(max_length, length):
+            # TRL cuts a row that is too long, and drops it if no answer is left.
+            if "completion" in row and asked is not None and asked >= min(max_length, length):
                 why = f"its prompt has {asked} tokens, and max_length is {max_length}"
                 yield Change(one.id, one.place, "dropped", why)
             elif length > max_length:
@@ -193,15 +191,14 @@ def _lengths(
 
 
 def _uneven(
-    placed: Sequence[Placed], trainer: str, batch_size: int, processes: int
+    placed: Sequence[Placed], rest: Rest, batch_size: int, processes: int
 ) -> Iterator[Change]:
     """Yield the rows that come twice or not at all because batches leave a rest."""
-    if trainer == "ms-swift":
-        rest = len(placed) % processes
-        for one in placed[len(placed) - rest :]:
+    if rest == "dropped":
+        for one in placed[len(placed) - len(placed) % processes :]:
             why = f"it is left over when {processes} processes share the rows evenly"
             yield Change(one.id, one.place, "dropped", why)
-    elif processes > 1 or trainer == "dataflex":
+    elif processes > 1 or rest == "always filled":
         short = -len(placed) % (batch_size * processes)
         for number in range(short):
             one = placed[number % len(placed)]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from tma.errors import check_choice, wrong
 from tma.export import rows
 
 UNSAFE = {
@@ -144,6 +145,9 @@ dataloader_drop_last: false  # true drops the last incomplete batch
 """
 
 
+Rest = Literal["filled", "always filled", "dropped"]
+
+
 @dataclass(frozen=True)
 class Trainer:
     """How rows are written for a trainer, and how it is set."""
@@ -154,6 +158,9 @@ class Trainer:
     row: Callable[..., dict[str, Any]]
     files: dict[str, str]
     """Configurations by file name; the first is the command's."""
+    rest: Rest = "filled"
+    """Where rows do not divide evenly: the last batch is filled up with the first rows, by several
+    processes or always; or the rows left over when processes share them are dropped."""
 
     def settings(self, **given: object) -> dict[str, str]:
         """Return the text of each configuration."""
@@ -177,15 +184,27 @@ TRAINERS = {
         "axolotl 0.19.0", "axolotl train axolotl.yaml", rows.messages, {"axolotl.yaml": AXOLOTL}
     ),
     "ms-swift": Trainer(
-        "ms-swift 4.6.0", "swift sft ms_swift.yaml", rows.messages, {"ms_swift.yaml": MS_SWIFT}
+        "ms-swift 4.6.0",
+        "swift sft ms_swift.yaml",
+        rows.messages,
+        {"ms_swift.yaml": MS_SWIFT},
+        rest="dropped",
     ),
     "dataflex": Trainer(
         "dataflex 1.1.0, llamafactory 0.9.5",
         "dataflex-cli train dataflex.yaml",
         rows.llama_factory,
         {"dataflex.yaml": DATAFLEX, "components.yaml": COMPONENTS},
+        rest="always filled",
     ),
 }
+
+
+def check_trainer(name: str, *others: str, setting: str = "trainer") -> None:
+    """Refuse a trainer that is unknown, or cannot keep an order; `others` are known, too."""
+    if name in UNSAFE:
+        raise wrong(setting, name, f"one that keeps an order: {UNSAFE[name]}")
+    check_choice(setting, name, [*others, *TRAINERS])
 
 
 def dataset_info(written: Sequence[dict[str, Any]]) -> dict[str, Any]:

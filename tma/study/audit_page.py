@@ -164,7 +164,7 @@ def _figures(audit: Audit) -> Iterator[str]:
     )
     yield _drawn(
         "course",
-        _course(audit.similarity),
+        similarity_figure(audit.similarity),
         "How near the rows of the order are to their nearest test row, from its start to its end: "
         f"mean of {part} of the order, the band holds its middle half.",
     )
@@ -212,7 +212,8 @@ def _histogram(coverage: Floats) -> Figure:
     return figure
 
 
-def _course(similarity: Floats) -> Figure:
+def similarity_figure(similarity: Floats) -> Figure:
+    """Return how similar each row of an order, (k,), is to its nearest test row, by its place."""
     parts = [part for part in np.array_split(similarity, BINS) if len(part)]
     middle = np.cumsum([len(part) for part in parts]) - np.array([len(p) / 2 for p in parts])
     low, high = np.array([np.quantile(part, (0.25, 0.75)) for part in parts]).T
