@@ -162,9 +162,9 @@ def arrange(
             most |= {"tokenizer": lengths.get("tokenizer")}
             files = export(made, rows, trainer, draft, **most).files
             settings = [name for name in files if name.endswith(".yaml")]
-        places = rows.select(made.rows)["place"][:]
-        placed = json.dumps({"rows": made.rows.tolist(), "places": places}, ensure_ascii=False)
-        (draft / "order.json").write_text(placed, "utf-8")
+        places, numbers = rows["place"][:], made.rows.tolist()
+        placed = {"rows": numbers, "places": [places[row] for row in numbers]}
+        (draft / "order.json").write_text(json.dumps(placed, ensure_ascii=False), "utf-8")
         found = None if no_audit else audited(rows, tests, made, **lengths)
         if found is not None:
             from tma.study.audit_page import write_audit
