@@ -36,6 +36,7 @@ from tma.cli_options import (
     View,
     What,
     counted,
+    lengths_of,
     limit_of,
     load,
     log,
@@ -153,7 +154,7 @@ def arrange(
         rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
         method = Method(order, limit=limit_of(limit, len(rows)), **rules)
         made = arrange_dataset(rows, tests, method, encoder=encoder, text=text)
-        lengths, settings = _lengths(tokenizer, max_tokens), list[str]()
+        lengths, settings = lengths_of(tokenizer, max_tokens), list[str]()
         if trainer == "as-is":
             save(rows, made.rows, draft / "train.jsonl")
             made.save(draft / "receipt.json")
@@ -216,7 +217,7 @@ def audit(
         raise wrong("out", str(out), "the name of a new folder")
     rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
     method = Method(order, limit=limit_of(limit, len(rows)), **rules)
-    given = _lengths(tokenizer, max_tokens) | {"encoder": encoder, "other": other, "text": text}
+    given = lengths_of(tokenizer, max_tokens) | {"encoder": encoder, "other": other, "text": text}
     found = audited(rows, tests, method, **given)
     if out is not None:
         from tma.study.audit_page import save_audit
@@ -224,15 +225,6 @@ def audit(
         save_audit(found, out)
     where = "" if out is None else f"\n{out / 'report.html'}"
     show(found.summary(), f"{found}{where}", as_json=as_json)
-
-
-def _lengths(tokenizer: str | None, max_tokens: int | None) -> dict[str, Any]:
-    """Return the arguments of `tma.audit` that find texts of too many tokens."""
-    if (tokenizer is None) != (max_tokens is None):
-        raise ParameterError("--tokenizer and --max-tokens belong together; give both or neither.")
-    if tokenizer is None:
-        return {}
-    return {"tokenizer": tokenizer_of(tokenizer), "max_tokens": max_tokens}
 
 
 @app.command()

@@ -101,3 +101,12 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, ImportError) as error:
         raise ParameterError(f"tokenizer={name!r} cannot be loaded: {first_line(error)}") from error
     return found
+
+
+def lengths_of(tokenizer: str | None, max_tokens: int | None) -> dict[str, Any]:
+    """Return the arguments of `tma.audit` that find texts of too many tokens."""
+    if (tokenizer is None) != (max_tokens is None):
+        raise ParameterError("--tokenizer and --max-tokens belong together; give both or neither.")
+    if tokenizer is None:
+        return {}
+    return {"tokenizer": tokenizer_of(tokenizer), "max_tokens": max_tokens}

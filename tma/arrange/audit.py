@@ -198,9 +198,12 @@ def _embedded_text(made: Arranged) -> str:
 def _warnings(made: Arranged, test: Dataset) -> Iterator[str]:
     answered = sum(map(bool, test["response"][:]))
     if made.receipt.text == "both" and answered:
-        files = " (if the files hold such rows)" * isinstance(made.encoder, ReadyRows)
+        rows = f"{answered:,} of {len(test):,} test rows "
+        if isinstance(made.encoder, ReadyRows):
+            rows += "have responses. If the files' rows hold these and"
+        else:
+            rows += "are embedded with their responses. If"
         yield (
-            f"{answered:,} of {len(test):,} test rows are embedded with their responses{files}. If "
-            "they score the model, gold answers choose its training data: a leak of its own. Embed "
-            "prompts alone (text='prompt', --text prompt), or score other rows."
+            f"{rows} they score the model, gold answers choose its training data: a leak of its "
+            "own. Embed prompts alone (text='prompt', --text prompt), or score other rows."
         )

@@ -160,7 +160,8 @@ def _figures(audit: Audit) -> Iterator[str]:
     yield _drawn(
         "coverage",
         _histogram(audit.coverage),
-        "How near the order comes to each test row: cosine similarity of its nearest row.",
+        "How near the order comes to each test row: cosine similarity of its nearest row; the "
+        "line is their median.",
     )
     yield _drawn(
         "course",
@@ -206,8 +207,6 @@ def _histogram(coverage: Floats) -> Figure:
             coverage, bins=min(BINS, max(5, len(coverage) // 10)), color=BLUE, rwidth=0.92, lw=0
         )
         axes.axvline(np.median(coverage), color=ORANGE, linewidth=2)
-        label = {"rotation": 90, "va": "top", "ha": "right", "color": ORANGE}
-        axes.text(np.median(coverage), axes.get_ylim()[1], "median ", **label)
         axes.set(xlabel="cosine similarity", ylabel="test rows")
     return figure
 
@@ -233,9 +232,9 @@ def _rounds(near: Sequence[int], far: Sequence[int]) -> Figure:
             if sizes:
                 dot = {"marker": "o" if len(sizes) < BINS else None, "markersize": 4}
                 axes.plot(np.arange(1, len(sizes) + 1), sizes, color=colour, label=label, **dot)
-        axes.set(xlabel="round", ylabel="rows", ylim=(0, None))
+        axes.set(xlabel="round", ylabel="rows", ylim=(0, 1.1 * max((*near, *far))))
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="lower left")
     return figure
 
 
