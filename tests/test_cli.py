@@ -221,7 +221,7 @@ def test_texts_are_embedded_and_described(
 
 
 def test_data_that_cannot_be_read_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.save(tmp_path / "X.npy", np.full((1, 2), np.nan))
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
@@ -230,6 +230,8 @@ def test_data_that_cannot_be_read_is_one_line(
         given += ["--encoder", f"{rows},{rows}"]
         assert cli.main(["audit", *given]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1
+    assert cli.main(["embed", one, "--out", "/proc/no/rows.npy", "-q"]) == 1
+    assert capsys.readouterr().err.endswith("No such file or directory: '/proc/no'\n")
 
 
 def test_a_machine_is_looked_at_line_by_line(

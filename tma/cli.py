@@ -51,6 +51,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 INTERRUPTED = 130
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except typer.TyperException as error:
         sys.stderr.write(f"{error.format_message()}\n")
         return 2
-    except (TmaError, ValueError) as error:
+    except (TmaError, ValueError, OSError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2 if isinstance(error, ParameterError) else 1
     if status == INTERRUPTED:

@@ -177,10 +177,10 @@ def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shard
     first = {key: row for row, key in reversed([*enumerate(keys)]) if key in shards.missing}
     left = sorted(first.values(), key=lambda row: (-len(texts[row]), row))
     seconds = 0.1 if sys.stderr.isatty() else 30
-    few = len(left) <= FEW
-    with tqdm(
-        desc="embeddings", unit="text", total=len(left), mininterval=seconds, disable=few
-    ) as bar:
+    given: dict[str, Any] = (
+        {"disable": True} if len(left) <= FEW else {}
+    )  # False would outdo TQDM_DISABLE
+    with tqdm(desc="embeddings", unit="text", total=len(left), mininterval=seconds, **given) as bar:
         for start in range(0, len(left), SHARD):
             shard, rows = left[start : start + SHARD], list[Rows]()
             for at in range(0, len(shard), SLICE):
