@@ -91,10 +91,11 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a preset, hub id or folder."""
     from transformers import AutoTokenizer
 
-    from tma.train import models
+    from tma.data.assets import BUILT_IN
+    from tma.train.models import converted
 
     source = SCALES["pocket"].models.get(name, name)
-    source = str(models.converted(source)) if source in models.GGUF else source
+    source = str(converted(source)) if source in BUILT_IN else source
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:
