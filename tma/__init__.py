@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from tma.runs.parallel import run_all as run_all
     from tma.runs.store import Run as Run
     from tma.study.audit_page import save_audit as save_audit
+    from tma.study.compare import Comparison as Comparison
+    from tma.study.compare import compare as compare
     from tma.study.figures import data_figure as data_figure
     from tma.study.settings import StudyConfig as StudyConfig
 
@@ -60,6 +62,7 @@ _PUBLIC = {
     "tma.export.guard": ["OrderGuard"],
     "tma.export.consumed": ["verify"],
     "tma.study.audit_page": ["save_audit"],
+    "tma.study.compare": ["Comparison", "compare"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
     "tma.doctor": ["doctor"],

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -131,8 +132,7 @@ def arrange(
     """Order training data for a test set: rows, receipt, configuration, audit."""
     import tma
     from tma.export.trainers import check_trainer
-    from tma.store import result_folder, write_json
-    from tma.study.audit_page import write_audit
+    from tma.store import result_folder
 
     silence(quiet=quiet)
     check_trainer(trainer, "as-is", setting="--format")
@@ -150,9 +150,12 @@ def arrange(
             most = {"max_length": max_tokens} if max_tokens else {}
             tma.export(made, rows, trainer, draft, tokenizer=lengths.get("tokenizer"), **most)
         places = rows.select(made.rows)["place"][:]
-        write_json(draft / "order.json", {"rows": made.rows.tolist(), "places": places})
+        placed = json.dumps({"rows": made.rows.tolist(), "places": places}, ensure_ascii=False)
+        (draft / "order.json").write_text(placed, "utf-8")
         found = None if no_audit else tma.audit(rows, tests, made, **lengths)
         if found is not None:
+            from tma.study.audit_page import write_audit
+
             (draft / "audit").mkdir()
             write_audit(found, draft / "audit")
     result = {"out": str(out), "rows": len(made.rows), "of": len(rows)}
@@ -300,6 +303,7 @@ def doctor(*, as_json: Json = False) -> None:
 
 
 app.add_typer(cli_runs.app)
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -92,10 +92,10 @@ def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     from tma.data.assets import BUILT_IN
-    from tma.train.models import converted
+    from tma.train import models
 
     source = SCALES["pocket"].models.get(name, name)
-    source = str(converted(source)) if source in BUILT_IN else source
+    source = str(models.converted(source)) if source in BUILT_IN else source
     try:
         found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, ImportError) as error:

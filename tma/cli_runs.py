@@ -1,13 +1,14 @@
-"""The commands that train: `train`, `runs` and `study`."""
+"""The commands that train: `train`, `compare`, `runs` and `study`."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tma.cli_options import Json, Quiet, Scale, counted, show, silence
+from tma.cli_options import Json, Quiet, Scale, Test, Train, counted, show, silence
 from tma.config import SCALES
 from tma.errors import ParameterError, check_choice, check_count
 
@@ -69,6 +70,45 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, value
+
+
+@app.command()
+def compare(
+    train: Train,
+    *,
+    test: Test,
+    evaluate: Annotated[
+        str | None, typer.Option(help="What is measured; default: a half of TEST.")
+    ] = None,
+    orders: Annotated[str, typer.Option(help="Names, with commas.")] = "tma_nft,tma_rt,random",
+    model: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
+    seeds: Annotated[int, typer.Option(help="How often each order is trained.")] = 3,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Time for all, such as 30m: sets the steps.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of RunConfig."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for tables and figure.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train in several orders of your own data, and say which to use."""
+    import tma
+
+    silence(quiet=quiet)
+    given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
+    given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
+    names = [name.strip() for name in orders.split(",")]
+    found = tma.compare(train, test, orders=names, **given)
+    if out is not None:
+        found.save(out)
+    differences = found.table[["of", "estimate", "low", "high", "detectable"]]
+    told = f"{found.losses.round(3)}\n\n{differences.round(3)}\n\n{found.sentence}"
+    result = {"sentence": found.sentence, "losses": found.losses.to_dict("index")}
+    show(result | {"differences": differences.to_dict("index")}, told, as_json=as_json)
 
 
 @_runs.command("list")

@@ -49,7 +49,8 @@ def doctor() -> list[Check]:
 
 
 def _python() -> Check:
-    found = f"{platform.python_version()}, {os.cpu_count()} CPU cores, {platform.platform()}"
+    system = f"{platform.system()} {platform.machine()}"
+    found = f"{platform.python_version()}, {os.cpu_count()} CPU cores, {system}"
     return Check("Python", found, sys.version_info >= (3, 11), needed=True)
 
 

@@ -135,7 +135,7 @@ def _texts(data: Dataset | Sequence[str], text: Text) -> list[str]:
 def _of_instances(data: Any, text: Text) -> list[str]:
     if lacking := {"prompt", "response"} - {*data.column_names}:
         raise wrong("data", data.column_names, f"the columns of tma.load, {min(lacking)} too")
-    return list(data["prompt"]) if text == "prompt" else instance_texts(data)
+    return data["prompt"][:] if text == "prompt" else instance_texts(data)
 
 
 def _ready(file: Path, part: Dataset) -> NDArray[Any]:

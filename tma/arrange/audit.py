@@ -200,7 +200,7 @@ def _warnings(made: Arranged, test: Dataset) -> Iterator[str]:
     if made.receipt.text == "both" and answered:
         files = " (if the files hold such rows)" * isinstance(made.encoder, ReadyRows)
         yield (
-            f"The responses of {answered:,} test rows are embedded with their prompts{files}. If "
-            "these rows score the model, gold answers choose its training data: a leak of its own. "
-            "Embed prompts alone (text='prompt', --text prompt), or score other rows."
+            f"{answered:,} of {len(test):,} test rows are embedded with their responses{files}. If "
+            "they score the model, gold answers choose its training data: a leak of its own. Embed "
+            "prompts alone (text='prompt', --text prompt), or score other rows."
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tma.arrange.orders import ordered, prepared
 from tma.arrange.rounds import Inputs, Texts
-from tma.arrange.spec import Floats, Method, Numbers
+from tma.arrange.spec import Exchanges, Floats, Method, Numbers
 from tma.errors import check_length
 
 Pair = tuple[NDArray[np.floating], NDArray[np.floating]]
@@ -92,6 +93,7 @@ def audit_rows(
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
+    exchanges: tuple[Exchanges, Exchanges] | None = None,
     other: Pair | None = None,
 ) -> RowsAudit:
     """Return an order's rounds, coverage and hubs, and what other embeddings say of it.
@@ -102,16 +104,18 @@ def audit_rows(
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row, for orders that go by tasks.
         texts: training and test texts, for `measure="bigram_kl"`.
+        exchanges: those of the training and of the test rows, for `drop_leaks`.
         other: embeddings of the same rows by another encoder, to compare the orders.
 
     Raises:
         ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
     """
-    inputs, second = prepared(method, X, Y, tasks=tasks, texts=texts), None
+    given: dict[str, Any] = {"tasks": tasks, "texts": texts, "exchanges": exchanges}
+    inputs, second = prepared(method, X, Y, **given), None
     if other is not None:
         check_length("other[0]", other[0], "X", len(X))
         check_length("other[1]", other[1], "Y", len(Y))
-        again = prepared(method, *other, tasks=tasks, texts=texts)
+        again = prepared(method, *other, **given)
         second = again, again.stored[ordered(again)]
     return of_rows(inputs, inputs.stored[ordered(inputs)], second)
 
@@ -137,7 +141,7 @@ def of_rows(
         similarity,
         nearest_train,
         coverage,
-        _hubs(inputs),
+        _hubs(nearest_train if len(order) == len(inputs.X) else inputs.stored[_nearest(inputs)]),
         agreement,
         shared,
     )
@@ -172,10 +176,9 @@ def _coverage(inputs: Inputs, order: Numbers) -> tuple[Numbers, Floats, Numbers,
     return nearest[place], similarity[place] / UNIT, chosen.stored[nearest_train], keys / UNIT
 
 
-def _hubs(inputs: Inputs) -> tuple[tuple[int, int], ...]:
-    if not len(inputs.X):
-        return ()
-    row, count = np.unique(inputs.stored[_nearest(inputs)], return_counts=True)
+def _hubs(nearest: Numbers) -> tuple[tuple[int, int], ...]:
+    """Return `RowsAudit.hubs` from the nearest training row of each test row."""
+    row, count = np.unique(nearest, return_counts=True)
     most = np.argsort(-count, kind="stable")[:HUBS]
     return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tma.arrange.audit_rows import RowsAudit
 from tma.arrange.duplicates import leaks as find_leaks
-from tma.arrange.exact_knn import slices
+from tma.arrange.exact_knn import Product, slices
 from tma.arrange.rounds import Inputs
 from tma.arrange.spec import Floats, Numbers
 from tma.data import load as data
@@ -79,8 +79,9 @@ def duplicates(inputs: Inputs, order: Numbers, train: Dataset) -> pd.DataFrame:
     """Return the rows of an order like an earlier one: of equal content, or near by embedding."""
     import pandas as pd
 
-    content = pd.Series(train.select(order)["id"][:], dtype=str).str.partition("-")[0]
-    first = content.groupby(content, sort=False).transform(lambda same: same.index[0]).to_numpy()
+    ids = train.select(order)["id"][:]
+    codes, _ = pd.factorize(np.array([name.partition("-")[0] for name in ids], dtype=object))
+    first = np.unique(codes, return_index=True)[1][codes]  # where each content first stands
     equal = np.flatnonzero(first != np.arange(len(order)))
     place = np.empty(inputs.stored.max(initial=0) + 1, dtype=np.int64)
     place[inputs.stored] = np.arange(len(inputs.stored))
@@ -103,14 +104,29 @@ def _near(inputs: Inputs, rows: Numbers) -> tuple[Numbers, Numbers, Floats]:
     if len(rows) < 2:
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
     X: NDArray[np.float32] = inputs.X.take(rows).numpy()
-    most, of = np.full(len(X), -1.0), np.zeros(len(X), dtype=np.int64)
+    at = _perhaps_near(X)
+    most, of = np.full(len(at), -1.0), np.zeros(len(at), dtype=np.int64)
+    for part in slices(len(at), _BLOCK):
+        scores = X[at[part]] @ X.T
+        scores[at[part, None] <= np.arange(len(X))] = -1  # itself, and later
+        of[part], most[part] = scores.argmax(axis=1), scores.max(axis=1)
+    kept = most >= ALIKE
+    return at[kept], of[kept], most[kept].astype(np.float64).round(6)
+
+
+def _perhaps_near(X: NDArray[np.float32]) -> Numbers:
+    """Return which rows may reach 0.95 with an earlier one: by the fast product and its error."""
+    import torch
+
+    product, rows = Product.on(None), torch.from_numpy(X)
+    every, found = product.factor(rows), [np.empty(0, dtype=np.int64)]
     for part in slices(len(X), _BLOCK):
-        scores = X[part] @ X[: part.stop].T
-        scores[:, part.start :][np.triu_indices(part.stop - part.start)] = -1  # itself, and later
-        of[part] = scores.argmax(axis=1)
-        most[part] = scores.max(axis=1)
-    at = np.flatnonzero(most >= ALIKE)
-    return at, of[at], most[at].astype(np.float64).round(6)
+        scores, error = product.scores(rows[part], (every[0][: part.stop], every[1]))
+        later = torch.ones(2 * (part.stop - part.start,), dtype=torch.bool).triu()
+        scores[:, part.start :].masked_fill_(later.to(scores.device), -1)
+        best = scores.amax(dim=1).float().cpu().numpy()
+        found.append(part.start + np.flatnonzero(best >= ALIKE - error - product.rounding))
+    return np.concatenate(found)
 
 
 def badly_covered(found: RowsAudit, train: Dataset, test: Dataset, most: int) -> pd.DataFrame:
@@ -156,7 +172,7 @@ def _cut(
 ) -> Iterator[tuple[str, NDArray[np.bool_], Numbers | None]]:
     cuts = getattr(encoder, "truncated", None)  # not every encoder cuts, or says so
     if cuts is not None:
-        given = list(part["prompt"]) if text == "prompt" else data.texts(part)
+        given = part["prompt"][:] if text == "prompt" else data.texts(part)
         yield "encoder", np.asarray(cuts(given)), None
     if tokenizer is not None and max_tokens is not None:
         tokens = token_counts(part, tokenizer).sum(axis=1)

@@ -235,7 +235,7 @@ def arrange_dataset(
         X, Y = embed_pair(train, test, found, rows=pool, text=text)
     else:
         X, Y = (np.ones((len(part), 1), np.float32) for part in (source, test))
-    tasks: list[str | None] = list(source["task"])
+    tasks: list[str | None] = source["task"][:]
     inputs = prepared(
         method,
         X,

@@ -74,7 +74,7 @@ def in_order(receipt: Receipt, rows: Rows) -> list[Placed]:
 
 def _selected(receipt: Receipt, dataset: Any) -> list[Placed]:
     """Return the rows of an order out of what `tma.load` gives."""
-    where = {name: row for row, name in enumerate(dataset["id"])}
+    where = {name: row for row, name in enumerate(dataset["id"][:])}
     missing = [name for name in receipt.ids if name not in where]
     if missing:
         raise DataError(

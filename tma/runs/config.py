@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_DATASETS = ("dataset", "test_dataset", "arrange_for")
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class DataSettings:
     """Where the data is found and which of its rows train and test."""
@@ -60,6 +63,9 @@ class DataSettings:
     test_dataset: str | None = None
     """Dataset of which every row tests, while every row of `dataset` trains; None: a part of
     `dataset` tests."""
+    arrange_for: str | None = None
+    """Dataset for which the order is made, every row, with answers or without; None: for the rows
+    that test."""
     twins: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Share of the test instances whose source row, under another template, takes a place in the
     seed's pool: near-duplicates by design, for the suite alone. None: none."""
@@ -74,7 +80,7 @@ class DataSettings:
     data_seed: Count = 0
     """Seed of what is held out, capped and drawn of the data."""
 
-    @field_validator("dataset", "test_dataset", mode="before")
+    @field_validator(*_DATASETS, mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None or info.field_name == "dataset":
@@ -208,7 +214,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
         """Return the settings with local folders and files by their absolute path."""
         local: dict[str, Any] = {
             name: str(Path(value).resolve())
-            for name in ("model", "dataset", "test_dataset", "reward_model", "encoder")
+            for name in ("model", "reward_model", "encoder", *_DATASETS)
             if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS, *ENCODERS)
             if Path(value).exists()
         }
@@ -264,3 +270,20 @@ def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
         pool = train.select(drawn(len(train), config.pool, config.seed))
         train = with_twins(pool, test, config.twins, config.data_seed)
     return train, test
+
+
+def load_aim(config: RunConfig, test: Dataset) -> Dataset:
+    """Return the instances for which the order is made: of `arrange_for`, else those that test."""
+    if config.arrange_for is None:
+        return test
+    from tma.data.load import load
+
+    return load(
+        config.arrange_for,
+        columns=config.columns,
+        answers="optional",
+        max_instance_tokens=config.max_instance_tokens,
+        empty=config.empty,
+        seed=config.data_seed,
+        max_source_tokens=config.max_tokens,
+    )

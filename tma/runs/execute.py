@@ -107,8 +107,9 @@ class RunExecutor:
         from tma.arrange.receipt import arrange_dataset
 
         main = _processes().is_main_process
-        config, (train, test) = self.config, (self.resolved.train, self.resolved.test)
-        arranged = arrange_dataset(train, test, config.method, encoder=config.encoder)
+        config, train = self.config, self.resolved.train
+        aim = self.resolved.aim
+        arranged = arrange_dataset(train, aim, config.method, encoder=config.encoder)
         self._load(arranged)  # whatever cannot be used ends here, before any writing
         if main:
             self._begin()

@@ -23,7 +23,7 @@ from tma.arrange.spec import Numbers
 from tma.data.load import fingerprint
 from tma.embed import embed_pair
 from tma.errors import ParameterError, TmaError, TrainingError, check_count, first_line
-from tma.runs.config import RunConfig, load_both
+from tma.runs.config import RunConfig, load_aim, load_both
 from tma.runs.execute import run
 from tma.runs.store import Run, stored
 from tma.store import canonical_json
@@ -77,7 +77,7 @@ def run_all(
     usual = 1 if torch.cuda.is_available() else min(2, torch.get_num_threads())
     processes = min(processes or usual, len(missing))
     if processes > 1:
-        _embed(missing)
+        embed_all(missing)
         finished = make_runs(missing, processes, max(1, torch.get_num_threads() // processes))
         for _ in tqdm(finished, desc="runs", total=len(missing), unit="run"):
             pass
@@ -168,15 +168,15 @@ def _stopped_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _embed(configs: Sequence[RunConfig]) -> None:
+def embed_all(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here with all threads, and no run waits for another."""
     asked: dict[tuple[str | None, ...], tuple[Dataset, Dataset, str | None, Numbers | None]] = {}
     for config in configs:
         if config.method.embeds:
             train, test = load_both(config)
             pool = pool_rows(config.method, len(train))
-            part = train if pool is None else train.select(pool)
-            key = config.encoder, fingerprint(part), fingerprint(test)
-            asked.setdefault(key, (train, test, config.encoder, pool))
-    for train, test, encoder, pool in asked.values():
-        embed_pair(train, test, encoder, rows=pool)
+            part, aim = train if pool is None else train.select(pool), load_aim(config, test)
+            key = config.encoder, fingerprint(part), fingerprint(aim)
+            asked.setdefault(key, (train, aim, config.encoder, pool))
+    for train, aim, encoder, pool in asked.values():
+        embed_pair(train, aim, encoder, rows=pool)

@@ -22,7 +22,7 @@ from tma.arrange.receipt import Receipt, read_receipt
 from tma.data.load import fingerprint, references, sources
 from tma.encoders import find_encoder
 from tma.errors import AssetError, DataError, ParameterError
-from tma.runs.config import RunConfig, load_both
+from tma.runs.config import RunConfig, load_aim, load_both
 from tma.store import cache_dir, canonical_json, checksums, digest, is_locked
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ class ResolvedRun:
     """Digests of the content of data, weights and encoder."""
     train: Dataset
     test: Dataset
+    aim: Dataset
+    """For which the order is made: mostly the test instances."""
 
     @cached_property
     def key(self) -> str:
@@ -146,6 +148,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
 
     config = config.with_absolute_paths()
     train, test = load_both(config)
+    aim = load_aim(config, test) if config.method.embeds else test
     inputs = {
         "train": fingerprint(train),
         "test": fingerprint(test),
@@ -159,7 +162,9 @@ def resolve(config: RunConfig) -> ResolvedRun:
         inputs["references"] = digest(canonical_json(references(test)))
     if config.reward_model is not None:
         inputs["reward_model"] = models.fingerprint(config.reward_model)
-    return ResolvedRun(config, inputs, train, test)
+    if aim is not test:
+        inputs["arrange_for"] = fingerprint(aim)
+    return ResolvedRun(config, inputs, train, test, aim)
 
 
 def resolve_or_find(config: RunConfig) -> ResolvedRun | Run:
@@ -230,7 +235,7 @@ def _by_settings(config: RunConfig) -> Run | None:
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings with local paths by their last part, `p3:/data/x` as `p3:x`."""
     found = dict(config)
-    for setting in ("model", "dataset", "test_dataset", "reward_model", "encoder"):
+    for setting in ("model", "dataset", "test_dataset", "arrange_for", "reward_model", "encoder"):
         name = config.get(setting) or ""
         known, colon, place = name.partition(":")
         if PurePath(name).is_absolute():  # a hub id has a slash too, but does not begin with one
