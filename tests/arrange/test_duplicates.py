@@ -165,7 +165,7 @@ def test_half_of_a_text_is_enough_where_the_embedding_agrees() -> None:
 
 
 def test_embeddings_of_another_number_of_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"train has 1 entries; expected 2"):
+    with pytest.raises(ValueError, match=r"train has 1 entry; expected 2"):
         tma.leaks([[QUESTION]], [[QUESTION]], circle([0, 1]), circle([0]))
     with pytest.raises(ValueError, match="Y=None"):
         tma.leaks([[QUESTION]], [[QUESTION]], circle([0]))
