@@ -159,10 +159,9 @@ def overlap(train: Sequence[Pair], test: Sequence[Pair], at: tuple[int, int]) ->
     for n in {2, 3} if len(whole) > 2 else {len(whole)}:
         for k in range(len(whole) - n + 1):
             gram = whole[k : k + n]
-            proves = (
-                n != 2 or len(whole) == 2 or among(gram, exchanges) <= 5 + len(exchanges) / 1000
-            )
-            if proves and any(_at(gram, exchange)):
+            again = any(whole[p : p + n] == gram for p in range(k))
+            alone = not again and among(gram, exchanges) <= 5 + len(exchanges) / 1000
+            if (n != 2 or len(whole) == 2 or alone) and any(_at(gram, exchange)):
                 covered[k : k + n] = [True] * n
     found = [word in exchange for word in whole]
     counted = [

@@ -11,13 +11,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import fill
 from typing import Annotated, Any
 
 import typer
 
-from tma import __version__, cli_runs
+from tma import cli_runs
 from tma.cli_options import (
     Columns,
     Data,
@@ -96,13 +97,16 @@ def _logging() -> Iterator[None]:
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"tma {__version__}")
+        typer.echo(f"tma {version('tma')}")
         raise typer.Exit
 
 
 @app.callback()
 def _top(
-    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False
+    *,
+    told: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
 ) -> None:
     """Order fine-tuning data for a test set, train in that order, measure."""
 
@@ -129,30 +133,39 @@ def arrange(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Order training data for a test set: rows, receipt, configuration, audit."""
-    import tma
+    """Order training data for a test set.
+
+    OUT gets train.jsonl, order.json, receipt.json, the trainer's settings, and the audit.
+    """
+    from tma.arrange.audit import audit as audited
+    from tma.arrange.receipt import arrange_dataset
+    from tma.arrange.spec import Method
+    from tma.data.save import save
+    from tma.export.handover import export
     from tma.export.trainers import check_trainer
     from tma.store import result_folder
 
     silence(quiet=quiet)
     check_trainer(trainer, "as-is", setting="--format")
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
-    tma.Method(order, **rules)  # refused before data is read
+    Method(order, **rules)  # refused before data is read
     with result_folder(out) as draft:
         rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
-        method = tma.Method(order, limit=limit_of(limit, len(rows)), **rules)
-        made = tma.arrange_dataset(rows, tests, method, encoder=encoder, text=text)
-        lengths = _lengths(tokenizer, max_tokens)
+        method = Method(order, limit=limit_of(limit, len(rows)), **rules)
+        made = arrange_dataset(rows, tests, method, encoder=encoder, text=text)
+        lengths, settings = _lengths(tokenizer, max_tokens), list[str]()
         if trainer == "as-is":
-            tma.save(rows, made.rows, draft / "train.jsonl")
+            save(rows, made.rows, draft / "train.jsonl")
             made.save(draft / "receipt.json")
         else:
-            most = {"max_length": max_tokens} if max_tokens else {}
-            tma.export(made, rows, trainer, draft, tokenizer=lengths.get("tokenizer"), **most)
-        places = rows.select(made.rows)["place"][:]
-        placed = json.dumps({"rows": made.rows.tolist(), "places": places}, ensure_ascii=False)
-        (draft / "order.json").write_text(placed, "utf-8")
-        found = None if no_audit else tma.audit(rows, tests, made, **lengths)
+            most: dict[str, Any] = {"max_length": max_tokens} if max_tokens else {}
+            most |= {"tokenizer": lengths.get("tokenizer")}
+            files = export(made, rows, trainer, draft, **most).files
+            settings = [name for name in files if name.endswith(".yaml")]
+        places, numbers = rows["place"][:], made.rows.tolist()
+        placed = {"rows": numbers, "places": [places[row] for row in numbers]}
+        (draft / "order.json").write_text(json.dumps(placed, ensure_ascii=False), "utf-8")
+        found = None if no_audit else audited(rows, tests, made, **lengths)
         if found is not None:
             from tma.study.audit_page import write_audit
 
@@ -161,6 +174,7 @@ def arrange(
     result = {"out": str(out), "rows": len(made.rows), "of": len(rows)}
     result |= {"sha256": made.receipt.sha256, "audit": None if found is None else found.summary()}
     told = [f"{len(made.rows):,} of {len(rows):,} rows in the order {order}: {out / 'train.jsonl'}"]
+    told += [f"{trainer}: {', '.join(settings)}"] if settings else []
     told.append(f"receipt {made.receipt.sha256[:12]}: {out / 'receipt.json'}")
     if found is not None:
         told += [f"audit: {out / 'audit' / 'report.html'}", "", str(found)]
@@ -188,20 +202,26 @@ def audit(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what an order does, and what is wrong with the data: leaks, duplicates, cuts."""
-    import tma
+    """Say what an order does, and what to mend.
+
+    Coverage, leaks, duplicates, texts that are cut, rows that were not read.
+    """
+    from tma.arrange.audit import audit as audited
+    from tma.arrange.spec import Method
 
     silence(quiet=quiet)
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
-    tma.Method(order, **rules)
+    Method(order, **rules)
     if out is not None and out.exists():
         raise wrong("out", str(out), "the name of a new folder")
     rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
-    method = tma.Method(order, limit=limit_of(limit, len(rows)), **rules)
+    method = Method(order, limit=limit_of(limit, len(rows)), **rules)
     given = _lengths(tokenizer, max_tokens) | {"encoder": encoder, "other": other, "text": text}
-    found = tma.audit(rows, tests, method, **given)
+    found = audited(rows, tests, method, **given)
     if out is not None:
-        tma.save_audit(found, out)
+        from tma.study.audit_page import save_audit
+
+        save_audit(found, out)
     where = "" if out is None else f"\n{out / 'report.html'}"
     show(found.summary(), f"{found}{where}", as_json=as_json)
 
@@ -227,11 +247,14 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that a trainer kept an order; else say where it first differs."""
-    import tma
+    """Check that a trainer kept an order.
+
+    Else exit with 1, and say the first place that differs.
+    """
+    from tma.export.consumed import verify as verified
 
     silence(quiet=quiet)
-    count = tma.verify(receipt, consumed, epochs=epochs, prefix=prefix)
+    count = verified(receipt, consumed, epochs=epochs, prefix=prefix)
     told = f"{counted(count, 'row')} in the order of the receipt"
     show({"kept": True, "rows": count}, told, as_json=as_json)
 
@@ -248,16 +271,16 @@ def embed(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the embeddings of a dataset, one unit row an instance."""
+    """Write the embeddings of a dataset."""
     import numpy as np
 
-    import tma
+    from tma.embed import embed as embedded
     from tma.store import new_file
 
     silence(quiet=quiet)
     if out.suffix != ".npy":
         raise wrong("out", str(out), "a file with the suffix .npy")
-    rows = tma.embed(load(data, columns, view, optional=True), encoder, text=text)
+    rows = embedded(load(data, columns, view, optional=True), encoder, text=text)
     with new_file(out) as draft:
         np.save(draft, rows)
     told = f"{counted(len(rows), 'row')} of {rows.shape[1]} columns: {out}"
@@ -275,11 +298,14 @@ def describe(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what was read of a dataset, how long its texts are, what comes twice."""
-    import tma
+    """Say what a dataset holds.
+
+    Rows read and left out, tasks, duplicates, and how many tokens the texts have.
+    """
+    from tma.data.describe import describe as described
 
     silence(quiet=quiet)
-    found = tma.describe(
+    found = described(
         load(data, columns, view, optional=True), tokenizer_of(tokenizer), max_tokens=max_tokens
     )["value"]
     show(found.to_dict(), found.to_string(), as_json=as_json)
@@ -287,10 +313,10 @@ def describe(
 
 @app.command()
 def doctor(*, as_json: Json = False) -> None:
-    """Say whether this machine has what it takes, and what to do."""
-    import tma
+    """Say whether this machine has what it takes."""
+    from tma.doctor import doctor as examined
 
-    checks = tma.doctor()
+    checks = examined()
     lines = [
         fill(
             f"{'ok' if one.ok else '!':<3}{one.name:<22}{one.found}", 80, subsequent_indent=" " * 25

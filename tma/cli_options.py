@@ -63,14 +63,14 @@ def counted(count: int, name: str) -> str:
 
 def load(name: str, columns: str | None, view: str, *, optional: bool = False) -> Dataset:
     """Return every row of a dataset; `columns` as FIELD=COLUMN pairs."""
-    import tma
+    from tma.data.load import load as loaded
 
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
     if not all(field and column for field, _, column in pairs):
         raise wrong("columns", columns, "FIELD=COLUMN,…, such as prompt=q,response=a")
     mapped = {field.strip(): column.strip() for field, _, column in pairs} or None
     answers = "optional" if optional else "required"
-    return tma.load(name, columns=mapped, view=view, answers=answers)
+    return loaded(name, columns=mapped, view=view, answers=answers)
 
 
 def limit_of(text: str | None, rows: int) -> int | None:

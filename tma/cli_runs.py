@@ -96,13 +96,13 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train in several orders of your own data, and say which to use."""
-    import tma
+    from tma.study.compare import compare as compared
 
     silence(quiet=quiet)
     given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
     given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
     names = [name.strip() for name in orders.split(",")]
-    found = tma.compare(train, test, orders=names, **given)
+    found = compared(train, test, orders=names, **given)
     if out is not None:
         found.save(out)
     differences = found.table[["of", "estimate", "low", "high", "detectable"]]

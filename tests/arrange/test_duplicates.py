@@ -12,6 +12,7 @@ from tests import reference
 from tests.conftest import circle, unit
 from tma.arrange.duplicates import ALIKE, OVERLAP, words
 
+ENDS = ("aru", "eni", "osk", "ilb", "uma", "ope")
 OTHER = [
     ("How many moons has Mars?", "Two"),
     ("Name a river of France.", "The Loire flows through Orléans and Tours."),
@@ -125,7 +126,7 @@ def test_what_many_rows_share_is_no_leak_unless_the_whole_exchange_is() -> None:
 def test_a_template_weighs_nothing_beside_what_it_is_filled_with() -> None:
     asked = [
         (f"Say in one short sentence where you could meet a creature like {name}", "In the wild")
-        for name in (f"{first}{last}" for first in "bdfgklmnprst" for last in ("aru", "eni", "osk"))
+        for name in (f"{first}{last}" for first in "bdfgklmnprst" for last in ENDS)
     ]
     rows = [[pair] for pair in asked[:-1]]
     assert found(rows, [asked[-1]]) == []

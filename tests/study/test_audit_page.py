@@ -38,9 +38,9 @@ def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = [{"task": f"$t_{k % 3}$", "prompt": f"{k} {EVIL}", "response": "x"} for k in range(60)]
     train.append(train[0] | {"prompt": "7 " + "long" * 500})
     test = [{"prompt": f"{k} مرحبا", "response": "<b>"} for k in (5, 40, 170)]
-    sets = tma.load(train), tma.load(test, answers="optional")
     target = tmp_path_factory.mktemp("audit") / "audit"
-    save_audit(tma.audit(*sets, encoder=Angles()), target)
+    found = tma.audit(tma.load(train), tma.load(test, answers="optional"), encoder=Angles())
+    save_audit(found, target)
     return target
 
 
@@ -91,18 +91,20 @@ def test_the_page_fits_light_dark_and_a_phone(folder: Path) -> None:
 
 
 def test_equal_audits_are_equal_files(folder: Path, cache: object, tmp_path: Path) -> None:
-    sets = [tma.load([{"prompt": f"{k} a", "response": "b"} for k in own]) for own in ([1, 9], [5])]
+    train, test = (
+        tma.load([{"prompt": f"{k} a", "response": "b"} for k in own]) for own in ([1, 9], [5])
+    )
     for name in ("one", "two"):
-        save_audit(tma.audit(*sets, "nearest", encoder=Angles()), tmp_path / name)
+        save_audit(tma.audit(train, test, "nearest", encoder=Angles()), tmp_path / name)
     pages = [(tmp_path / name / "report.html").read_bytes() for name in ("one", "two")]
     assert pages[0] == pages[1]
-    with pytest.raises(ParameterError, match="folder='.*' exists; expected the name of a new"):
-        save_audit(tma.audit(*sets, "nearest", encoder=Angles()), folder)
+    with pytest.raises(ParameterError, match=r"folder='.*' exists; expected the name of a new"):
+        save_audit(tma.audit(train, test, "nearest", encoder=Angles()), folder)
     assert {file.name for file in tmp_path.iterdir()} == {"one", "two"}
 
 
 def test_an_order_without_rows_has_a_page(cache: object, tmp_path: Path) -> None:
-    sets = [tma.load([{"prompt": f"{k} a", "response": "b"}]) for k in (1, 2)]
-    found = tma.audit(*sets, tma.Method("tma_nft", limit=0), encoder=Angles())
+    train, test = (tma.load([{"prompt": f"{k} a", "response": "b"}]) for k in (1, 2))
+    found = tma.audit(train, test, tma.Method("tma_nft", limit=0), encoder=Angles())
     save_audit(found, tmp_path / "page")
     assert "<svg" not in (tmp_path / "page" / "report.html").read_text("utf-8")

@@ -168,7 +168,7 @@ def audit(
         warnings=tuple(_warnings(made, test)),
         first_rows=findings.first_rows(found, inputs, train, test, LISTED),
         leaks=findings.leaks(inputs, train, test),
-        duplicates=findings.duplicates(inputs, made.rows, train),
+        duplicates=findings.duplicates(inputs, made.rows, made.ids, train),
         badly_covered=findings.badly_covered(found, train, test, LISTED),
         truncated=cut,
         checked=checked,

@@ -75,11 +75,12 @@ def leaks(inputs: Inputs, train: Dataset, test: Dataset) -> pd.DataFrame:
     return pd.concat([*named, found.drop(columns=["row", "test_row"])], axis=1)
 
 
-def duplicates(inputs: Inputs, order: Numbers, train: Dataset) -> pd.DataFrame:
+def duplicates(
+    inputs: Inputs, order: Numbers, ids: Sequence[str], train: Dataset
+) -> pd.DataFrame:
     """Return the rows of an order like an earlier one: of equal content, or near by embedding."""
     import pandas as pd
 
-    ids = train.select(order)["id"][:]
     codes, _ = pd.factorize(np.array([name.partition("-")[0] for name in ids], dtype=object))
     first = np.unique(codes, return_index=True)[1][codes]  # where each content first stands
     equal = np.flatnonzero(first != np.arange(len(order)))
@@ -190,6 +191,6 @@ def dropped(train: Dataset, test: Dataset) -> pd.DataFrame:
 
 def groups(train: Dataset, order: Numbers) -> Sequence[str | None]:
     """Return the task of each row of an order; where none has one, its source dataset."""
-    part = train.select(order)
-    tasks: list[str | None] = part["task"][:]
-    return tasks if any(task is not None for task in tasks) else data.sources(part)
+    tasks: list[str | None] = train["task"][:]  # selecting each row takes longer
+    known = tasks if any(task is not None for task in tasks) else data.sources(train)
+    return [known[row] for row in order.tolist()]
