@@ -83,6 +83,11 @@ def with_result(readme: str, result: str) -> str:
     )
 
 
+def _gives_verdicts(notebook: Path) -> bool:
+    """Return whether a notebook judges claims; the one on a user's own data does not."""
+    return "saved_verdicts" in notebook.read_text("utf-8")
+
+
 def publish(root: Path) -> None:
     """Publish all notebooks of a checkout, their verdicts, the figure and the result.
 
@@ -94,12 +99,14 @@ def publish(root: Path) -> None:
     for name in names(root):
         if not (out / f"{name}.ipynb").is_file():
             sys.exit(f"{name}: out/{name}.ipynb is missing; run `make notebooks` first")
-        if not (out / name / "claims.json").is_file():
-            sys.exit(f"{name}: {out / name / 'claims.json'} is missing; run `make notebooks` first")
-        try:
-            check_same_run(out / name)
-        except DataError as error:
-            sys.exit(f"{name}: {error}")
+        if _gives_verdicts(root / "notebooks" / f"{name}.ipynb"):
+            if not (out / name / "claims.json").is_file():
+                claims = out / name / "claims.json"
+                sys.exit(f"{name}: {claims} is missing; run `make notebooks` first")
+            try:
+                check_same_run(out / name)
+            except DataError as error:
+                sys.exit(f"{name}: {error}")
         ready[name] = publishable(nbformat.read(out / f"{name}.ipynb", as_version=4), name)
     result = sentence(read(out / "claims.json"))
     for folder in ("notebooks", "images"):

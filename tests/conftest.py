@@ -46,6 +46,7 @@ LONG = (
     "runs/test_published.py",
     "test_project.py",
     "train/test_loop.py",
+    "data/test_hub.py",
     "data/test_readers.py",
     "train/test_processes.py",
     "train/test_generate.py",
@@ -68,10 +69,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _frozen() -> None:
-    """Keep what is imported out of the collections of garbage, of which each run makes two.
-
-    Each would go through millions of objects, which takes longer than a tiny run.
-    """
+    """Keep the millions of imported objects out of the collections of garbage that runs make."""
     gc.collect()
     gc.freeze()
 
@@ -123,17 +121,10 @@ def tiny_model(
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    config = LlamaConfig(vocab_size=len(tokenizer), **shape, **heads, **special)
     folder = tmp_path_factory.mktemp("tiny-model")
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -190,19 +181,11 @@ def tiny_run(model: Path, data: Path, **settings: Any) -> RunConfig:
 
 
 @pytest.fixture
-def twelve_steps(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
-    """Twelve steps with an evaluation after each fourth."""
+def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
+    """Twelve steps in random order, with an evaluation after each fourth."""
     assert cache.is_dir()
-    return tiny_run(
-        tiny_model,
-        dataset_file,
-        order="random",
-        steps=12,
-        batch_size=3,
-        eval_every=4,
-        learning_rate=1e-2,
-        precision="fp32",
-    )
+    shape = {"order": "random", "steps": 12, "batch_size": 3, "eval_every": 4}
+    return tiny_run(tiny_model, dataset_file, **shape, learning_rate=1e-2, precision="fp32")
 
 
 def stopped(config: RunConfig, at: int = 1, **settings: Any) -> None:

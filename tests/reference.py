@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 Unit = NDArray[np.float32]
+Pair = tuple[str, str]
 SMOOTHING = 0.5
 
 
@@ -132,10 +133,75 @@ def bigram_divergence(
     return math.fsum(p[b] * math.log(p[b] / q[b]) for b in V)
 
 
-def ngram_overlap(train: str, test: Sequence[str], n: int) -> float:
-    """Return the largest share of a test text's word n-grams that a training text holds."""
-    shares = [len(_grams(train, n) & g) / len(g) for g in (_grams(t, n) for t in test) if g]
-    return max(shares, default=0.0)
+def overlap(train: Sequence[Pair], test: Sequence[Pair], at: tuple[int, int]) -> float:
+    """Return the share of a test text that a training exchange holds; 0: it is no leak.
+
+    Texts are of lower-case words and blanks; `at`: numbers of the training and the test pair.
+    """
+    texts = [[(a.split(), b.split()) for a, b in part] for part in (train, test)]
+    distinct = [{(tuple(a), tuple(b)) for a, b in texts[0]}, {(*a, *b) for a, b in texts[1]}]
+    exchanges = [(*a, *b) for a, b in distinct[0]]
+
+    def among(gram: Sequence[str], of: Iterable[Sequence[str]]) -> int:
+        return sum(any(_at(gram, text)) for text in of)
+
+    def weight(gram: Sequence[str]) -> float:
+        return 1 / max(among(gram, distinct[1]), among(gram, exchanges) / 5, 1)
+
+    (prompt, response), (asked, answer) = texts[1][at[1]], texts[0][at[0]]
+    whole, exchange = prompt + response, asked + answer
+    wide = min(3, len(whole))
+    weights = [
+        min(weight(whole[k : k + wide]) for k in range(len(whole) - wide + 1) if k <= p < k + wide)
+        for p in range(len(whole))
+    ]
+    covered = [False] * len(whole)
+    for n in {2, 3} if len(whole) > 2 else {len(whole)}:
+        for k in range(len(whole) - n + 1):
+            gram = whole[k : k + n]
+            proves = (
+                n != 2 or len(whole) == 2 or among(gram, exchanges) <= 5 + len(exchanges) / 1000
+            )
+            if proves and any(_at(gram, exchange)):
+                covered[k : k + n] = [True] * n
+    found = [word in exchange for word in whole]
+    counted = [
+        c or (f and among([word], exchanges) <= 5)
+        for c, f, word in zip(covered, found, whole, strict=True)
+    ]
+    same = exchange == whole or (not response and asked == whole)
+    if sum(weights) < 1 and not same:
+        return 0.0
+    views = [_share(weights, covered, found, counted)]
+    for end in {len(prompt)} - {0, len(whole)}:
+        rare = sum(c and w >= 0.5 for c, w in zip(covered[:end], weights, strict=False))
+        if rare >= 4:
+            views.append(_share(weights[:end], covered[:end], found[:end], counted[:end]))
+    return max(views)
+
+
+def _share(
+    weights: list[float], covered: list[bool], found: list[bool], counted: list[bool]
+) -> float:
+    """Return the weighted share that is counted, or 0 where one of the conditions is not met."""
+    n = len(weights)
+    share = sum(w for w, c in zip(weights, counted, strict=True) if c) / sum(weights)
+    level = sorted(weights)[-min(12, n)]
+    even = [min(w / level, 1) for w in weights]
+    telling = [c for c, e in zip(covered, even, strict=True) if e >= 0.7]
+    gap = worst = 0.0
+    for c, f in zip(covered, found, strict=True):
+        gap = max(0.0, gap + (-1 if c else 0.25 if f else 1))
+        worst = max(worst, gap)
+    rare = sum(c and w >= 0.5 for c, w in zip(covered, weights, strict=True))
+    enough = 2 * sum(covered) >= n or rare >= 8
+    holds = 2 * sum(telling) >= len(telling) and worst <= 0.5 + math.log(n, 4) and enough
+    return round(share, 10) if holds and round(share, 10) >= 0.5 else 0.0
+
+
+def _at(gram: Sequence[str], text: Sequence[str]) -> Iterable[bool]:
+    n = len(gram)
+    return (list(text[k : k + n]) == list(gram) for k in range(len(text) - n + 1))
 
 
 def _words(text: str) -> list[str]:
@@ -145,9 +211,3 @@ def _words(text: str) -> list[str]:
 def _bigrams(texts: Sequence[str]) -> Counter[tuple[str, ...]]:
     listed = [_words(text) for text in texts]
     return Counter(pair for words in listed for pair in pairwise(words))
-
-
-def _grams(text: str, n: int) -> set[tuple[str, ...]]:
-    words = _words(text)
-    starts = range(max(1, len(words) - n + 1)) if words else range(0)
-    return {tuple(words[k : k + n]) for k in starts}

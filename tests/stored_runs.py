@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from tma import store
-from tma.arrange.receipt import Arranged, Receipt, ids_digest
+from tma.arrange.receipt import Receipt
 from tma.runs.config import RunConfig
 from tma.runs.store import Run
 
@@ -49,9 +48,7 @@ def stored(
     config = RunConfig.at("pocket", order=order, seed=seed, generate_at=generate_at, **settings)
     counts = {"instances": instances, "steps": steps[-1]}
     store.write_json(folder / "manifest.json", {"config": config.to_json(), **counts})
-    ids = tuple(consumed)
-    receipt = Receipt(config.method, "", "", "", 0, len(ids), ids_digest(ids))
-    Arranged(np.arange(len(ids)), ids, receipt).save(folder / "order.json")
+    Receipt(config.method, "", "", "", 0, tuple(consumed)).save(folder / "order.json")
     losses_table = rows(losses, steps, "loss_sum")
     losses_table.assign(loss_sum=2 * losses_table["loss_sum"], tokens=2).to_parquet(
         folder / "losses.parquet"

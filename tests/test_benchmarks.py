@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import tma
-from benchmarks import arrangement, coverage, training
+from benchmarks import arrangement, coverage, embedding, training
 from benchmarks import data as data_benchmark
 
 Table = Callable[..., list[dict[str, Any]]]
@@ -72,6 +73,19 @@ def test_loading_and_writing_are_measured_in_processes_of_their_own(table: Table
     assert [line["work"] for line in lines] == works
     assert lines[3]["ratio_to_stored"] == 1
     assert all(line["peak_mb"] > 10 for line in lines)
+
+
+@pytest.mark.usefixtures("cache")
+def test_embedding_is_measured_beside_sentence_transformers(table: Table) -> None:
+    cache = os.environ["TMA_CACHE"]
+    lines = table(embedding, QUICK={"minilm": 8, "static": 16})
+    works = ["tma", "alone", "again", "one new"]
+    assert [(line["encoder"], line["work"], line["texts"]) for line in lines] == [
+        (name, work, texts) for name, texts in (("minilm", 8), ("static", 16)) for work in works
+    ]
+    assert lines[1]["ratio_to_alone"] == 1
+    assert all(line["texts_per_second"] > 0 for line in lines)
+    assert os.environ["TMA_CACHE"] == cache
 
 
 @pytest.mark.usefixtures("cache")

@@ -2,21 +2,25 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import tma
-from tma.embed import Shards
+from tma.embed import Shards, embed_pair
 from tma.errors import ParameterError
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -83,11 +87,126 @@ def test_a_text_that_gives_no_direction_is_named() -> None:
         ("one text", r"^data='one text' .* a list of texts, such as \["),
         (b"one", r"^data=b'one' .* a list of texts, such as \["),
         ([], r"^data=\[\] .*; expected at least one text\."),
+        (["a", None], r"^data\[1\]=None cannot be used; expected a text\."),
+        (["a", 3, "b"], r"^data\[1\]=3 cannot be used; expected a text\."),
+        ({"prompt": ["a"]}, r"^data is a dict; expected a dataset of tma.load, or a list of"),
+        (pd.DataFrame({"prompt": ["a"]}), r"^data is a DataFrame; expected a dataset of tma.load"),
+        (None, r"^data is a NoneType; expected a dataset"),
+        (Dataset.from_dict({"prompt": ["a"]}), r"expected the columns of tma.load, response too"),
     ],
 )
-def test_what_is_no_list_of_texts_is_named(data: object, words: str) -> None:
+def test_what_is_no_list_of_texts_is_named(data: Any, words: str) -> None:
+    encoder = Letters()
     with pytest.raises(ParameterError, match=words):
-        tma.embed(data, Letters())
+        tma.embed(data, encoder)
+    assert encoder.given == []
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_prompt_alone_is_embedded_if_asked_for() -> None:
+    data = Dataset.from_dict({"prompt": ["a", "bb"], "response": ["ccc", "b"]})
+    encoder = Letters()
+    tma.embed(data, encoder)
+    assert encoder.given == ["a ccc", "bb b"]
+    tma.embed(data, encoder, text="prompt")
+    assert encoder.given[2:] == ["bb", "a"]
+    with pytest.raises(ParameterError, match=r"^text='answer' .* one of: both, prompt\."):
+        tma.embed(data, encoder, text="answer")
+
+
+class Nameless:
+    """An encoder without a name, which gives plain lists."""
+
+    def __init__(self) -> None:
+        self.given: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> list[list[float]]:
+        self.given += texts
+        return [[len(text), 0.0] for text in texts]
+
+
+def test_without_a_name_nothing_is_cached_which_is_said_once(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = Nameless()
+    for _ in range(2):
+        rows = tma.embed(["a", "bb", "a"], encoder)
+    assert rows.tolist() == [[1, 0]] * 3
+    assert encoder.given == ["bb", "a"] * 2
+    assert not own_cache.exists()
+    [record] = caplog.records
+    words = r"embeddings of tests.test_embed.Nameless \(it has no name\) are not cached: .* `name`"
+    assert re.match(words, record.getMessage())
+
+
+@pytest.fixture
+def sets() -> tuple[Dataset, Dataset]:
+    """Three training instances and two to test on."""
+    train = {"prompt": ["a", "b", "c"], "response": ["a", "c", "c"]}
+    return Dataset.from_dict(train), Dataset.from_dict(
+        {"prompt": ["b", "a"], "response": ["b"] * 2}
+    )
+
+
+def test_a_pair_has_the_rows_of_both_sets(sets: tuple[Dataset, Dataset]) -> None:
+    X, Y = embed_pair(*sets, Letters())
+    half = 0.5**0.5
+    np.testing.assert_allclose(X, [[1, 0, 0], [0, half, half], [0, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(Y, [[0, 1, 0], [half, half, 0]], rtol=1e-6)
+    some, same = embed_pair(*sets, Letters(), rows=[2, 0])
+    assert some.tolist() == X[[2, 0]].tolist()
+    assert same.tolist() == Y.tolist()
+
+
+def saved(folder: Path, train: object, test: object) -> tuple[Path, Path]:
+    np.save(folder / "train.npy", np.asarray(train))
+    np.save(folder / "test.npy", np.asarray(test))
+    return folder / "train.npy", folder / "test.npy"
+
+
+def test_ready_rows_are_taken_from_two_files(
+    tmp_path: Path, own_cache: Path, sets: tuple[Dataset, Dataset]
+) -> None:
+    unit = np.array([[0.6, 0.8], [0, 1], [1, 1e-9]], np.float32)
+    files = saved(tmp_path, unit, [[3.0, 4.0], [0.0, 2.0]])
+    X, Y = embed_pair(*sets, files)
+    assert X.tobytes() == unit.tobytes()
+    assert Y.dtype == np.float32
+    np.testing.assert_allclose(Y, [[0.6, 0.8], [0, 1]], rtol=1e-6)
+    some, _ = embed_pair(*sets, ",".join(map(str, files)), rows=np.array([1, 2]))
+    assert some.tobytes() == unit[1:].tobytes()
+    assert not own_cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        (np.ones((4, 2)), r"train.npy' has 4 entries; expected 3, one per row of its set, in the"),
+        (np.ones(3), r"train.npy, of shape \(3,\) and type float64, cannot be used; expected one"),
+        (np.ones((3, 2), int), r"train.npy, of shape \(3, 2\) and type int64, cannot be used"),
+        (np.array([[None]] * 3), r"train.npy' cannot be read: "),
+    ],
+)
+def test_files_that_hold_other_rows_are_named(
+    tmp_path: Path, sets: tuple[Dataset, Dataset], train: object, words: str
+) -> None:
+    with pytest.raises(ParameterError, match=words):
+        embed_pair(*sets, saved(tmp_path, train, np.ones((2, 2))))
+
+
+def test_a_ready_row_without_direction_is_named(
+    tmp_path: Path, sets: tuple[Dataset, Dataset]
+) -> None:
+    for bad in (0.0, np.nan):
+        files = saved(tmp_path, [[1.0, 0], [bad, 0], [1, 0]], np.ones((2, 2)))
+        with pytest.raises(ValueError, match=f"embedding row 1 has length {bad}; expected > 0"):
+            embed_pair(*sets, files)
+
+
+def test_ready_rows_embed_no_other_texts(tmp_path: Path) -> None:
+    files = saved(tmp_path, np.ones((3, 2)), np.ones((2, 2)))
+    with pytest.raises(ParameterError, match=r"train.npy.* cannot embed 1 other texts\. Give both"):
+        tma.embed(["a"], files)
 
 
 class Odd:
@@ -223,8 +342,8 @@ def test_what_a_killed_process_left_goes_with_the_next_shard(own_cache: Path) ->
 
 @pytest.mark.usefixtures("own_cache")
 def test_only_long_work_shows_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    texts = [f"b {row}" for row in range(2001)]
-    tma.embed(texts[:1000], Letters())
+    texts = [f"b {row}" for row in range(1201)]
+    tma.embed(texts[:200], Letters())
     assert capsys.readouterr().err == ""
     tma.embed(texts, Letters())
     shown = capsys.readouterr().err

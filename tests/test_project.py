@@ -83,7 +83,7 @@ def test_all_collections_find_the_same_tests(times: int, tmp_path: Path) -> None
         return [line for line in text.splitlines() if "::" in line]
 
     names = collected("0")
-    assert len(names) > 1000
+    assert len(names) > 500
     assert len(set(names)) == len(names)
     for seed in range(1, times):
         assert collected(str(seed)) == names

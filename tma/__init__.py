@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tma.arrange.audit import audit as audit
     from tma.arrange.distances import prefix_distances as prefix_distances
     from tma.arrange.distances import weighted_similarity_distance as weighted_similarity_distance
+    from tma.arrange.duplicates import leaks as leaks
     from tma.arrange.duplicates import near_duplicates as near_duplicates
     from tma.arrange.orders import arrange as arrange
     from tma.arrange.receipt import Arranged as Arranged
@@ -21,14 +22,19 @@ if TYPE_CHECKING:
     from tma.data.describe import describe as describe
     from tma.data.load import load as load
     from tma.data.save import save as save
+    from tma.doctor import doctor as doctor
     from tma.embed import embed as embed
     from tma.errors import DataError as DataError
     from tma.errors import TmaError as TmaError
+    from tma.export.consumed import verify as verify
+    from tma.export.guard import OrderGuard as OrderGuard
+    from tma.export.handover import export as export
     from tma.runs.config import RunConfig as RunConfig
     from tma.runs.config import load_both as load_both
     from tma.runs.execute import run as run
     from tma.runs.parallel import run_all as run_all
     from tma.runs.store import Run as Run
+    from tma.study.audit_page import save_audit as save_audit
     from tma.study.compare import Comparison as Comparison
     from tma.study.compare import compare as compare
     from tma.study.figures import data_figure as data_figure
@@ -45,16 +51,21 @@ _PUBLIC = {
     "tma.arrange.orders": ["arrange"],
     "tma.arrange.rounds": ["test_centric_rounds"],
     "tma.arrange.distances": ["prefix_distances", "weighted_similarity_distance"],
-    "tma.arrange.duplicates": ["near_duplicates"],
+    "tma.arrange.duplicates": ["leaks", "near_duplicates"],
     "tma.arrange.audit": ["Audit", "audit"],
     "tma.arrange.receipt": ["Arranged", "Receipt", "arrange_dataset", "read_receipt"],
     "tma.runs.config": ["RunConfig", "load_both"],
     "tma.runs.execute": ["run"],
     "tma.runs.parallel": ["run_all"],
     "tma.runs.store": ["Run"],
+    "tma.export.handover": ["export"],
+    "tma.export.guard": ["OrderGuard"],
+    "tma.export.consumed": ["verify"],
+    "tma.study.audit_page": ["save_audit"],
     "tma.study.compare": ["Comparison", "compare"],
     "tma.study.figures": ["data_figure"],
     "tma.study.settings": ["StudyConfig"],
+    "tma.doctor": ["doctor"],
     "tma.errors": ["DataError", "TmaError"],
 }
 """Module → public names in it."""
@@ -66,8 +77,8 @@ _ROOMS = ("data", "train", "runs", "study")
 class _Package(ModuleType):
     """Imports a public name when it is first used, so that `import tma` loads nothing heavy.
 
-    `arrange` and `embed` are functions that share their names with a room and a module; importing
-    those must not put them in the functions' place.
+    `arrange`, `embed` and `export` are functions that share their names with rooms and a module;
+    importing those must not put them in the functions' place.
     """
 
     def __getattr__(self, name: str) -> Any:

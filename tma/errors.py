@@ -50,6 +50,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def counted(count: int, one: str, more: str = "") -> str:
+    """Return "1 run" or "2 runs"; `more` is a plural that does not end so."""
+    return f"{count} {one}" if count == 1 else f"{count} {more or one + 's'}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, or the name of its class."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -77,9 +82,8 @@ def check_count(name: str, value: object, least: int) -> None:
 def check_length(name: str, given: Sized | None, rows: str, expected: int) -> None:
     """Refuse a sequence that does not have one entry per row; None passes."""
     if given is not None and len(given) != expected:
-        raise ParameterError(
-            f"{name} has {len(given)} entries; expected {expected}, one per row of {rows}."
-        )
+        found = counted(len(given), "entry", "entries")
+        raise ParameterError(f"{name} has {found}; expected {expected}, one per row of {rows}.")
 
 
 def check_texts(texts: Sequence[Sequence[str]] | None, train: int, test: int) -> None:

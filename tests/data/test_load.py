@@ -14,8 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 import tma
-from tma.config import check_dataset
 from tma.data import load as data
+from tma.data.registry import check_dataset
 from tma.errors import DataError, ParameterError, StateError
 from tma.runs.config import RunConfig
 
@@ -142,6 +142,7 @@ def test_the_second_call_reads_the_store_and_warns_again(
         "notes": {},
         "dropped": ["a.jsonl, line 6: no response"],
         "name": name,
+        "commit": None,
         "own_split": False,
     }
     with pytest.raises(DataError, match=r"a\.jsonl, line 6: the response is empty; empty='drop'"):
@@ -407,8 +408,8 @@ def test_twins_take_places_in_the_pool_that_the_seed_draws(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"twins": 0.0}, r"twins=0\.0 cannot be used: it should be greater than 0"),
-        ({"twins": 1.5}, r"twins=1\.5 cannot be used: it should be less than or equal to 1"),
+        ({"twins": 0.0}, r"twins=0\.0 cannot be used; expected a number above 0"),
+        ({"twins": 1.5}, r"twins=1\.5 cannot be used; expected a number of at most 1"),
         ({"twins": True}, "twins=True cannot be used"),
         ({"pool": None}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),
         ({"dataset": "p3"}, r"twins=0\.5 .* dataset=suite or pocket and a pool of rows with it"),

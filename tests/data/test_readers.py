@@ -183,7 +183,7 @@ MALFORMED: list[tuple[str, str | bytes, str]] = [
     ("a.jsonl.gz", GOOD, "a.jsonl.gz could not be read: "),
     ("a.jsonl.gz", gzip.compress(GOOD.encode() * 9, mtime=0)[:-9], "could not be read: Truncated"),
     ("a.jsonl.zst", packed(GOOD.encode() * 9)[:-4], "Truncated compressed stream"),
-    ("a.tsv", GOOD, "expected a .jsonl, .json, .csv, .parquet or .txt file"),
+    ("a.docx", GOOD, "expected a .jsonl, .json, .csv, .parquet or .txt file"),
     (
         "a.jsonl",
         '{"question": "q", "answer": "a"}',

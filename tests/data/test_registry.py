@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 
 import tma
 from tma.data import load as data
-from tma.data import p3, registry
+from tma.data import p3
 from tma.errors import DataError
 
 P3 = Path(tma.__file__).parents[1].parent / "shared" / "data" / "p3" / "p3_t0_train_subset.parquet"
@@ -406,59 +405,26 @@ def test_a_folder_of_train_and_test_files_is_a_dataset(
         tma.load(tmp_path / "copy", split="test")
 
 
-# The hub
+# Names
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "no-robots", "p3", "niv2"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "no-robots", "p3", f"p3@{'0' * 40}", "niv2@v1"])
 def test_without_a_connection_one_message_says_what_is_needed(
-    monkeypatch: pytest.MonkeyPatch, name: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hf"))
+    # A folder of that name does not stand for a known dataset.
+    write(tmp_path / "p3" / "train.jsonl", [{"prompt": "p", "response": "r"}])
+    monkeypatch.chdir(tmp_path)
     words = r"the hub cannot be reached \(HF_HUB_OFFLINE is set\)\. Connect once, or give"
     with pytest.raises(DataError, match=words):
         tma.load(name, split="train")
 
 
-NOT_FOUND = datasets.exceptions.DatasetNotFoundError
-PAGE = r"https://huggingface.co/datasets/a/b"
-
-
 @pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (
-            NOT_FOUND("Dataset 'a/b' is a gated dataset on the Hub."),
-            rf"accept its terms at {PAGE} and log in with `hf auth login` or set HF_TOKEN, or give",
-        ),
-        (NOT_FOUND("'a/b' doesn't exist on the Hub"), "on the hub, or is private. Check the id"),
-        (ValueError("Config name is missing.\nPick x"), r"Pick x\. Give one as owner/name:config"),
-        (ValueError("row 4013 is damaged"), r"could not be read: row 4013 is damaged\."),
-    ],
+    "name", ["nivv2", "a/b/c", "a/b@../c", "hf://datasets/a/b", "pocket:x", "p3@", "x\0y"]
 )
-def test_a_refusal_of_the_hub_says_what_is_needed(error: Exception, words: str) -> None:
-    found = str(registry.hub_error("a/b", error))
-    assert re.search(words, found) and "\n" not in found
-
-
-def test_a_dataset_that_once_was_a_script_is_read_from_its_parquet_branch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
-
-    def load_dataset(name: str, configuration: str | None, **given: Any) -> dict[str, str]:
-        asked.append(given)
-        if not given:
-            raise RuntimeError("Dataset scripts are no longer supported, but found P3.py")
-        return {"train": name}
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    for _ in range(2):  # the hub is asked once
-        assert registry.hub_splits("bigscience/P3", "xsum_tldr") == {"train": "bigscience/P3"}
-    assert asked == [{}, {"revision": "refs/convert/parquet"}]
-
-
-@pytest.mark.parametrize("name", ["nivv2", "a/b/c", "hf://datasets/a/b", "pocket:x", "x\0y"])
 def test_a_name_that_is_nothing_is_named_with_the_choices(name: str) -> None:
     with pytest.raises(DataError, match=r"is a folder|expected one of: niv2, p3, .*owner/name"):
         tma.load(name, split="train")

@@ -25,8 +25,8 @@ from tma.runs.config import RunConfig
 
 
 @pytest.fixture
-def config(twelve_steps: RunConfig) -> RunConfig:
-    return replace(twelve_steps, limit=6, eval_every=2)
+def config(config: RunConfig) -> RunConfig:
+    return replace(config, limit=6, eval_every=2)
 
 
 @pytest.fixture(autouse=True)
@@ -50,11 +50,8 @@ def test_runs_of_two_processes_are_those_of_one(
         "nearest": [replace(config, order="nearest")],
     }
     made = tma.run_all(configs, processes=2)
-    assert {name: [run.config.seed for run in of] for name, of in made.items()} == {
-        "random": [0, 1],
-        "again": [1],
-        "nearest": [0],
-    }
+    seeds = {name: [run.config.seed for run in of] for name, of in made.items()}
+    assert seeds == {"random": [0, 1], "again": [1], "nearest": [0]}
     assert made["again"][0].folder == made["random"][1].folder
     shown = capfd.readouterr().err
     assert "3/3" in shown and "step/s" not in shown
@@ -67,19 +64,22 @@ def test_runs_of_two_processes_are_those_of_one(
 
 
 @pytest.mark.parametrize(
-    ("jobs", "threads", "expected"),
-    [
-        (2, 1, [[3], [5]]),
-        (2, 2, [[3, 5], [6, 7]]),
-        (1, 4, [[3, 5, 6, 7]]),
-        (5, 1, [[3], [5], [6], [7], [3]]),
-    ],
+    ("threads", "expected"), [(1, [{3}, {5}, {6}]), (2, [{3, 5}, {6, 7}, {3, 5}])]
 )
-def test_each_run_has_cores_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, jobs: int, threads: int, expected: list[list[int]]
+def test_each_run_has_cores_of_its_own_while_there_are_enough(
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    expected: list[set[int]],
 ) -> None:
+    def note(config: RunConfig, cores: list[int], _parent: int) -> None:
+        (tmp_path / str(config.seed)).write_text(json.dumps(cores))
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {7, 3, 5, 6})
-    assert parallel._shares(jobs, threads) == expected
+    monkeypatch.setattr(parallel, "_make", note)
+    list(parallel.make_runs([replace(config, seed=seed) for seed in range(3)], 3, threads))
+    assert [{*json.loads((tmp_path / str(seed)).read_text())} for seed in range(3)] == expected
 
 
 def test_runs_with_named_columns_are_made_once_each(config: RunConfig, tmp_path: Path) -> None:

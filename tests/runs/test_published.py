@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,8 @@ import pandas as pd
 import pytest
 
 import tma
-from tests.conftest import tiny_run
 from tma import cli
-from tma.errors import DataError, ParameterError
+from tma.errors import DataError
 from tma.runs import published
 from tma.runs import store as runs
 from tma.runs.config import RunConfig
@@ -19,18 +19,8 @@ from tma.runs.execute import RunExecutor
 
 
 @pytest.fixture
-def config(cache: Path, tiny_model: Path, dataset_file: Path) -> RunConfig:
-    assert cache.is_dir()
-    return tiny_run(
-        tiny_model,
-        dataset_file,
-        order="random",
-        steps=2,
-        batch_size=4,
-        seed=41,
-        generate_at=(0,),
-        max_new_tokens=3,
-    )
+def config(config: RunConfig) -> RunConfig:
+    return replace(config, limit=8, batch_size=4, seed=41, generate_at=(0,), max_new_tokens=3)
 
 
 def test_a_run_travels_to_another_cache_and_gives_the_same_tables(
@@ -40,11 +30,7 @@ def test_a_run_travels_to_another_cache_and_gives_the_same_tables(
     losses, order, training = first.losses, first.order, first.training
     assert published.export([first.key[:8]], tmp_path / "runs") == [first.key]
     assert published.export([first.key], tmp_path / "runs") == []  # it is there
-
     monkeypatch.setenv("TMA_CACHE", str(tmp_path / "other"))
-    for shared in ("assets", "models"):
-        (tmp_path / "other").mkdir(exist_ok=True)
-        (tmp_path / "other" / shared).symlink_to(first.folder.parents[1] / shared)
     data = shutil.copy(config.dataset, tmp_path / "elsewhere.jsonl")
     model = shutil.copytree(config.model, tmp_path / "model")
     assert published.import_runs(tmp_path / "runs") == ([first.key], [])
@@ -113,26 +99,21 @@ def test_a_folder_with_a_changed_file_is_refused_whole(
     assert not list((tmp_path / "other").glob("runs/*/manifest.json"))
 
 
-@pytest.mark.usefixtures("cache")
-def test_what_cannot_be_exported_or_imported_is_one_message(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="key='nosuch' is the beginning of 0 finished runs'"):
-        published.export(["nosuch"], tmp_path / "runs")
-    with pytest.raises(DataError, match="holds no run; expected a folder that `tma runs export`"):
-        published.import_runs(tmp_path)
-
-
 def test_runs_are_exported_and_imported_by_commands(
     config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     key = tma.run(config).key
     folder = str(tmp_path / "runs")
     assert cli.main(["runs", "import", str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("DataError: ")
+    message = "holds no run; expected a folder that `tma runs export` wrote."
+    assert capsys.readouterr().err == f"DataError: {tmp_path} {message}\n"
+    assert cli.main(["runs", "export", "nosuch", folder]) == 2
+    assert "key='nosuch' is the beginning of 0 finished runs' names" in capsys.readouterr().err
     assert cli.main(["runs", "export", key, folder]) == 0
-    assert capsys.readouterr().out.startswith("1 runs written")
+    assert re.match(r"1 runs? written", capsys.readouterr().out)
     assert (tmp_path / "runs" / key / "distances.parquet").is_file()
     assert cli.main(["runs", "import", folder]) == 0
-    assert capsys.readouterr().out == "0 runs taken, 1 were there\n"
+    assert re.match(r"0 runs taken, 1 (was|were) ", capsys.readouterr().out)
 
 
 def test_a_hub_id_is_no_path() -> None:

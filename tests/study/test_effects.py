@@ -10,22 +10,15 @@ import pytest
 from tests.stored_runs import FAR, NEAR, Losses, moved, stored
 from tma.errors import DataError, ParameterError
 from tma.runs.store import Run
-from tma.study.effects import (
-    Spread,
-    combined,
-    contrasts,
-    course,
-    effect,
-    format_table,
-    outweighs,
-    table,
-)
+from tma.study import effects
+from tma.study.effects import Spread, combined, contrasts, course, effect, outweighs
 
+Finals = dict[tuple[str | None, str], float]
 STILL = Spread(0.0, 5)
 """Seeds that do not differ."""
 
 
-def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], seed: int) -> Run:
+def run(folder: Path, order: str, finals: Finals, seed: int) -> Run:
     folder.mkdir(exist_ok=True)
     losses: Losses = {key: [2.0, 2.0, last] for key, last in finals.items()}
     made = stored(folder / f"{order}-{seed}", order, losses, seed)
@@ -34,6 +27,12 @@ def run(folder: Path, order: str, finals: dict[tuple[str | None, str], float], s
     table.loc[table["id"] == "q", ["tokens", "loss_sum"]] *= 2
     table.to_parquet(path)
     return made
+
+
+def sides(folder: Path, finals: Finals) -> tuple[list[Run], list[Run]]:
+    """A run with these final losses, and one that ends at zero."""
+    zero = dict.fromkeys(finals, 0.0)
+    return [run(folder, "tma_nft", finals, 0)], [run(folder, "tma_rt", zero, 0)]
 
 
 def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: Path) -> None:
@@ -69,21 +68,19 @@ def test_an_effect_is_the_mean_over_all_instances_with_its_intervals(tmp_path: P
 
 
 def test_without_repeated_folds_the_spread_of_seeds_is_given_or_unknown(tmp_path: Path) -> None:
-    fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -2.0}
-    one = [run(tmp_path, "tma_nft", fold, 0)]
-    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    fold: Finals = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -2.0}
+    one, other = sides(tmp_path, fold)
     unknown = effect(one, other, "final")
     assert (unknown.tasks.low, unknown.tasks.high) == (-math.inf, math.inf)
     assert unknown.own_spread is None
-    given = effect(one, other, "final", spread=STILL)
-    # 4 · 2 / 16 = 0.5 on two degrees of freedom.
-    assert given.tasks.high - given.estimate == pytest.approx(4.30265 * math.sqrt(0.5), rel=1e-4)
+    # With seeds that do not differ: 4 · 2 / 16 = 0.5 on two degrees of freedom.
+    given = effect(one, other, "final", spread=STILL).tasks
+    assert given.high - given.estimate == pytest.approx(4.30265 * math.sqrt(0.5), rel=1e-4)
 
 
 def test_the_mean_along_the_way_is_the_area_under_the_curve(tmp_path: Path) -> None:
-    fold = {("a1", "p"): 1.0, ("a1", "q"): 1.0}
-    one = [run(tmp_path, "tma_nft", fold, 0)]
-    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    fold: Finals = {("a1", "p"): 1.0, ("a1", "q"): 1.0}
+    one, other = sides(tmp_path, fold)
     # The curves part after step 2 of 4: a triangle of width 2 and height 1 over 4 steps.
     assert effect(one, other, "area").estimate == pytest.approx(0.25)
     assert effect(one, other, "final").estimate == pytest.approx(1.0)
@@ -146,21 +143,15 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
     }
     pairs = {"NFT − RT": ("tma_nft", "tma_rt"), "FFT − RT": ("tma_fft", "tma_rt")}
     found = contrasts(runs, pairs, {"final": STILL})
-    assert {m: list(gaps) for m, gaps in found.items()} == {
-        "final": ["NFT − RT"],
-        "area": ["NFT − RT"],
-    }
+    names = ["NFT − RT"]
+    assert {m: list(gaps) for m, gaps in found.items()} == {"final": names, "area": names}
     assert found["final"]["NFT − RT"].tasks.high == -0.5
     assert found["area"]["NFT − RT"].tasks.high == math.inf
-    row = table(found["final"]).loc["NFT − RT"]
+    row = effects.table(found["final"]).loc["NFT − RT"]
     assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
-    assert format_table(found["final"]).loc["NFT − RT"].tolist() == [
-        "-0.500 (-0.500 to -0.500)",
-        "-0.500 to -0.500",
-        "-0.500 to -0.500",
-        "-0.500; -0.500",
-        "100%",
-    ]
+    # No source dataset is known: nothing is said of others.
+    shown = ["-0.500 (-0.500 to -0.500)", "–", "–", "-0.500; -0.500", "100%"]
+    assert effects.format_table(found["final"]).loc["NFT − RT"].tolist() == shown
 
 
 def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -182,9 +173,8 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: Path) -> None:
-    fold = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -8.0}
-    one = [run(tmp_path, "tma_nft", fold, 0)]
-    other = [run(tmp_path, "tma_rt", dict.fromkeys(fold, 0.0), 0)]
+    fold: Finals = {("a1", "p"): -1.0, ("a1", "q"): -3.0, ("b1", "r"): 0.0, ("b1", "s"): -8.0}
+    one, other = sides(tmp_path, fold)
     found = effect(one, other, "final", Spread(2.0, 5)).tasks
     # Variances 2 and 32 within the tasks: 2 · 2 / 16 + 2 · 32 / 16 = 0.25 + 4 over instances, and 4
     # of the seed. Degrees of freedom: 8.25² / (0.25² + 4² + 4² / 5) = 3.5331.
@@ -194,16 +184,13 @@ def test_a_spread_of_seeds_is_taken_over_with_its_degrees_of_freedom(tmp_path: P
 
 
 def test_sizes_are_compared_on_the_seeds_that_all_sides_have(tmp_path: Path) -> None:
-    def order(name: str, values: list[float]) -> list[Run]:
-        fold = {("a1", "p"): 0.0, ("b1", "q"): 0.0}
-        return [
-            run(tmp_path, name, dict.fromkeys(fold, value), seed)
-            for seed, value in enumerate(values)
-        ]
+    def order(name: str, *values: float) -> list[Run]:
+        folds = [{("a1", "p"): value, ("b1", "q"): value} for value in values]
+        return [run(tmp_path, name, fold, seed) for seed, fold in enumerate(folds)]
 
     # On seeds 0 and 1 the second effect is -0.2, on all three seeds together +0.2.
-    base, one = order("tma_rt", [0, 0, 0]), order("tma_max_rt", [0.3, 0.3])
-    two = order("random", [-0.2, -0.2, 1])
+    base, one = order("tma_rt", 0, 0, 0), order("tma_max_rt", 0.3, 0.3)
+    two = order("random", -0.2, -0.2, 1)
     found = outweighs([(1, one), (-1, base[:2])], [(1, two), (-1, base)], "final")
     assert found.estimate == pytest.approx(0.1)
 

@@ -68,10 +68,7 @@ def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> N
 def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
     tmp_path: Path, runs: dict[str, list[Run]]
 ) -> None:
-    random = [
-        stored(tmp_path / "one", "tma_rt", NEAR),
-        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
-    ]
+    random = [stored(tmp_path / f"{s}", "tma_rt", (NEAR, FAR)[s], s) for s in (0, 1)]
     gaps = {"tma_nft": course(runs["tma_nft"], random)}
     both = {**runs, "tma_rt": random}
     right = figures.comparison_figure(both, gaps, "tma_rt").axes[1]
@@ -85,22 +82,12 @@ def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
 
 
 def test_metrics_have_a_panel_each_with_its_unit() -> None:
-    table = pd.DataFrame(
-        [
-            (metric, seed, step, step + seed)
-            for metric in ("loss", "rouge1", "rougeL", "exact_match")
-            for seed in (0, 1)
-            for step in (0, 2)
-        ],
-        columns=["metric", "seed", "step", "value"],
-    )
+    levels = [("loss", "rouge1", "rougeL", "exact_match"), (0, 1), (0, 2)]
+    index = pd.MultiIndex.from_product(levels, names=["metric", "seed", "step"])
+    table = index.to_frame(index=False).assign(value=lambda rows: rows["step"] + rows["seed"])
     axes = figures.metrics_figure(table).axes
-    assert [panel.get_ylabel() for panel in axes] == [
-        "loss (nats a token)",
-        "ROUGE-1 (F-measure)",
-        "ROUGE-L (F-measure)",
-        "exact match (share)",
-    ]
+    names = ["loss (nats a token)", "ROUGE-1 (F-measure)", "ROUGE-L (F-measure)"]
+    assert [panel.get_ylabel() for panel in axes] == [*names, "exact match (share)"]
     assert list(axes[0].get_lines()[-1].get_ydata()) == [0.5, 2.5]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,26 +22,18 @@ def data(figure: Shown) -> str:
 
 def losses(orders: int = 2, tasks: int = 3, steps: int = 4) -> pd.DataFrame:
     names = ["tma_nft", "tma_rt", "tma_fft"][:orders]
-    rows = [
-        (order, seed, step, f"task {task}", 3.0 - step / 10 + task)
-        for order in names
-        for seed in (0, 1)
-        for step in range(steps)
-        for task in range(tasks)
-    ]
-    return pd.DataFrame(rows, columns=["order", "seed", "step", "task", "loss"])
+    levels: dict[str, Any] = {"order": names, "seed": [0, 1]}
+    levels |= {"step": range(steps), "task": range(tasks)}
+    rows = pd.MultiIndex.from_product([*levels.values()], names=[*levels]).to_frame(index=False)
+    rows["loss"] = 3.0 - rows["step"] / 10 + rows["task"]
+    return rows.assign(task=lambda own: "task " + own["task"].astype(str))
 
 
 def test_the_loss_of_a_task_is_the_mean_over_its_instances_and_seeds() -> None:
-    columns = ["order", "seed", "step", "task", "loss"]
-    rows = [
-        ("tma_rt", 0, 0, "b", 4.0),
-        ("tma_rt", 0, 0, "b", 2.0),
-        ("tma_rt", 1, 0, "b", 1.5),
-        ("tma_rt", 0, 8, None, 1.00006),
-        ("tma_nft", 0, 8, "b", 1.25),
-    ]
-    assert data(interactive.loss_by_task(pd.DataFrame(rows, columns=columns))) == (
+    columns: dict[str, list[Any]] = {"order": ["tma_rt"] * 4 + ["tma_nft"], "seed": [0, 0, 1, 0, 0]}
+    columns |= {"step": [0, 0, 0, 8, 8], "task": ["b", "b", "b", None, "b"]}
+    table = pd.DataFrame(columns).assign(loss=[4.0, 2.0, 1.5, 1.00006, 1.25])
+    assert data(interactive.loss_by_task(table)) == (
         "order,task,step,loss\n"
         '"RT, random",b,0,2.5\n'
         '"RT, random",without task,8,1.0001\n'
@@ -129,8 +122,8 @@ def test_a_map_of_many_instances_is_thinned() -> None:
     X, Y = (rng.normal(size=(n, 8)).astype(np.float32) for n in (2000, 400))
     X, Y = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (X, Y))
     rounds = list(np.arange(1000).reshape(10, 100))
-    figure = interactive.embedding_map(X, Y, rounds, [None] * 2000, [None] * 400)
-    table = pd.read_csv(io.StringIO(data(figure)))
+    text = data(interactive.embedding_map(X, Y, rounds, [None] * 2000, [None] * 400))
+    table = pd.read_csv(io.StringIO(text))
     assert table["kind"].value_counts().to_dict() == {"training": 1000, "test": 200}
     assert set(table["round"]) == set(range(11))
 

@@ -53,9 +53,8 @@ def publish(config: tma.RunConfig, folder: Path) -> None:
     pd.DataFrame(found, columns=columns).to_parquet(place / "distances.parquet")
     if config.generate_at:
         answered = table[table["step"].isin(config.generate_at)]
-        scores = {
-            n: random.uniform(size=len(answered)) for n in ("rouge1", "rougeL", "exact_match")
-        }
+        names = ("rouge1", "rougeL", "exact_match")
+        scores = {name: random.uniform(size=len(answered)) for name in names}
         answered.assign(**scores).to_parquet(place / "answers.parquet")
     manifest: dict[str, Any] = {
         "key": named.key, "config": runs.portable(named.config.to_json()),
@@ -90,13 +89,7 @@ def executed(name: str, folder: Path, tmp_path: Path) -> Path:
     out = tmp_path / f"{name}.ipynb"
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     environment = os.environ | {"TMA_PUBLISHED": str(folder), "PYTHONPATH": paths}
-    command = [
-        sys.executable,
-        "-m",
-        "papermill",
-        str(ROOT / "notebooks" / f"{name}.ipynb"),
-        str(out),
-    ]
+    command = [sys.executable, "-m", "papermill", f"{ROOT}/notebooks/{name}.ipynb", str(out)]
     command += ["-p", "scale", "study", "-p", "output_dir", str(tmp_path / name)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -112,13 +105,9 @@ def test_a_chapter_of_published_runs_trains_and_embeds_nothing(
 ) -> None:
     out = executed(name, folder, tmp_path)
     found = claims.read(tmp_path / name / "claims.json")
-    assert {verdict.claim for verdict in found} == {
-        c for c, n in claims.NOTEBOOKS.items() if n == name
-    }
-    assert not {verdict.verdict for verdict in found} & {
-        "not decided yet",
-        "not tested at this scale",
-    }
+    assert {v.claim for v in found} == {c for c, n in claims.NOTEBOOKS.items() if n == name}
+    undecided = {"not decided yet", "not tested at this scale"}
+    assert not {verdict.verdict for verdict in found} & undecided
     assert nbformat.read(out, as_version=4).cells
 
 

@@ -66,15 +66,8 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
 def test_a_reader_sees_what_is_trained(tmp_path: Path) -> None:
     runs = [stored(tmp_path / f"s{s}", "tma_nft", NEAR, s, instances=60 + s) for s in (0, 1)]
     [row] = report.runs_table({"tma_nft, shuffled": runs}).reset_index().to_dict("records")
-    assert row == {
-        "index": "tma_nft, shuffled",
-        "order": "tma_nft",
-        "runs": 2,
-        "seeds": "0, 1",
-        "instances": "60 to 61",
-        "steps": "4",
-        "published": 0,
-    }
+    of_runs = {"order": "tma_nft", "runs": 2, "seeds": "0, 1", "published": 0}
+    assert row == {"index": "tma_nft, shuffled", "instances": "60 to 61", "steps": "4", **of_runs}
 
 
 def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
@@ -95,10 +88,7 @@ def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
 
 def test_an_interval_is_glued_with_its_ends_and_a_verdict_by_its_word() -> None:
     verdict = claims.untested("C7", "no data")
-    assert report._plain({"gap": GAP, "c7": verdict, "steps": 8}) == {
-        "gap": -0.2,
-        "gap_low": -0.3,
-        "gap_high": -0.1,
-        "c7": "not tested at this scale",
-        "steps": 8,
-    }
+    interval = {"gap": -0.2, "gap_low": -0.3, "gap_high": -0.1}
+    word = "not tested at this scale"
+    plain = report._plain({"gap": GAP, "c7": verdict, "steps": 8})
+    assert plain == {**interval, "c7": word, "steps": 8}

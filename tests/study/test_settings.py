@@ -48,18 +48,20 @@ def test_a_test_set_of_ones_own_is_the_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, a hub id"),
+        ({"model": "nosuch"}, "model='nosuch' .* llama, gemma, qwen, .* a hub id"),
         ({"model": 7}, "model=7 "),
         ({"model": ""}, "model='' "),
         ({"dataset": 0}, "dataset=0 "),
         ({"output_dir": None}, "output_dir=None "),
+        ({"output_dir": ""}, "output_dir='' .* can be written"),
+        ({"output_dir": "a\0b"}, "output_dir='a.x00b' .* can be written"),
         ({"scale": "huge"}, "scale='huge' .* pocket, study, paper"),
         ({"scale": "Pocket"}, "did you mean pocket"),
         ({"dataset": "missing.jsonl"}, "dataset='missing.jsonl' .* pocket, a hub id .* file"),
         ({"steps": -3}, "steps=-3 .* at least 1"),
         ({"steps": 2.5}, "steps=2.5 "),
         ({"steps": 1, "least_steps": 2}, "steps=1 .* at least 2"),
-        ({"seeds": 0}, "seeds=0 .* greater than or equal to 1"),
+        ({"seeds": 0}, "seeds=0 .* a number of at least 1"),
         ({"seeds": True}, "seeds=True "),
         ({"reward_model": 7, "early": True}, "reward_model=7 "),
     ],
@@ -169,7 +171,7 @@ def ring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     angles |= {"test 0 r": 0, "test 1 r": 10}
     module = importlib.import_module("tma.embed")  # `tma.embed` is the function
     monkeypatch.setattr(
-        module, "embed", lambda part: circle([angles[text] for text in texts(part)])
+        module, "embed", lambda part, *_, **__: circle([angles[text] for text in texts(part)])
     )
     train, test = str(tmp_path / "train.jsonl"), str(tmp_path / "test.jsonl")
     return parameters(dataset=train, test_dataset=test)

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from tests.stored_runs import FAR, NEAR, moved, stored
@@ -22,10 +23,7 @@ def runs(tmp_path: Path) -> dict[str, list[Run]]:
 
 
 def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
-    both = [
-        stored(tmp_path / "one", "tma_rt", NEAR),
-        stored(tmp_path / "two", "tma_rt", FAR, seed=1),
-    ]
+    both = [stored(tmp_path / f"{s}", "tma_rt", losses, s) for s, losses in enumerate((NEAR, FAR))]
     found = statistics.mean_curves(both)
     assert found.to_numpy().tolist() == [[0, 4, 4, 4], [2, 3, 2.5, 3.5], [4, 1.75, 1.5, 2]]
     assert list(found) == ["step", "mean", "low", "high"]
@@ -34,14 +32,13 @@ def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
     assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
 
 
-def test_areas_are_compared_on_the_steps_that_all_evaluated(
-    tmp_path: Path, runs: dict[str, list[Run]]
-) -> None:
-    ends = {key: [value[0], value[-1]] for key, value in NEAR.items()}
-    coarse = stored(tmp_path / "ends", "tma_min", ends, steps=(0, 4))
-    table = statistics.summary({"tma_nft": runs["tma_nft"], "tma_min": [coarse]})
-    # (4 + 1.5)/2 for both, though the first was evaluated in between too.
-    assert table["area"].tolist() == [2.75, 2.75]
+def test_tasks_are_no_source_datasets(tmp_path: Path) -> None:
+    run = stored(tmp_path / "run", "random", NEAR)
+    assert statistics.instances([run])["source"].unique().tolist() == ["unknown"]
+    assert statistics.clusters_of([run]).tolist() == ["a", "a", "b", "b"]
+    table = run.losses.assign(source=lambda rows: rows["task"].map({"a": "s"}))
+    table.to_parquet(run.folder / "losses.parquet")
+    assert statistics.instances([Run(run.folder)])["source"].tolist() == ["s", "s", "b", "b"]
 
 
 def longer(folder: Path, seed: int = 0, by: float = 0.0) -> Run:
@@ -57,7 +54,8 @@ def test_seeds_of_different_length_are_each_read_at_their_own_end(tmp_path: Path
     # Finals 1.5 and 0.75 + 1.
     assert statistics.seed_range(both) == (-0.125, 0.125)
     row = statistics.summary({"tma_rounds[4:8]": both}).iloc[0]
-    assert (row["instances"], row["steps"], row["area"]) == (72, 5, 3.125)
+    # Areas 2.625 up to step 4 and (5 + 3.5 + 3.5 + 2.5 + 2.5 + 1.75) / 6 up to step 6.
+    assert (row["instances"], row["steps"], row["area"]) == (72, 5, 2.875)
     # From 4 and 5.
     assert (row["first"], row["final"]) == (4.5, 1.625)
     assert row["fall_percent"] == pytest.approx(100 * 2.875 / 4.5)
@@ -76,6 +74,11 @@ def test_the_summary_of_orders_of_different_length(
     assert table["area"].tolist() == [2.625, 3.25, 2.125]
     # Whole numbers are shown as such.
     assert (table["steps"].dtype, table["instances"].dtype) == ("int64", "int64")
+    # Of runs that end together, only the steps that all evaluated count: (4 + 1.5)/2 for both.
+    ends = {key: [value[0], value[-1]] for key, value in NEAR.items()}
+    coarse = stored(tmp_path / "ends", "tma_min", ends, steps=(0, 4))
+    both = statistics.summary({"tma_nft": runs["tma_nft"], "tma_min": [coarse]})
+    assert both["area"].tolist() == [2.75, 2.75]
 
 
 def test_the_loss_of_a_task_is_the_mean_over_its_instances(tmp_path: Path) -> None:
@@ -135,9 +138,7 @@ def test_an_interval_among_several_is_wider() -> None:
     assert (found.within(0.6, 1.5).low, found.within(0.6, 1.5).high) == (0.6, 1.5)
     row = {"estimate": 1, "low": 0.5, "high": 2, "n": 18, "seeds": 3}
     assert table({"a": found}).loc["a"].to_dict() == row
-    nothing = Interval(math.nan, -math.inf, math.inf, 18, 3)
-    assert nothing.among(3).high == math.inf
-    assert nothing.within(0, 1).high == math.inf
+    assert Interval(math.nan, -math.inf, math.inf, 18, 3).within(0, 1).high == math.inf
 
 
 def test_a_value_that_is_missing_is_named(tmp_path: Path) -> None:
@@ -152,12 +153,13 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
     def mean(left: str | None) -> float:
         return float(np.mean([value for name, value in values.items() if name != left]))
 
-    found = jackknife([*values], mean, 3, 1)
+    found = jackknife(pd.Series(values.keys(), name="source"), mean, 3, 1)
     # The standard deviation √7 over √3, times Student's quantile with two degrees of freedom.
     half = 4.30265 * math.sqrt(7 / 3)
     assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-5)
-    alone = jackknife(["a"], mean, 1, 1)
-    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    assert found.over == "source"
+    alone = jackknife(pd.Series(["a"], name="task"), mean, 1, 1)
+    assert (alone.low, alone.high, alone.over) == (-math.inf, math.inf, "task")
 
 
 def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -28,11 +27,6 @@ from tma.train.checkpoint import History, States
 from tma.train.encode import Encoded
 
 
-@pytest.fixture
-def config(twelve_steps: RunConfig) -> RunConfig:
-    return twelve_steps
-
-
 def uninterrupted(config: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of a run without any state; the run itself is forgotten."""
     run = tma.run(config, state_minutes=None)
@@ -41,19 +35,14 @@ def uninterrupted(config: RunConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     return tables
 
 
-def states(folder: Path) -> list[Path]:
-    return sorted(folder.glob("state-*"))
-
-
 def interrupted(config: RunConfig, at: int) -> Path:
     """Stop a run after its step `at`; return its folder."""
     stopped(config, at)
-    every = Path(os.environ["TMA_CACHE"]).glob("runs/*/state-*")
-    return max(every, key=lambda state: state.stat().st_mtime_ns).parent
+    return runs.resolve(config).folder
 
 
 def entry(config: RunConfig) -> runs.Entry:
-    (found,) = [e for e in runs.runs() if e.config.get("seed") == config.seed]
+    (found,) = [e for e in runs.runs() if e.key == runs.resolve(config).key]
     return found
 
 
@@ -85,8 +74,7 @@ def finish_equals(
     run = tma.run(config, state_minutes=state_minutes)
     pd.testing.assert_frame_equal(run.losses, tables[0], check_exact=True)
     pd.testing.assert_frame_equal(run.training, tables[1], check_exact=True)
-    assert [p for p in states(run.folder) if p.is_dir()] == []
-    assert not list(run.folder.glob(".new-*"))
+    assert not [p for p in run.folder.iterdir() if p.is_dir()]  # neither state nor draft
     return run
 
 
@@ -95,7 +83,7 @@ def test_an_interrupted_run_goes_on_where_it_was(config: RunConfig, steps: list[
     config = replace(config, epochs=2, limit=17, seed=101)
     tables = uninterrupted(config)
     folder = interrupted(config, at=7)
-    assert [p.name for p in states(folder)] == ["state-00000006", "state-00000007"]
+    assert sorted(p.name for p in folder.glob("state-*")) == ["state-00000006", "state-00000007"]
     assert (entry(config).status, entry(config).step) == ("interrupted", 7)
     at_four = tables[0][tables[0]["step"] == 4]
     assert entry(config).loss == pytest.approx(at_four["loss"].mean())
@@ -117,7 +105,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
 ) -> None:
     config = replace(config, seed=110 + len(damage))
     tables = uninterrupted(config)
-    newest = states(interrupted(config, at=5))[-1]
+    newest = interrupted(config, at=5) / "state-00000005"
     file = newest / ("sums.json" if "sums" in damage else "optimizer.safetensors")
     raw = bytearray(file.read_bytes())
     raw[-1] ^= 1
@@ -135,7 +123,7 @@ def test_a_damaged_state_is_passed_over_with_a_warning(
 def test_a_state_of_another_order_fails_the_run(config: RunConfig) -> None:
     config = replace(config, seed=15)
     folder = interrupted(config, at=2)
-    rewrite(states(folder)[-1], consumed=["x"] * 6)
+    rewrite(folder / "state-00000002", consumed=["x"] * 6)
     with pytest.raises(OrderError, match="place 0: consumed x, the order says"):
         tma.run(config)
     assert {p.name for p in folder.iterdir()} == {"config.json", "failed.json"}
@@ -261,5 +249,5 @@ def test_a_loss_that_is_not_finite_marks_the_run_failed(config: RunConfig) -> No
         assert (failed.status, failed.step) == ("failed", 1)
         assert failed.loss is not None
         assert (failed.error or "").startswith("step 2: ")
-    folder = Path(os.environ["TMA_CACHE"]) / "runs" / failed.key
+    folder = runs.resolve(config).folder
     assert {p.name for p in folder.iterdir()} == {"config.json", "failed.json"}

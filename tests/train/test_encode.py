@@ -31,7 +31,9 @@ def test_the_prompt_format_is_the_papers(tokenizer: PreTrainedTokenizerBase) -> 
     assert (found.response_start, found.response_tokens) == (10, 3)
 
 
-def test_a_long_prompt_loses_its_middle(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_long_prompt_loses_its_middle_and_keeps_half_of_the_room(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
     prompt = "first words " + "filler " * 500 + "last words"
     [found] = encode(instances((prompt, "yes")), tokenizer, 40)
     text = tokenizer.decode(list(found.tokens))
@@ -39,12 +41,7 @@ def test_a_long_prompt_loses_its_middle(tokenizer: PreTrainedTokenizerBase) -> N
     assert text.startswith("<|im_start|>User: first words filler")
     assert text.endswith("filler last words\nAssistant: yes<|im_end|>")
 
-
-def test_a_long_response_keeps_half_of_the_room_for_the_prompt(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    pair = ("question " * 100, "answer " * 100)
-    [found] = encode(instances(pair), tokenizer, 40)
+    [found] = encode(instances(("question " * 100, "answer " * 100)), tokenizer, 40)
     assert (len(found.tokens), found.response_start, found.response_tokens) == (40, 20, 20)
 
 

@@ -13,15 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import tma
 from tma.train import evaluate, models
 from tma.train.encode import Encoded, encode
-from tma.train.evaluate import (
-    arithmetic,
-    evened,
-    head_in_parts,
-    resolve_precision,
-    response_losses,
-    summed_losses,
-    tied_on_cpu,
-)
+from tma.train.evaluate import arithmetic, head_in_parts, response_losses, summed_losses
 from tma.train.packing import micro_batches
 
 if TYPE_CHECKING:
@@ -68,17 +60,14 @@ def test_losses_equal_those_of_all_logits_of_the_real_model(
 
 def test_a_process_with_fewer_batches_repeats_its_last() -> None:
     with patch.object(evaluate, "gather_object", lambda own: [*own, 3, 2]):
-        assert evened(["a", "b"]) == ["a", "b", "b"]
+        assert evaluate.evened(["a", "b"]) == ["a", "b", "b"]
 
 
-def test_bf16_stays_near_fp32() -> None:
+def test_bf16_stays_near_fp32_and_auto_is_one_of_the_two() -> None:
     exact, fast = (response_losses(llama(), rows(9, 40, 17), 64, p) for p in ("fp32", "bf16"))
     assert 0 < abs(exact - fast).max() < 0.05 * exact.min()
-
-
-def test_auto_precision_is_settled_before_training() -> None:
-    assert resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
-    assert resolve_precision("fp32", torch.device("cpu")) == "fp32"
+    assert evaluate.resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+    assert evaluate.resolve_precision("fp32", torch.device("cpu")) == "fp32"
 
 
 @pytest.mark.parametrize(("precision", "error"), [("fp32", 1e-6), ("bf16", 1e-2)])
@@ -112,9 +101,9 @@ def test_token_losses_and_their_gradient_are_those_of_torch() -> None:
 
 
 def test_only_a_tied_head_is_gone_through_in_parts_and_then_restored() -> None:
-    assert not tied_on_cpu(llama(tied=False))
     model: Any = llama()
-    assert tied_on_cpu(model)
+    assert evaluate.tied_on_cpu(model)
+    assert not evaluate.tied_on_cpu(llama(tied=False))
     with head_in_parts(model):
         assert model.get_input_embeddings().sparse
     assert not model.get_input_embeddings().sparse

@@ -80,19 +80,10 @@ def test_the_grouping_is_the_cheapest_of_all(lengths: list[int], budget: int, pa
     assert cost(found) == min(cost(cuts) for cuts in every)
 
 
-SHAPE = {
-    "vocab_size": 256,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "initializer_range": 0.3,
-}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+WIDTHS = {"vocab_size": 256, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+SHAPE = {**WIDTHS, **HEADS, **SPECIAL, "initializer_range": 0.3}
 
 
 def llama() -> LlamaForCausalLM:
@@ -173,20 +164,15 @@ def test_a_model_that_would_compute_something_else_is_not_packed(model: torch.nn
     assert not packs(model, CPU)
 
 
-def test_the_kernel_of_the_cpu_is_not_for_a_gpu() -> None:
+def test_the_kernel_of_the_cpu_is_not_for_a_gpu_and_is_taken_back() -> None:
     model = llama()
+    with pytest.raises(KeyError), arithmetic(model, "fp32", packed=True):
+        raise KeyError
+    assert model.config._attn_implementation == "sdpa"
     assert packs(model, CPU)
     assert not packs(model, torch.device("cuda"))
     model.config._attn_implementation = "flash_attention_2"  # has borders of its own
     assert packs(model, torch.device("cuda"))
-
-
-def test_the_attention_of_a_model_is_restored() -> None:
-    model = llama()
-    before = model.config._attn_implementation
-    with pytest.raises(KeyError), arithmetic(model, "fp32", packed=True):
-        raise KeyError
-    assert model.config._attn_implementation == before == "sdpa"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -56,8 +56,8 @@ sys.exit(main())
 
 
 @pytest.fixture
-def config(twelve_steps: RunConfig) -> RunConfig:
-    return replace(twelve_steps, learning_rate=1e-3)
+def config(config: RunConfig) -> RunConfig:
+    return replace(config, learning_rate=1e-3)
 
 
 def launch(

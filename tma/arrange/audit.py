@@ -1,184 +1,206 @@
-"""What an order will do, before any GPU is spent on it."""
+"""What an order of a dataset will do, before any GPU is spent on it: figures, and what to mend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tma.arrange.orders import ordered, prepared
-from tma.arrange.rounds import Inputs, Texts
-from tma.arrange.spec import Floats, Method, Numbers
-from tma.embed import Encoder
-from tma.errors import check_length
+from tma.arrange import findings
+from tma.arrange.audit_rows import RowsAudit, of_rows
+from tma.arrange.receipt import Arranged, arrange_dataset
+from tma.arrange.rounds import Inputs
+from tma.arrange.spec import Method
+from tma.embed import Text, embed_pair
+from tma.encoders import AnyEncoder, ReadyRows
+from tma.errors import check_count, wrong
 
-Pair = tuple[NDArray[np.floating], NDArray[np.floating]]
+if TYPE_CHECKING:
+    import pandas as pd
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
-HUBS = 10
-"""Most hubs listed."""
+LISTED = 100
+"""Most first rows, and most badly covered test rows, that are listed."""
 
 
 @dataclass(frozen=True, eq=False)
-class Audit:
-    """Figures of one order; `print(audit)` shows them as a table."""
+class Audit(RowsAudit):
+    """What an order of a dataset will do; `print(audit)` shows it as a table.
 
-    method: Method
-    instances: int
-    """Training rows in the order."""
-    rows: int
-    """Training rows to choose from, n."""
-    left_out: int
-    """Training rows left out as near-duplicates of test rows."""
-    near_sizes: tuple[int, ...]
-    """Size of each nearest round; empty for orders without rounds."""
-    far_sizes: tuple[int, ...]
-    """Size of each farthest round."""
-    coverage: Floats
-    """(m,) cosine similarity of each test row's nearest row in the order; -1 for an empty order."""
-    served: Numbers
-    """(m,) how many rows of the order have this test row as their nearest."""
-    hubs: tuple[tuple[int, int], ...]
-    """(training row, number of test rows whose nearest training row it is), the most frequent
-    first; only rows that are nearest to two or more."""
-    truncated: tuple[float, float] | None
-    """Share of the training and of the test texts that the encoder cuts; None: unknown."""
-    agreement: float | None
-    """Spearman's rank correlation of the training rows' WSD with that under another encoder."""
-    shared: float | None
-    """Share of the order's rows that the other encoder selects too."""
+    In each table `row` numbers the training set or, as `test_row`, the test set; `id`, `place` (in
+    the user's file) and texts stand beside it.
+    """
+
+    encoder: str
+    """Name and version of the embedding model."""
+    embedded: str
+    """What it was given of each instance, in words."""
+    warnings: tuple[str, ...]
+    """What a reader must know, in sentences."""
+    first_rows: pd.DataFrame
+    """The first 100 rows of the order: `round`, `test_row` that is nearest, `similarity`."""
+    leaks: pd.DataFrame
+    """As `tma.leaks` finds them among the rows to choose from."""
+    duplicates: pd.DataFrame
+    """Rows of the order like an earlier one, `of`: equal content, or near, with the `cosine`."""
+    badly_covered: pd.DataFrame
+    """The 100 test rows with the lowest `similarity` of their nearest row in the order."""
+    truncated: pd.DataFrame
+    """Texts of the order and of the test set (`set`) cut by the encoder or at max_tokens (`by`)."""
+    checked: Mapping[str, Mapping[str, int]]
+    """What may cut texts → set → texts that were looked at; an encoder that cannot tell is not in
+    it."""
+    dropped: pd.DataFrame
+    """Rows that were not read: `set`, `place`, `reason`."""
+    groups: Sequence[str | None]
+    """(k,) the task of each row of the order, else its source dataset."""
 
     def table(self) -> list[tuple[str, str]]:
         """Return the figures in words, (name, value)."""
-        covered = " / ".join(f"{q:.3f}" for q in np.quantile(self.coverage, (0, 0.5, 1)))
-        hubs = ", ".join(f"{row} (of {count})" for row, count in self.hubs) or "none"
-        train, test = self.truncated or (None, None)
+        equal = int((self.duplicates["kind"] == "equal").sum())
+        near = f"{len(self.duplicates) - equal:,} near (cosine ≥ {findings.ALIKE})"
+        if len(self.order) > findings.COMPARED:
+            near += f" in the first {findings.COMPARED:,}"
         return [
-            ("order", self.method.name),
-            ("rows", f"{self.instances:,} of {self.rows:,}"),
-            ("near-duplicates left out", f"{self.left_out:,}"),
-            ("nearest rounds", _sizes(self.near_sizes)),
-            ("farthest rounds", _sizes(self.far_sizes)),
-            ("similarity of each test row's nearest row (min/median/max)", covered),
-            ("test rows that no row is nearest to", f"{(self.served == 0).sum():,}"),
-            ("hubs: rows nearest to several test rows", hubs),
-            ("training texts cut by the encoder", _shown(train, ".1%")),
-            ("test texts cut by the encoder", _shown(test, ".1%")),
-            ("rank correlation with the other encoder", _shown(self.agreement, ".3f")),
-            ("rows that the other encoder selects too", _shown(self.shared, ".1%")),
+            *super().table(),
+            ("training rows that leak", f"{len(self.leaks):,} hold a test text"),
+            ("duplicates in the order", f"{equal:,} equal, {near}"),
+            *((f"truncated by {by}", self._cut(by)) for by in ("encoder", "max_tokens")),
+            ("rows not read", f"{len(self.dropped):,}"),
+            ("embedded", f"{self.embedded}"),
+            ("encoder", self.encoder),
         ]
 
+    def _cut(self, by: str) -> str:
+        if by not in self.checked:
+            return "not known" if by == "encoder" else "not asked"
+        found = self.truncated[self.truncated["by"] == by]["set"].value_counts()
+        parts = (f"{found.get(s, 0):,} of {n:,} {s} texts" for s, n in self.checked[by].items())
+        return ", ".join(parts)
+
     def __str__(self) -> str:
-        width = max(len(name) for name, _ in self.table())
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.table())
+        told = (fill(f"! {text}", 80, subsequent_indent="  ") for text in self.warnings)
+        return "\n".join([super().__str__(), *told])
 
-
-def _sizes(sizes: tuple[int, ...]) -> str:
-    if not sizes:
-        return "none"
-    return f"{len(sizes):,} of {min(sizes):,} to {max(sizes):,} rows"
-
-
-def _shown(value: float | None, form: str) -> str:
-    return "unknown" if value is None else f"{value:{form}}"
+    def summary(self) -> dict[str, Any]:
+        """Return the figures as values for JSON."""
+        low, middle, high = np.quantile(self.coverage, (0, 0.5, 1)).tolist()
+        kinds = {kind: int((self.duplicates["kind"] == kind).sum()) for kind in ("equal", "near")}
+        cut = {
+            by: {
+                s: int(((self.truncated["by"] == by) & (self.truncated["set"] == s)).sum())
+                for s in sets
+            }
+            for by, sets in self.checked.items()
+        }
+        return {
+            "order": self.method.name,
+            "rows": len(self.order),
+            "of": self.rows,
+            "left_out": self.left_out,
+            "near_rounds": list(self.near_sizes),
+            "far_rounds": list(self.far_sizes),
+            "coverage": {"min": low, "median": middle, "max": high},
+            "test_rows": len(self.coverage),
+            "test_rows_nearest_to_none": int((self.served == 0).sum()),
+            "hubs": [list(hub) for hub in self.hubs],
+            "leaks": len(self.leaks),
+            "duplicates": kinds,
+            "truncated": cut,
+            "dropped": len(self.dropped),
+            "agreement": self.agreement,
+            "shared": self.shared,
+            "embedded": self.embedded,
+            "encoder": self.encoder,
+            "warnings": list(self.warnings),
+        }
 
 
 def audit(
-    method: Method,
-    X: NDArray[np.floating],
-    Y: NDArray[np.floating],
+    train: Dataset,
+    test: Dataset,
+    method: Method | str | Arranged = "tma_nft",
     *,
-    tasks: Sequence[str | None] | None = None,
-    texts: Texts | None = None,
-    encoder: Encoder | None = None,
-    other: Pair | None = None,
+    encoder: AnyEncoder | None = None,
+    text: Text = "both",
+    other: AnyEncoder | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_tokens: int | None = None,
 ) -> Audit:
-    """Return an order's rounds, coverage and hubs, what the encoder cuts, and what another says.
+    """Return what an order of a training set does for a test set, and what is wrong with both.
 
     Args:
-        method: name and settings of the order.
-        X: (n, d) unit embeddings of the training rows.
-        Y: (m, d) unit embeddings of the test rows.
-        tasks: the task of each training row, for orders that go by tasks.
-        texts: training and test texts, to count those that the encoder cuts.
-        encoder: what made the embeddings; it tells which texts it cuts if it has a `truncated`
-            method.
-        other: embeddings of the same rows by another encoder, to compare the orders.
+        train: training instances, as `tma.load` gives them.
+        test: test instances; prompts will do.
+        method: the order by name, or with settings; what `arrange_dataset` made of these two sets
+            is not made again, and has its own encoder and text.
+        encoder: see `tma.encoders.find_encoder`; None: all-MiniLM-L6-v2.
+        text: what is embedded of an instance, as in `tma.embed`.
+        other: another encoder, to compare the orders.
+        tokenizer: the model's, to find the instances of more than `max_tokens`.
+        max_tokens: most tokens of prompt and response together that a trainer reads.
 
     Raises:
-        ParameterError, ValueError: as `arrange`, or `other` of another number of rows.
+        ParameterError: as `arrange_dataset`, or only one of tokenizer and max_tokens.
     """
-    inputs = prepared(method, X, Y, tasks=tasks, texts=texts)
-    rows = ordered(inputs)
-    near, far = inputs.sides
-    coverage, served = _coverage(inputs.select(np.sort(rows)))
-    agreement = shared = None
+    if (tokenizer is None) != (max_tokens is None):
+        raise wrong("max_tokens", max_tokens, "a tokenizer and a number of tokens, or neither")
+    if max_tokens is not None:
+        check_count("max_tokens", max_tokens, 1)
+    made = method
+    if not isinstance(made, Arranged):
+        made = arrange_dataset(train, test, made, encoder=encoder, text=text)
+    inputs, second = _embedded(made, train, test), None
     if other is not None:
-        check_length("other[0]", other[0], "X", len(X))
-        check_length("other[1]", other[1], "Y", len(Y))
-        agreement = _agreement((X, Y), other)
-        second = prepared(method, *other, tasks=tasks, texts=texts)
-        both = np.intersect1d(inputs.stored[rows], second.stored[ordered(second)])
-        shared = len(both) / max(1, len(rows))
+        again = arrange_dataset(train, test, made.receipt.method, encoder=other, text=text)
+        second = _embedded(again, train, test), again.rows
+    found = of_rows(inputs, made.rows, second)
+    sets = {"train": (train, made.rows), "test": (test, np.arange(len(test)))}
+    cut, checked = findings.truncated(sets, made.encoder, made.receipt.text, tokenizer, max_tokens)
     return Audit(
-        method,
-        len(rows),
-        len(X),
-        inputs.left_out,
-        tuple(map(len, near)),
-        tuple(map(len, far)),
-        coverage,
-        served,
-        _hubs(inputs),
-        _truncated(texts, encoder),
-        agreement,
-        shared,
+        **vars(found),
+        encoder=made.encoder.name,
+        embedded=_embedded_text(made),
+        warnings=tuple(_warnings(made, test)),
+        first_rows=findings.first_rows(found, inputs, train, test, LISTED),
+        leaks=findings.leaks(inputs, train, test),
+        duplicates=findings.duplicates(inputs, made.rows, train),
+        badly_covered=findings.badly_covered(found, train, test, LISTED),
+        truncated=cut,
+        checked=checked,
+        dropped=findings.dropped(train, test),
+        groups=findings.groups(train, made.rows),
     )
 
 
-def _truncated(texts: Texts | None, encoder: Encoder | None) -> tuple[float, float] | None:
-    cut = getattr(encoder, "truncated", None)  # not every encoder cuts, or says so
-    if texts is None or cut is None:
-        return None
-    return float(np.mean(cut(texts[0]))), float(np.mean(cut(texts[1])))
+def _embedded(made: Arranged, train: Dataset, test: Dataset) -> Inputs:
+    """Return what an order was made from, with embeddings; an order without any has none yet."""
+    if made.receipt.method.embeds:
+        return made.inputs
+    from tma.arrange.exact_knn import unit_pair
+
+    rows, text = made.inputs.stored, made.receipt.text
+    X, Y = unit_pair(*embed_pair(train, test, made.encoder, rows=rows, text=text))
+    X.check()
+    return replace(made.inputs, X=X, Y=Y.float32)
 
 
-def _nearest(inputs: Inputs) -> Numbers:
-    """Return the nearest row of X for each test row, (m,)."""
-    from tma.arrange.exact_knn import Nearest
-
-    return Nearest(inputs.X, inputs.Y, 1).first_left()
-
-
-def _coverage(inputs: Inputs) -> tuple[Floats, Numbers]:
-    """Return `Audit.coverage` and `Audit.served` of an order that takes all rows of X."""
-    import torch
-
-    from tma.arrange.exact_knn import UNIT, nearest_blocks, pair_keys
-
-    tests = len(inputs.Y)
-    if not len(inputs.X):
-        return np.full(tests, -1.0), np.zeros(tests, dtype=np.int64)
-    Y = torch.from_numpy(inputs.Y).double()
-    keys = pair_keys(inputs.X, _nearest(inputs), Y, np.arange(tests))
-    blocks = nearest_blocks(inputs.X, inputs.Y)
-    served = sum(np.bincount(test, minlength=tests) for _, test, _ in blocks)
-    return keys / UNIT, np.asarray(served)
+def _embedded_text(made: Arranged) -> str:
+    if isinstance(made.encoder, ReadyRows):
+        return "not known: the rows come from files"
+    return "the prompt" if made.receipt.text == "prompt" else "prompt and response"
 
 
-def _hubs(inputs: Inputs) -> tuple[tuple[int, int], ...]:
-    if not len(inputs.X):
-        return ()
-    row, count = np.unique(inputs.stored[_nearest(inputs)], return_counts=True)
-    most = np.argsort(-count, kind="stable")[:HUBS]
-    return tuple((int(row[at]), int(count[at])) for at in most if count[at] > 1)
-
-
-def _agreement(one: Pair, other: Pair) -> float:
-    from scipy.stats import spearmanr
-
-    from tma.arrange.distances import weighted_similarity_distance
-
-    distances = [weighted_similarity_distance(*pair) for pair in (one, other)]
-    return float(spearmanr(*distances).statistic)
+def _warnings(made: Arranged, test: Dataset) -> Iterator[str]:
+    answered = sum(map(bool, test["response"][:]))
+    if made.receipt.text == "both" and answered:
+        files = " (if the files hold such rows)" * isinstance(made.encoder, ReadyRows)
+        yield (
+            f"{answered:,} of {len(test):,} test rows are embedded with their responses{files}. If "
+            "they score the model, gold answers choose its training data: a leak of its own. Embed "
+            "prompts alone (text='prompt', --text prompt), or score other rows."
+        )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tma.arrange.rounds import Inputs, Texts, first_places, joined
-from tma.arrange.spec import ORDERS, Floats, Method, Numbers, Order, find_order
+from tma.arrange.spec import ORDERS, Exchanges, Floats, Method, Numbers, Order, find_order
 from tma.errors import check_length, check_texts, wrong
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def arrange(
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
+    exchanges: tuple[Exchanges, Exchanges] | None = None,
     device: str | None = None,
     **settings: Any,
 ) -> Numbers:
@@ -69,9 +70,11 @@ def arrange(
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row, for the orders that go by tasks.
         texts: training and test texts, for `measure="bigram_kl"`.
+        exchanges: those of the training and of the test rows, for `drop_leaks` (see `tma.leaks`).
         device: where products are computed; None: a GPU if there is one. No influence on the order.
         settings: any of `tma.Method`, with its defaults: `limit`, `seed`, `measure`, `weight`,
-            `collision`, `within`, `exact_limit`, `exclude_near_duplicates`, `pool`, `pool_by`.
+            `collision`, `within`, `exact_limit`, `exclude_near_duplicates`, `drop_leaks`, `pool`,
+            `pool_by`.
 
     Returns:
         (k,) int64 row numbers, each at most once. A row that both halves of a two-sided order
@@ -84,7 +87,8 @@ def arrange(
 
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
-    inputs = prepared(Method(name, **settings), X, Y, tasks=tasks, texts=texts, device=device)
+    given: dict[str, Any] = {"texts": texts, "exchanges": exchanges, "device": device}
+    inputs = prepared(Method(name, **settings), X, Y, tasks=tasks, **given)
     return inputs.stored[ordered(inputs)]
 
 
@@ -103,12 +107,13 @@ def prepared(
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
+    exchanges: tuple[Exchanges, Exchanges] | None = None,
     device: str | None = None,
     pool: Numbers | None = None,
 ) -> Inputs:
-    """Return what an order is made from: the pool that the seed draws, less near-duplicates.
+    """Return what an order is made from: the pool that the seed draws, less what is in the test.
 
-    Given `pool`, what `pool_rows` returned, X, tasks and texts are those of just these rows.
+    Given `pool`, what `pool_rows` returned, X, tasks, texts and exchanges are of just these rows.
     """
     from tma.arrange.exact_knn import unit_pair
 
@@ -123,9 +128,32 @@ def prepared(
     inputs = Inputs(method, train, test.float32, stored, **given)
     if pool is None and method.pool is not None:
         inputs = inputs.select(_pool(inputs, method.pool))
+    if method.drop_leaks:
+        if exchanges is None:
+            raise wrong("exchanges", None, "those of training and test rows with drop_leaks=True")
+        check_length("exchanges[0]", exchanges[0], "X", len(train))
+        of_rows = [
+            exchanges[0][row] for row in (inputs.stored if pool is None else range(len(train)))
+        ]
+        inputs = _without_leaks(inputs, of_rows, exchanges[1])
     if method.exclude_near_duplicates is None:
         return inputs
     return _without_near_duplicates(inputs, method.exclude_near_duplicates)
+
+
+def _without_leaks(inputs: Inputs, train: Exchanges, test: Exchanges) -> Inputs:
+    from tma.arrange.duplicates import leaks
+
+    found = leaks(train, test, inputs.X, inputs.Y)
+    rows = found["row"].to_numpy()
+    log.warning(
+        "%d of %d training rows hold a test text and are left out; tma.leaks shows them",
+        len(rows),
+        len(train),
+    )
+    kept = np.delete(np.arange(len(train)), rows)
+    found["row"] = inputs.stored[rows]
+    return replace(inputs.select(kept), left_out=len(rows), leaks=found)
 
 
 def _without_near_duplicates(inputs: Inputs, threshold: float) -> Inputs:
@@ -139,7 +167,8 @@ def _without_near_duplicates(inputs: Inputs, threshold: float) -> Inputs:
         len(duplicate),
         threshold,
     )
-    return replace(inputs.select(np.flatnonzero(~duplicate)), left_out=int(duplicate.sum()))
+    left_out = inputs.left_out + int(duplicate.sum())
+    return replace(inputs.select(np.flatnonzero(~duplicate)), left_out=left_out)
 
 
 def _pool(inputs: Inputs, size: int) -> Numbers:

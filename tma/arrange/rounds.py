@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tma.arrange.spec import Collision, Method, Numbers, Within
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tma.arrange.exact_knn import UnitRows
 
 Texts = tuple[Sequence[str], Sequence[str]]
@@ -38,7 +40,9 @@ class Inputs:
     stored: Numbers
     """The caller's number of each row of X, (n,)."""
     left_out: int = 0
-    """Near-duplicates of test rows, which are not in X."""
+    """Leaks and near-duplicates of test rows, which are not in X."""
+    leaks: pd.DataFrame | None = None
+    """What `tma.leaks` found, if it was asked: rows by the caller's numbers."""
     tasks: Sequence[object] | None = None
     """Task of each row of X."""
     texts: Texts | None = None
@@ -73,8 +77,8 @@ class Inputs:
         if name.startswith("tma_rounds"):
             return _chosen_rounds(self), []
         near, far = -(-limit // 2), limit // 2
-        if limit >= len(self.X):  # halves would share rows and so leave others out
-            near = far = limit
+        if limit >= len(self.X):  # halves would share rows: the first side takes all
+            near, far = (0, limit) if name == "tma_fft" else (limit, 0)
         if name.startswith("tma_min"):
             near, far = limit, 0
         elif name.startswith("tma_max"):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -20,6 +20,8 @@ from tma.errors import ParameterError, choices, wrong
 
 Numbers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+Exchanges = Sequence[Sequence[tuple[str, str]]]
+"""Of each row its exchanges: (prompt without system text, response)."""
 
 Measure = Literal[
     "wsd",
@@ -93,6 +95,8 @@ class OrderSettings:
     """TMA: cut the last round, so that each side takes exactly its share of N."""
     exclude_near_duplicates: Annotated[Number, Field(gt=0, le=1)] | None = None
     """Leave out training rows with at least this cosine similarity to a test row."""
+    drop_leaks: bool = False
+    """Leave out training rows that hold a test text, as `tma.leaks` finds them."""
     pool: Positive | None = None
     """Rows that the seed draws; only these are arranged. One seed draws one pool for every order;
     rows that tie stand in the sequence drawn. None: all rows."""
@@ -138,7 +142,8 @@ class Method(OrderSettings):
     @property
     def embeds(self) -> bool:
         """Whether the order depends on embeddings."""
-        return find_order(self.name).embeds or self.exclude_near_duplicates is not None
+        guarded = self.exclude_near_duplicates is not None or self.drop_leaks
+        return guarded or find_order(self.name).embeds
 
     @property
     def seeded(self) -> bool:

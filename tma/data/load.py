@@ -64,7 +64,8 @@ def load(
     Args:
         name: `suite`, built in, or `pocket`, a few instances a task of it; `niv2`, `p3`,
             `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
-            local copy; a hub id (owner/name, or owner/name:configuration); a .jsonl, .json, .csv or
+            local copy; a hub id (owner/name@revision:configuration, the
+            last two as needed); a .jsonl, .json, .csv or
             .parquet file, also .gz or .zst; a .txt file, each line a prompt; a folder of such files
             named train and test, or one that `datasets.save_to_disk` wrote; a `datasets.Dataset`, a
             data frame, or a list of dicts.
@@ -171,13 +172,13 @@ def drawn_evenly(tasks: Sequence[str | None], most: int, seed: int) -> list[int]
 
 def texts(dataset: Dataset) -> list[str]:
     """Return what is embedded: prompt and response joined by one space."""
-    pairs = zip(dataset["prompt"], dataset["response"], strict=True)
+    pairs = zip(dataset["prompt"][:], dataset["response"][:], strict=True)
     return [embedded(prompt, response) for prompt, response in pairs]
 
 
 def exchanges(dataset: Dataset) -> list[list[tuple[str, str]]]:
     """Return the exchanges of each row, (prompt without the system prompt, response or "")."""
-    pairs = zip(dataset["prompt"], dataset["response"], strict=True)
+    pairs = zip(dataset["prompt"][:], dataset["response"][:], strict=True)
     out = [[(prompt, response or "")] for prompt, response in pairs]
     for at, several in enumerate(_column(dataset, "exchanges")):
         if several:
@@ -190,7 +191,7 @@ def references(dataset: Dataset) -> list[list[str]]:
     several = _column(dataset, "references")
     return [
         list(dict.fromkeys([response, *(more or [])]))
-        for response, more in zip(dataset["response"], several, strict=True)
+        for response, more in zip(dataset["response"][:], several, strict=True)
     ]
 
 

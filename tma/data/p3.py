@@ -6,21 +6,28 @@ nor held out has no part in a split.
 
 from __future__ import annotations
 
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.resources import files
 from itertools import groupby
+from pathlib import Path
 from typing import TypeVar
 
 from tma.config import FOLDS
+from tma.data import hub
 from tma.data.batches import Batch, Row
+from tma.data.readers import read
+from tma.data.split import ALL, OWN, SplitSpec
 from tma.errors import DataError
 
 T = TypeVar("T")
 _GIVES = {"train": ("train", ""), "test": ("validation", "test", "train", "")}
 """Role of a task → the first of its splits that is there gives its rows."""
+_FILE = re.compile(r"(?P<task>[^/]+)/(?P<split>\w+)-[0-9]{5}-of-[0-9]{5}\.parquet")
+"""A configuration's file on the hub."""
 
 
 @cache
@@ -70,6 +77,58 @@ def splits_of_tasks(tasks: Mapping[str, Callable[[], Mapping[str, T]]]) -> dict[
                 raise DataError(f"dataset='p3': {task} has no split {order[0]!r}; it has {has}.")
             out[task] = found[name]
     return out
+
+
+def files_of_tasks(files: Iterable[str], left_out: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the files of each task's split among those on the hub; `left_out`: not these."""
+    found = dict[str, dict[str, list[str]]]()
+    for match in filter(None, map(_FILE.fullmatch, sorted(files))):
+        found.setdefault(match["task"], {}).setdefault(match["split"], []).append(match[0])
+    loads = {task: partial(found.__getitem__, task) for task in found}
+    tasks = splits_of_tasks(loads)
+    return {task: own for task, own in tasks.items() if not _named(task, left_out)}
+
+
+def _named(task: str, names: Iterable[str]) -> bool:
+    """Return whether a task of T0, or its dataset, is among some names."""
+    role = _role(task)
+    return role is not None and bool({task, role[1]} & {*names})
+
+
+def cap(task: str, spec: SplitSpec) -> int | None:
+    """Return the cap on a task of T0; None: there is none, or the split of the rows decides it."""
+    role, (train, test) = _role(task), spec.per_task
+    if spec.held_out:
+        return test if _named(task, spec.held_out) else train
+    if spec.by == OWN:
+        return test if role is not None and role[0] == "test" else train
+    whole = spec.by == ALL or (spec.by in ("task", "source") and train == test)
+    return train if whole else None
+
+
+def on_hub(pin: hub.Pin, spec: SplitSpec, early: bool) -> Iterator[Batch]:
+    """Yield the rows of T0's tasks, with the task; `early`: under a cap only those that it draws,
+    as it would draw from a local copy, so that little else is fetched.
+    """
+    sizes = hub.listed(pin)
+    tasks = files_of_tasks(sizes, spec.left_out)
+    if not tasks:
+        raise hub.lacking(pin, "folders of T0's tasks with Parquet files")
+    caps = {task: cap(task, spec) if early else None for task in tasks}
+    count = len({file.split("/")[0] for file in sizes if _FILE.fullmatch(file)})
+    most = "at most " if any(caps.values()) else ""
+    asked = [file for own in tasks.values() for file in own]
+    hub.announce(pin, asked, f"{len(tasks)} of {count} configurations, ", most)
+    whole = [file for task, own in tasks.items() if caps[task] is None for file in own]
+    root = hub.fetched(pin, whole) if whole else Path()
+
+    def rows(task: str) -> Iterator[Batch]:
+        most, own = caps[task], tasks[task]
+        if most is not None:
+            return hub.drawn(pin, own, most, f"{spec.seed}/{task}")
+        return hub.placed((batch for file in own for batch in read(root / file)), root, pin)
+
+    yield from with_tasks([(task, partial(rows, task)) for task in tasks])
 
 
 def with_tasks(parts: Iterable[tuple[str, Callable[[], Iterator[Batch]]]]) -> Iterator[Batch]:

@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, cast
 
-from tma.config import DATA_SUFFIXES, PACKED, data_suffix
 from tma.data.batches import (
     COMPRESSION,
     DECODER,
@@ -57,6 +56,8 @@ _SPLIT = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
 }
 """Lower-case words in the names of files and folders → split."""
+PACKED = (".gz", ".zst")
+"""Suffixes of compression, after one of the others."""
 _MAGIC = {".gz": (b"\x1f\x8b", "gzip"), ".zst": (b"\x28\xb5\x2f\xfd", "zstd")}
 """How compressed files begin, and what they are called."""
 _NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json")
@@ -342,6 +343,19 @@ _READERS: dict[str, Callable[[Path], Placed]] = {
     ".csv": _csv,
     ".txt": _txt,
 }
+DATA_SUFFIXES = (*(suffix for suffix in _READERS if suffix != ".txt"), ".parquet")
+"""Of the data files in a folder; a .txt file is read where it is named itself."""
+
+
+def unpacked_suffix(path: Path) -> str:
+    """Return a file's suffix without that of its compression."""
+    return (path.with_suffix("") if path.suffix in PACKED else path).suffix
+
+
+def data_suffix(path: Path) -> str | None:
+    """Return the suffix that says how to read a data file; None: it cannot be read."""
+    suffix = unpacked_suffix(path)
+    return suffix if suffix in (*_READERS, ".parquet") else None
 
 
 def _parquet(path: Path, part: str | None) -> Iterator[Batch]:

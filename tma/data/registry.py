@@ -1,45 +1,40 @@
 """A name → where its rows come from: the paper's datasets, any hub dataset, files and folders.
 
-How the paper splits a dataset is written here once, for the hub's dataset and for a local copy. The
-hub is read through `datasets`: `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` hold as everywhere.
+How the paper splits a dataset is written here once, for the hub's dataset and for a local copy.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
-from tma.config import BUILT_IN_DATA, DATASETS, HUB_DATASET, data_suffix, expanded, local_copy
-from tma.data import assets, niv2, p3, suite
-from tma.data.batches import Batch, chosen_splits
+from tma.config import BUILT_IN_DATA, HUB_ID, expanded
+from tma.data import assets, hub, niv2, p3, suite
+from tma.data.batches import Batch
 from tma.data.instances import Source
 from tma.data.readers import (
+    DATA_SUFFIXES,
     Rows,
     by_split,
     configurations,
-    dataset_batches,
+    data_suffix,
     files_key,
     is_arrow_folder,
     local_rows,
     read,
 )
 from tma.data.split import ALL, OWN, SplitSpec
-from tma.errors import DataError, choices
+from tma.errors import DataError, choices, wrong
 from tma.store import canonical_json, digest
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-T = TypeVar("T")
 POCKET = (20, 5)
 """Most instances per task that `pocket` takes of the suite, in training and test."""
-PARQUET = "refs/convert/parquet"
-"""Branch on which the hub keeps datasets that once were scripts, converted to Parquet."""
-_LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -51,8 +46,8 @@ class DatasetSpec:
     adapt: Callable[[Iterator[Batch]], Iterator[Batch]] = lambda batches: batches
     """Its rows → rows in a format that is recognised."""
     columns: Mapping[str, str] | None = None
-    file: str | None = None
-    """The one file that is read, where there are others."""
+    files: str = "data/*.parquet"
+    """Pattern of the files that are read on the hub; one that names a file, also in a copy."""
 
 
 @dataclass(frozen=True)
@@ -86,25 +81,27 @@ class LoadOptions:
 
 def find(name: str, options: LoadOptions) -> Source:
     """Return where the rows of a dataset come from; for names see `tma.load`."""
-    copy, path = local_copy(name), expanded(name)
+    copy, path, asked = local_copy(name), expanded(name), HUB_DATASET.fullmatch(name)
     if name in BUILT_IN_DATA:
         return _suite(name, options)
-    if name in KNOWN or copy is not None:
-        known, place = copy or (name, None)
-        return _known(known, place, options)
+    if copy is not None:
+        return _copy(*copy, options)
+    if asked is not None and asked["id"] in KNOWN:
+        return _known(asked["id"], asked["revision"], options)
     # An empty name would be the current folder.
     if name and (data_suffix(path) is not None or path.exists()):
         if niv2.is_checkout(path):
-            return _known("niv2", path, options)
+            return _copy("niv2", path, options)
         return _source(local_rows(path), SplitSpec(), options)
-    if HUB_DATASET.fullmatch(name) is None:
+    if asked is None:
         raise DataError(
             f"dataset={name!r} cannot be used; expected {choices(DATASETS, name)}, a hub id "
             "(owner/name), or an existing file or folder."
         )
-    hub_id, _, configuration = name.partition(":")
-    found = hub_splits(hub_id, configuration or None)
-    return _source(_hub_rows(found, name), SplitSpec(), options, name)
+    pin = hub.data_pin(asked["id"], asked["revision"])
+    key = (str(pin), asked["configuration"] or "")
+    rows = Rows(key, partial(hub.batches, pin, asked["configuration"], name))
+    return _source(rows, SplitSpec(), options, pin=pin)
 
 
 def from_rows(rows: Rows, options: LoadOptions) -> Source:
@@ -118,12 +115,14 @@ def _source(
     options: LoadOptions,
     *names: str,
     columns: Mapping[str, str] | None = None,
+    pin: hub.Pin | None = None,
 ) -> Source:
     mapped = {**(columns or {}), **(options.columns or {})} or None
     split, most = options.applied(base), options.max_instance_tokens
     settings = canonical_json([asdict(split), mapped, most])
     key = digest(settings, *names, *rows.key)
-    return Source(key, rows.batches, split, mapped, most, root=rows.root)
+    commit = str(pin) if pin else None
+    return Source(key, rows.batches, split, mapped, most, root=rows.root, commit=commit)
 
 
 def _suite(name: str, options: LoadOptions) -> Source:
@@ -149,16 +148,41 @@ def _suite_rows(root: Path, seed: int) -> Iterator[Batch]:
             yield Batch(instances, line["source"], places, "row", left_out=line["left_out"])
 
 
-def _known(name: str, place: Path | None, options: LoadOptions) -> Source:
-    if place is not None and not place.exists():
+def _copy(name: str, place: Path, options: LoadOptions) -> Source:
+    """Return a local copy of one of the paper's datasets."""
+    if not place.exists():
         raise DataError(f"dataset='{name}:{place}': there is no such file or folder.")
-    spec = KNOWN[name]
-    if name == "niv2" and place is not None and niv2.is_checkout(place):
+    if name == "niv2" and niv2.is_checkout(place):
         return _checkout(place, options)
-    key, batches, root = _known_rows(name, spec, place)
-    base = spec.split if options.fold is None else _fold_split(*p3.fold(int(options.fold)))
-    rows = Rows(key, lambda: spec.adapt(batches()), root)
-    return _source(rows, base, options, name, columns=spec.columns)
+    folders = name == "p3" and place.is_dir() and not is_arrow_folder(place)
+    tasks = configurations(place) if folders else []
+    rows = _p3_in_folders(tasks, place) if tasks else local_rows(place, KNOWN[name].files)
+    return _adapted(name, rows, options)
+
+
+def _known(name: str, revision: str | None, options: LoadOptions) -> Source:
+    """Return one of the paper's datasets as it is on the hub."""
+    spec = KNOWN[name]
+    pin = hub.pinned(spec.hub_id, revision)
+    batches = partial(hub.file_batches, pin, spec.files)
+    if name == "p3":
+        # A cap counts rows that are short enough, of tasks as the caller names them.
+        early = options.max_instance_tokens is None and options.columns is None
+        batches = partial(p3.on_hub, pin, options.applied(_base(name, options)), early)
+    return _adapted(name, Rows((str(pin),), batches), options, pin)
+
+
+def _base(name: str, options: LoadOptions) -> SplitSpec:
+    """Return how the paper splits a dataset, or a fold."""
+    if options.fold is None:
+        return KNOWN[name].split
+    return _fold_split(*p3.fold(int(options.fold)))
+
+
+def _adapted(name: str, rows: Rows, options: LoadOptions, pin: hub.Pin | None = None) -> Source:
+    spec, batches = KNOWN[name], rows.batches
+    rows = rows._replace(batches=lambda: spec.adapt(batches()))
+    return _source(rows, _base(name, options), options, name, columns=spec.columns, pin=pin)
 
 
 def _checkout(place: Path, options: LoadOptions) -> Source:
@@ -172,99 +196,11 @@ def _checkout(place: Path, options: LoadOptions) -> Source:
     return _source(rows, niv2.SPLIT, options, "niv2")
 
 
-def _known_rows(name: str, spec: DatasetSpec, place: Path | None) -> Rows:
-    """Return the rows as they are on the hub, or in a local copy at `place`."""
-    if place is None:
-        if name == "p3" and len(hub_configurations(spec.hub_id)) > 1:
-            return _p3_on_the_hub(spec.hub_id)
-        given = {"data_files": spec.file} if spec.file else {}
-        return _hub_rows(hub_splits(spec.hub_id, **given), spec.hub_id)
-    folders = name == "p3" and place.is_dir() and not is_arrow_folder(place)
-    tasks = configurations(place) if folders else []
-    return _p3_in_folders(tasks, place) if tasks else local_rows(place, spec.file)
-
-
 def _p3_in_folders(tasks: Sequence[Path], place: Path) -> Rows:
     found = p3.splits_of_tasks({task.name: partial(by_split, task) for task in tasks})
     parts = [(task, partial(read, file)) for task, files in found.items() for file in files]
     key = files_key([(file, None) for files in found.values() for file in files], place)
-    return Rows((key,), lambda: p3.with_tasks(parts))
-
-
-def _p3_on_the_hub(hub_id: str) -> Rows:
-    tasks = {task: partial(hub_splits, hub_id, task) for task in hub_configurations(hub_id)}
-    found = p3.splits_of_tasks(tasks)
-    parts = [(task, partial(dataset_batches, one, task, None)) for task, one in found.items()]
-    return Rows(_fingerprints(found), lambda: p3.with_tasks(parts))
-
-
-def _hub_rows(found: Mapping[str, Dataset], name: str) -> Rows:
-    parts = [(found[part], name, part) for part in chosen_splits(found, name)]
-    return Rows(_fingerprints(found), lambda: (b for one in parts for b in dataset_batches(*one)))
-
-
-def _fingerprints(found: Mapping[str, Dataset]) -> tuple[str, ...]:
-    """Return what `datasets` calls the fingerprints of splits."""
-    return tuple(text for name in found for text in (name, found[name]._fingerprint))
-
-
-@cache
-def hub_splits(
-    hub_id: str, configuration: str | None = None, **given: Any
-) -> Mapping[str, Dataset]:
-    """Return the splits of a hub dataset, asked for once a process; `given`: more settings."""
-    import datasets
-
-    ask: Callable[..., Mapping[str, Dataset]] = datasets.load_dataset
-    return _from_hub(hub_id, partial(ask, hub_id, configuration, **given))
-
-
-@cache
-def hub_configurations(hub_id: str) -> tuple[str, ...]:
-    """Return the names of a dataset's configurations, asked for once a process."""
-    import datasets
-
-    return tuple(_from_hub(hub_id, partial(datasets.get_dataset_config_names, hub_id)))
-
-
-def _from_hub(hub_id: str, ask: Callable[..., T]) -> T:
-    try:
-        try:
-            return ask()
-        except RuntimeError as error:
-            if "scripts are no longer supported" not in str(error):
-                raise
-            return ask(revision=PARQUET)
-    except Exception as error:
-        # Every library below has its own error classes; the user needs one message.
-        raise hub_error(hub_id, error) from error
-
-
-def hub_error(name: str, error: BaseException) -> DataError:
-    """Return the one message for an error of the hub: which login or local copy is needed."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    kinds = {kind.__name__ for one in chain for kind in type(one).__mro__}
-    texts = [" ".join(str(one).split()) for one in chain]
-    words, copy = " ".join(texts), "or give a local copy instead of the name"
-    if "GatedRepoError" in kinds or "gated dataset" in words:
-        page = f"https://huggingface.co/datasets/{name}"
-        problem = f"is gated: accept its terms at {page} and {_LOGIN}, {copy}"
-    elif kinds & {"OfflineModeIsEnabled", "ConnectionError", "ConnectError", "TimeoutException"}:
-        reason = "HF_HUB_OFFLINE is set" if "OfflineModeIsEnabled" in words else "no connection"
-        problem = (
-            f"is not in the cache (HF_HOME), and the hub cannot be reached ({reason}). Connect "
-            f"once, {copy}"
-        )
-    elif kinds & {"DatasetNotFoundError", "RepositoryNotFoundError"}:
-        problem = f"is not on the hub, or is private. Check the id, {_LOGIN}, {copy}"
-    else:
-        innermost = next((text for text in reversed(texts) if text), type(error).__name__)
-        problem = f"could not be read: {innermost.rstrip('.')}"
-        if "Config name is missing" in words:
-            problem += ". Give one as owner/name:configuration"
-    return DataError(f"dataset={name!r} {problem}.")
+    return Rows((key,), lambda: p3.with_tasks(parts), f"{place}{os.sep}")
 
 
 def _conversations(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -276,8 +212,10 @@ def _conversations(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 KNOWN = {
-    "niv2": DatasetSpec("Muennighoff/natural-instructions", niv2.SPLIT, niv2.from_hub),
-    "p3": DatasetSpec("bigscience/P3", SplitSpec(by=OWN), p3.with_roles),
+    "niv2": DatasetSpec(
+        "Muennighoff/natural-instructions", niv2.SPLIT, niv2.from_hub, files="*.jsonl"
+    ),
+    "p3": DatasetSpec("bigscience/P3", SplitSpec(by=OWN), p3.with_roles, files="*.parquet"),
     "flan-mini": DatasetSpec(
         "declare-lab/flan-mini",
         SplitSpec(by="task", per_task=(20, 5), tasks=(1600, 225)),
@@ -287,8 +225,44 @@ KNOWN = {
         "openchat/openchat_sharegpt4_dataset",
         SplitSpec(by="instance"),
         _conversations,
-        file="sharegpt_gpt4.json",
+        files="sharegpt_gpt4.json",
     ),
     "no-robots": DatasetSpec("HuggingFaceH4/no_robots"),
 }
 """The paper's datasets by name."""
+DATASETS = (*KNOWN, *BUILT_IN_DATA)
+"""Datasets by name; those not built in may be followed by a colon and the path of a local copy."""
+_ON_HUB = "|".join(KNOWN)
+HUB_DATASET = re.compile(
+    rf"(?P<id>{HUB_ID.pattern}|{_ON_HUB})"
+    r"(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?(:(?P<configuration>[\w.-]+))?"
+)
+"""A hub dataset, perhaps with a branch, tag or commit, and with a configuration."""
+
+
+def local_copy(name: str) -> tuple[str, Path] | None:
+    """Return name and path of `niv2:/data/natural-instructions`; None for other names."""
+    known, colon, place = name.partition(":")
+    if colon and place and known in KNOWN:
+        return known, expanded(place)
+    return None
+
+
+def check_dataset(value: object, setting: str = "dataset") -> None:
+    """Refuse what is neither a known dataset, a hub id, a file nor a folder."""
+    with suppress(OSError):  # a name too long for the file system is no file
+        # An empty text would be the current folder.
+        if isinstance(value, str) and value and (value in DATASETS or _is_data(value)):
+            return
+    expected = f"{choices(DATASETS, value)}, a hub id (owner/name), or an existing "
+    raise wrong(setting, value, f"{expected}{'/'.join(DATA_SUFFIXES)} file or folder")
+
+
+def _is_data(value: str) -> bool:
+    """Return whether a text names a local copy, a file or folder, or a hub dataset."""
+    copy, path = local_copy(value), expanded(value)
+    if copy is not None:
+        return copy[1].exists()
+    if data_suffix(path) is not None and not path.is_dir():
+        return path.is_file()
+    return path.is_dir() or (HUB_DATASET.fullmatch(value) is not None and not path.exists())

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tma.config import expanded, unpacked_suffix
+from tma.config import expanded
 from tma.data.batches import COMPRESSION, ENCODER, decoded
+from tma.data.readers import unpacked_suffix
 from tma.errors import DataError, first_line, wrong
 from tma.store import cache_dir, digest, locked, new_file, new_folder, write_json
 

@@ -5,10 +5,8 @@ No numerical library is imported here but numpy, so that a wrong setting is answ
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import MISSING, asdict, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,9 +15,7 @@ from pydantic.dataclasses import dataclass
 
 from tma.arrange.spec import Method, OrderSettings
 from tma.config import (
-    BUILT_IN,
     BUILT_IN_DATA,
-    DATASETS,
     FOLDS,
     SCALES,
     STRICT,
@@ -28,22 +24,26 @@ from tma.config import (
     Number,
     Positive,
     Scale,
-    check_dataset,
     check_fold,
     check_model,
     check_one_split,
     checked_caps,
     checked_columns,
     checked_names,
+    plain,
     refusing,
 )
+from tma.data.assets import BUILT_IN
+from tma.data.registry import DATASETS, check_dataset
+from tma.encoders import ENCODERS, check_encoder
 from tma.errors import ParameterError, check_choice, check_count, wrong
 from tma.train import TrainingSettings
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-log = logging.getLogger(__name__)
+
+_DATASETS = ("dataset", "test_dataset", "arrange_for")
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -80,7 +80,7 @@ class DataSettings:
     data_seed: Count = 0
     """Seed of what is held out, capped and drawn of the data."""
 
-    @field_validator("dataset", "test_dataset", "arrange_for", mode="before")
+    @field_validator(*_DATASETS, mode="before")
     @classmethod
     def _check_dataset(cls, value: Any, info: ValidationInfo) -> Any:
         if value is not None or info.field_name == "dataset":
@@ -104,7 +104,7 @@ class DataSettings:
         return self
 
 
-NOT_IN_KEY = {"model", "reward_model", *(f.name for f in fields(DataSettings))}
+NOT_IN_KEY = {"model", "reward_model", "encoder", *(f.name for f in fields(DataSettings))}
 """Settings for which, in a run's key, the content of weights and data stands."""
 
 
@@ -126,14 +126,24 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
     """N, training instances; TMA takes whole rounds. None: all."""
     reward_model: str | None = None
     """Sequence-classification model that scores answers, a hub id or a folder; None: none."""
+    encoder: str | None = None
+    """Name, hub id or folder of the embedding model, or "train.npy,test.npy" (see
+    `tma.encoders.find_encoder`); None: all-MiniLM-L6-v2."""
 
     @field_validator("model", "reward_model", mode="before")
     @classmethod
     def _check_model(cls, value: Any, info: ValidationInfo) -> Any:
         if info.field_name == "model":
-            check_model(value, BUILT_IN)
+            check_model(value, tuple(BUILT_IN))
         elif value is not None:
             check_model(value, (), "reward_model")
+        return value
+
+    @field_validator("encoder", mode="after")
+    @classmethod
+    def _check_encoder(cls, value: str | None) -> str | None:
+        if value is not None:
+            check_encoder(value)
         return value
 
     @model_validator(mode="after")
@@ -161,7 +171,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
             scale: pocket, study, or paper.
             order: name of the order.
             model: preset, hub id, or folder.
-            seed: seed of every random choice.
+            seed: seed of every random choice; where the scale has folds, also the fold that tests.
             changes: any other field; `steps` stands for `limit = steps * batch_size`.
 
         Raises:
@@ -170,6 +180,7 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
         check_choice("scale", scale, tuple(SCALES))
         base = SCALES[scale]
         check_model(model, (*base.models, *BUILT_IN))
+        seed, changes = plain(seed), {name: plain(value) for name, value in changes.items()}
         if "steps" in changes and "limit" in changes:
             raise ParameterError(
                 f"steps={changes['steps']!r} and limit={changes['limit']!r} both say how many "
@@ -203,15 +214,15 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
         """Return the settings with local folders and files by their absolute path."""
         local: dict[str, Any] = {
             name: str(Path(value).resolve())
-            for name in ("model", "dataset", "test_dataset", "arrange_for", "reward_model")
-            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS)
+            for name in ("model", "reward_model", "encoder", *_DATASETS)
+            if (value := getattr(self, name)) and value not in (*BUILT_IN, *DATASETS, *ENCODERS)
             if Path(value).exists()
         }
-        return dataclasses.replace(self, **local)
+        return replace(self, **local)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as values that JSON can hold."""
-        return dataclasses.asdict(self)
+        return asdict(self)
 
     @property
     def deciding(self) -> dict[str, Any]:
@@ -228,30 +239,19 @@ class RunConfig(DataSettings, TrainingSettings, OrderSettings):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> RunConfig:
-        """Return stored settings without checking them; unknown and missing ones are logged.
-
-        A run stays readable when its model or data is gone, or a name is no longer known.
-        """
+        """Return stored settings without checking them: their model or data may be gone."""
         stored = cls.__new__(cls)
         for own in fields(cls):
-            default = None if own.default is dataclasses.MISSING else own.default
+            default = None if own.default is MISSING else own.default
             given = value.get(own.name, default)
             object.__setattr__(stored, own.name, tuple(given) if isinstance(given, list) else given)
-        known = {own.name for own in fields(cls)}
-        if unknown := sorted(value.keys() - known):
-            log.info("stored settings that are not known: %s", unknown)
-        if missing := sorted(known - value.keys()):
-            log.info("settings that were not stored: %s", missing)
         return stored
 
 
 def load_both(config: RunConfig) -> tuple[Dataset, Dataset]:
-    """Return the training and the test instances of a run.
+    """Return the training and the test instances of a run; raises what `tma.load` does.
 
     Twins take the last places of the pool that the run's seed draws.
-
-    Raises:
-        DataError, ParameterError, AssetError, StateError: as `tma.load`.
     """
     from tma.arrange.orders import drawn
     from tma.data.load import load_pair

@@ -12,22 +12,15 @@ import math
 import platform
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from tma.data.load import references, sources
-from tma.errors import OrderError, StateError, TrainingError, wrong
+from tma.errors import OrderError, StateError, TrainingError, counted, wrong
 from tma.runs.config import RunConfig
-from tma.runs.store import (
-    ResolvedRun,
-    Run,
-    find,
-    hardware,
-    is_complete,
-    resolve_or_find,
-)
+from tma.runs.store import ResolvedRun, Run, find, hardware, is_complete, resolve_or_find
 from tma.store import checksums, is_locked, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
@@ -59,24 +52,33 @@ def run(config: RunConfig, *, state_minutes: float | None = 10, save_model: bool
         StateError: a state, the results or the cache could not be written; the next call goes on
             from the last state.
     """
-    if state_minutes is not None and not 0 <= state_minutes < math.inf:
+    if not isinstance(config, RunConfig):
+        raise wrong("config", config, "a RunConfig, such as tma.RunConfig.at('pocket', …)")
+    if state_minutes is not None and (
+        not isinstance(state_minutes, int | float) or not 0 <= state_minutes < math.inf
+    ):
         raise wrong("state_minutes", state_minutes, "a finite number of at least 0, or None")
     resolved = resolve_or_find(config)
     if isinstance(resolved, Run):
         return resolved
+    from accelerate.utils import broadcast_object_list
 
     def finished() -> bool:
-        return _agreed(find(resolved.key, with_model=save_model) is not None)
+        """Return, in every process, whether the main one finds the run."""
+        found = [find(resolved.key, with_model=save_model) is not None]
+        broadcast_object_list(found)
+        return found[0]
 
+    processes = _processes()  # begins the exchange, on the CPU where there is no GPU
     if not finished():
-        main = _processes().is_main_process
+        main = processes.is_main_process
         if main and is_locked(resolved.folder):
             log.warning("waiting for another process that makes the run %s", resolved.key)
         with locked(resolved.folder) if main else nullcontext():
             if not finished():
                 RunExecutor(resolved, state_minutes).execute(save_model=save_model)
                 gc.collect()  # model and optimizer refer to each other: free their memory now
-            _processes().wait_for_everyone()
+            processes.wait_for_everyone()
     return find(resolved.key) or Run(resolved.folder)
 
 
@@ -87,16 +89,6 @@ def _processes() -> PartialState:
 
     # The others wait for the main one, which may wait for another job that makes the same run.
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=30))
-
-
-def _agreed(value: bool) -> bool:
-    """Return the main process's value in every process."""
-    from accelerate.utils import broadcast_object_list
-
-    _processes()  # begins the exchange, on the CPU where there is no GPU
-    values = [value]
-    broadcast_object_list(values)
-    return values[0]
 
 
 class RunExecutor:
@@ -115,7 +107,9 @@ class RunExecutor:
         from tma.arrange.receipt import arrange_dataset
 
         main = _processes().is_main_process
-        arranged = arrange_dataset(self.resolved.train, self.resolved.aim, self.config.method)
+        config, train = self.config, self.resolved.train
+        aim = self.resolved.aim
+        arranged = arrange_dataset(train, aim, config.method, encoder=config.encoder)
         self._load(arranged)  # whatever cannot be used ends here, before any writing
         if main:
             self._begin()
@@ -125,10 +119,6 @@ class RunExecutor:
             if main:
                 self._fail(error)
             raise
-        except KeyboardInterrupt:
-            if main:
-                log.warning("stopped; the same call goes on from the last saved state")
-            raise
         if main:
             self._store(history, arranged, save_model=save_model)
 
@@ -136,8 +126,8 @@ class RunExecutor:
         """Load models and encode the data."""
         from tma.train import encode, metrics, models
 
-        config, name = self.config, self.config.reward_model
-        self.judge = None if name is None else metrics.RewardModel(name)
+        config, judge = self.config, self.config.reward_model
+        self.judge = None if judge is None else metrics.RewardModel(judge)
         revision = self.resolved.inputs["model"].partition("@")[2] or None
         self.model, self.tokenizer = models.load(config.model, config.attention, revision)
         self.ordered, self.test = (
@@ -145,22 +135,19 @@ class RunExecutor:
             for data in (self.resolved.train.select(arranged.rows), self.resolved.test)
         )
         models.check_positions(self.model, config, self.ordered, self.test)
-        available = len(self.resolved.train)
-        available = min(available, config.pool or available)
+        available = min(len(self.resolved.train), config.pool or len(self.resolved.train))
         if config.limit is not None and available < config.limit:
-            log.warning("limit=%d, but there are %d instances", config.limit, available)
+            there = counted(available, "instance")
+            log.warning("limit=%d, but the order chooses from %s", config.limit, there)
 
     def _begin(self) -> None:
-        """Write the settings, and remove what a failed or killed attempt left.
-
-        A finished run that is made again to keep its model keeps its results until then.
-        """
+        """Write the settings, and remove what a failed or killed attempt left."""
         for stale in self.folder.glob(".new-*"):
             shutil.rmtree(stale)
         if (self.folder / "failed.json").is_file():
             self.states.remove()
             (self.folder / "failed.json").unlink()
-        if not is_complete(self.folder):
+        if not is_complete(self.folder):  # made again for its model, a run keeps its results
             (self.folder / "manifest.json").unlink(missing_ok=True)
         write_json(self.folder / "config.json", self.config.to_json())
 
@@ -168,10 +155,8 @@ class RunExecutor:
         history = self.states.history
         found = {"error": str(error), "step": len(history.steps), "loss": history.loss}
         self.states.remove()  # first: it makes room for the note
-        try:
+        with suppress(StateError):  # the error of training is the one to raise
             write_json(self.folder / "failed.json", found)
-        except StateError as problem:  # the error of training is the one to raise
-            log.warning("the run is not marked failed: %s", problem)
 
     def _train(self, arranged: Arranged) -> History:
         import torch
@@ -180,14 +165,8 @@ class RunExecutor:
 
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)  # for dropout, if the model has it
-            history = loop.train(
-                self.model,
-                self.ordered,
-                self.test,
-                self.config,
-                states=self.states,
-                answer=self._answer,
-            )
+            given = self.model, self.ordered, self.test, self.config
+            history = loop.train(*given, states=self.states, answer=self._answer)
         loop.check_order(history.consumed, arranged.ids * self.config.epochs)
         return history
 
@@ -195,16 +174,11 @@ class RunExecutor:
         """Answer test instances and score the answers; one entry each."""
         from tma.train import generate
 
-        config, test = self.config, self.resolved.test
-        place = {name: row for row, name in enumerate(test["id"])}
-        own = test.select([place[row.id] for row in rows])
+        place = {name: row for row, name in enumerate(self.resolved.test["id"])}
+        own = self.resolved.test.select([place[row.id] for row in rows])
+        settings = {name: getattr(self.config, name) for name in ("max_new_tokens", "micro_tokens")}
         answers = generate.answers(
-            model,
-            self.tokenizer,
-            rows,
-            max_new_tokens=config.max_new_tokens,
-            micro_tokens=config.micro_tokens,
-            precision=self.precision,
+            model, self.tokenizer, rows, precision=self.precision, **settings
         )
         entries = generate.scored(rows, answers, references(own))
         if self.judge is None:
@@ -221,7 +195,7 @@ class RunExecutor:
                 self.tokenizer.save_pretrained(draft)
         # Its tables are replaced one by one from here on.
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        files = [*self._store_tables(history), "order.json", "order.receipt.json"]
+        files = [*self._store_tables(history), "order.json"]
         arranged.save(self.folder / "order.json")
         manifest = self._manifest(history, arranged) | {"sums": checksums(self.folder, files)}
         write_json(self.folder / "manifest.json", manifest)

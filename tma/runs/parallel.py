@@ -16,13 +16,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import contextmanager
 from itertools import cycle, islice
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from tma.arrange.orders import pool_rows
+from tma.arrange.spec import Numbers
 from tma.data.load import fingerprint
-from tma.embed import embed
-from tma.errors import TmaError, TrainingError, check_count, first_line
+from tma.embed import embed_pair
+from tma.errors import ParameterError, TmaError, TrainingError, check_count, first_line
 from tma.runs.config import RunConfig, load_aim, load_both
 from tma.runs.execute import run
 from tma.runs.store import Run, stored
@@ -54,13 +54,21 @@ def run_all(
             two on a CPU with two cores or more, else one.
 
     Raises:
-        ParameterError: `processes` is below 1.
+        ParameterError: `configs` is no dict of lists of settings, or `processes` is below 1.
         TmaError: what `tma.run` raises, with the name of the run; the other runs are stopped, and
             go on from their last states when they are asked for again.
     """
     import torch
     from tqdm import tqdm
 
+    if not isinstance(configs, Mapping) or not all(
+        isinstance(group, Sequence) and all(isinstance(one, RunConfig) for one in group)
+        for group in configs.values()
+    ):
+        raise ParameterError(
+            f"configs of type {type(configs).__name__} cannot be used; expected a dict of lists of "
+            'RunConfig, such as {"tma_nft": [config]}.'
+        )
     if processes is not None:
         check_count("processes", processes, 1)
     # By their text: `columns` makes settings that cannot be hashed.
@@ -84,7 +92,10 @@ def make_runs(configs: Sequence[RunConfig], jobs: int, threads: int = 1) -> Iter
     """
     from joblib.externals.loky.process_executor import ProcessPoolExecutor
 
-    left, free = list(configs), _shares(jobs, threads)
+    # Where there are too few cores, jobs share them.
+    usable = cycle(sorted(os.sched_getaffinity(0)))
+    free = [list(islice(usable, threads)) for _ in range(jobs)]
+    left = list(configs)
     under_way = dict[Any, tuple[RunConfig, ProcessPoolExecutor, list[int]]]()
     environment = _ENVIRONMENT | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     with _stopped_by_sigterm():
@@ -144,23 +155,13 @@ def _make(config: RunConfig, cores: Sequence[int], parent: int) -> None:
     run(config)
 
 
-def _shares(jobs: int, threads: int) -> list[list[int]]:
-    """Return the cores of each job; where there are too few, jobs share them."""
-    usable = cycle(sorted(os.sched_getaffinity(0)))
-    return [list(islice(usable, threads)) for _ in range(jobs)]
-
-
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """Let SIGTERM stop as Ctrl-C does."""
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
@@ -169,12 +170,13 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 def embed_all(configs: Sequence[RunConfig]) -> None:
     """Embed what the runs ask for: here with all threads, and no run waits for another."""
-    parts: dict[str, Dataset] = {}
+    asked: dict[tuple[str | None, ...], tuple[Dataset, Dataset, str | None, Numbers | None]] = {}
     for config in configs:
         if config.method.embeds:
             train, test = load_both(config)
             pool = pool_rows(config.method, len(train))
-            for part in (train if pool is None else train.select(pool), load_aim(config, test)):
-                parts.setdefault(fingerprint(part), part)
-    for part in parts.values():
-        embed(part)
+            part, aim = train if pool is None else train.select(pool), load_aim(config, test)
+            key = config.encoder, fingerprint(part), fingerprint(aim)
+            asked.setdefault(key, (train, aim, config.encoder, pool))
+    for train, aim, encoder, pool in asked.values():
+        embed_pair(train, aim, encoder, rows=pool)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tma.errors import DataError, ParameterError
-from tma.runs.store import Run, is_complete, portable
+from tma.runs.store import Run, is_complete, portable, runs_in
 from tma.store import cache_dir, checksums, locked, new_file, new_folder, write_json
 
 if TYPE_CHECKING:
@@ -44,13 +44,14 @@ def export(keys: Sequence[str], target: Path | str, tables: Tables | None = None
 
 
 def _finished(key: str) -> Run:
-    found = [path for path in (cache_dir() / "runs").glob(f"{key}*") if is_complete(path)]
+    found = [run for run in runs_in(cache_dir() / "runs") if run.key.startswith(key)]
+    found = [run for run in found if is_complete(run.folder)]
     if len(found) != 1:
         raise ParameterError(
             f"key={key!r} is the beginning of {len(found)} finished runs' names; expected one. "
             "`tma runs list` shows them."
         )
-    return Run(found[0])
+    return found[0]
 
 
 def _write(run: Run, draft: Path, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -59,10 +60,10 @@ def _write(run: Run, draft: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         if name == "answers.parquet":
             run.answers.drop(columns="answer", errors="ignore").to_parquet(draft / name)
         else:
-            (draft / name).write_bytes((run.folder / name).read_bytes())
+            shutil.copyfile(run.folder / name, draft / name)
     for name, table in tables.items():
         table.to_parquet(draft / name, index=False)
-    sums = checksums(draft, dict.fromkeys([*manifest["sums"], *tables]))
+    sums = checksums(draft, [*{**manifest["sums"], **tables}])
     changed = {"config": portable(manifest["config"]), "sums": sums}
     write_json(draft / "manifest.json", manifest | changed)
 
@@ -74,26 +75,24 @@ def import_runs(source: Path | str) -> tuple[list[str], list[str]]:
     nothing is taken.
     """
     source = Path(source).expanduser()
-    found = sorted(file.parent for file in source.glob("*/manifest.json"))
+    found = runs_in(source)
     if not found:
         raise DataError(f"{source} holds no run; expected a folder that `tma runs export` wrote.")
-    for one in found:
-        if not is_complete(one):
+    for run in found:
+        if not is_complete(run.folder):
             raise DataError(
-                f"{one} is damaged: a file is missing, or does not have the checksum in its "
+                f"{run.folder} is damaged: a file is missing, or does not have the checksum in its "
                 "manifest. Export the run again."
             )
     taken, there = list[str](), list[str]()
-    for one in found:
-        place = cache_dir() / "runs" / one.name
+    for run in found:
+        place = cache_dir() / "runs" / run.key
         with locked(place):
-            if place.exists():
-                there.append(one.name)
-                continue
-            with new_folder(place) as draft:
-                for file in one.iterdir():
-                    shutil.copyfile(file, draft / file.name)
-            taken.append(one.name)
+            (there if place.exists() else taken).append(run.key)
+            if not place.exists():
+                with new_folder(place) as draft:
+                    for file in run.folder.iterdir():
+                        shutil.copyfile(file, draft / file.name)
     return taken, there
 
 
@@ -101,9 +100,8 @@ def write_index(target: Path) -> None:
     """Write `index.parquet`: one row per run of the folder, by key."""
     import pandas as pd
 
-    rows = [_row(Run(file.parent)) for file in sorted(target.glob("*/manifest.json"))]
     with new_file(target / INDEX) as draft:
-        pd.DataFrame(rows).to_parquet(draft, index=False)
+        pd.DataFrame(map(_row, runs_in(target))).to_parquet(draft, index=False)
 
 
 def _row(run: Run) -> dict[str, Any]:

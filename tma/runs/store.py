@@ -13,14 +13,14 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tma.arrange.receipt import Receipt, read_order, read_receipt
+from tma.arrange.receipt import Receipt, read_receipt
 from tma.data.load import fingerprint, references, sources
-from tma.embed import MiniLM
+from tma.encoders import find_encoder
 from tma.errors import AssetError, DataError, ParameterError
 from tma.runs.config import RunConfig, load_aim, load_both
 from tma.store import cache_dir, canonical_json, checksums, digest, is_locked
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 FORMAT = 9
 """Raised when the same settings would give other numbers than before."""
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
+"""What reading a damaged run raises."""
 
 
 @dataclass(frozen=True)
@@ -67,20 +69,17 @@ class Run:
 
         `loss_sum` is the sum over the response tokens, in nats; `loss` is loss_sum / tokens.
         """
-        table = self._table("losses")
-        return table.assign(loss=table["loss_sum"] / table["tokens"])
+        return self._table("losses").assign(loss=lambda table: table["loss_sum"] / table["tokens"])
 
     @property
     def final_loss(self) -> float:
         """Mean test loss of the last evaluation, in nats per token."""
-        losses = self.losses
-        return float(losses["loss"][losses["step"] == losses["step"].max()].mean())
+        return float(self.losses.groupby("step")["loss"].mean().iloc[-1])
 
     @cached_property
     def training(self) -> pd.DataFrame:
         """One row per step: step, loss (nats per response token), learning_rate, tokens (of
-        responses), effective_tasks (the exponential of the entropy of the step's tasks) and
-        distinct_answers (the number of different responses).
+        responses), effective_tasks (exp of the entropy of the step's tasks), distinct_answers.
         """
         return self._table("training")
 
@@ -107,7 +106,7 @@ class Run:
             DataError, OrderError: it cannot be read, or is not that of its receipt.
         """
         epochs: int = self.manifest["config"]["epochs"]
-        return read_order(self.folder / "order.json")[0] * epochs
+        return list(self.receipt.ids) * epochs
 
     @property
     def receipt(self) -> Receipt:
@@ -156,7 +155,7 @@ def resolve(config: RunConfig) -> ResolvedRun:
         "model": models.fingerprint(config.model),
     }
     if config.method.embeds:
-        inputs["encoder"] = MiniLM().name
+        inputs["encoder"] = find_encoder(config.encoder).name
     if any(sources(test)):  # the tables name them
         inputs["sources"] = digest(canonical_json(sources(test)))
     if config.generate_at:  # scores depend on the references, which ids do not cover
@@ -205,32 +204,38 @@ def published_folder() -> Path | None:
     return found.resolve() if found.is_dir() else None
 
 
+def _folders() -> list[Path]:
+    """Return where runs are looked up: those made here, then the published ones."""
+    return [cache_dir() / "runs", *filter(None, [published_folder()])]
+
+
 def find(key: str, *, with_model: bool = False) -> Run | None:
     """Return the finished run of a key, made here or published, with its model if asked for."""
-    own, public = cache_dir() / "runs" / key, published_folder()
-    if is_complete(own) and (not with_model or (own / "model").is_dir()):
-        return Run(own)
-    if public is not None and not with_model and is_complete(public / key):
-        return Run(public / key)
+    for folder in (parent / key for parent in _folders()):
+        if is_complete(folder) and (not with_model or (folder / "model").is_dir()):
+            return Run(folder)
     return None
+
+
+def runs_in(folder: Path) -> list[Run]:
+    """Return the runs of a folder that have a manifest, by key."""
+    return [Run(file.parent) for file in sorted(folder.glob("*/manifest.json"))]
 
 
 def _by_settings(config: RunConfig) -> Run | None:
     """Return the finished run with the same settings, paths compared by their last part."""
     settings = portable(config.to_json())
-    for folder in filter(None, (cache_dir() / "runs", published_folder())):
-        for file in sorted(folder.glob("*/manifest.json")):
-            run = Run(file.parent)
-            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
-                if portable(run.config.to_json()) == settings and is_complete(run.folder):
-                    return run
+    for run in (run for folder in _folders() for run in runs_in(folder)):
+        with suppress(*_DAMAGE):
+            if portable(run.config.to_json()) == settings and is_complete(run.folder):
+                return run
     return None
 
 
 def portable(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a run's settings with local paths by their last part, `p3:/data/x` as `p3:x`."""
     found = dict(config)
-    for setting in ("model", "dataset", "test_dataset", "arrange_for", "reward_model"):
+    for setting in ("model", "dataset", "test_dataset", "arrange_for", "reward_model", "encoder"):
         name = config.get(setting) or ""
         known, colon, place = name.partition(":")
         if PurePath(name).is_absolute():  # a hub id has a slash too, but does not begin with one
@@ -244,29 +249,25 @@ def is_complete(folder: Path) -> bool:
     """Return whether a run's manifest is that of its settings and tables."""
     try:
         manifest = _read(folder, "manifest")
-        key, config, sums = manifest.get("key", folder.name), manifest["config"], manifest["sums"]
-        found = folder.name, _settings(folder), checksums(folder, sums)
-        return (key, config, sums) == found
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        expected = folder.name, _settings(folder), checksums(folder, manifest["sums"])
+        return (manifest.get("key", folder.name), manifest["config"], manifest["sums"]) == expected
+    except _DAMAGE:
         return False
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of the list of runs."""
+class Entry(NamedTuple):
+    """One line of the list of runs: `step` is the last one stored, `loss` in nats per token.
+
+    `status` is finished, running, interrupted (goes on when asked for again), failed (`error` says
+    why), or damaged (is then made again). `config` is empty if it cannot be read.
+    """
 
     key: str
     config: dict[str, Any]
-    """Its settings as they are stored; empty if they cannot be read."""
     status: str
-    """finished, running, interrupted (goes on when asked for again), failed, or damaged (is then
-    made again)."""
     step: int | None = None
-    """Last complete step that is stored."""
     loss: float | None = None
-    """Mean test loss of the last stored evaluation, in nats per token."""
     error: str | None = None
-    """Why a run failed."""
 
 
 def runs() -> list[Entry]:
@@ -280,26 +281,24 @@ def _entry(folder: Path) -> Entry:
 
     entry = Entry(folder.name, {}, "damaged")
     try:
-        entry = replace(entry, config=_settings(folder))
+        entry = entry._replace(config=_settings(folder))
         if (folder / "manifest.json").is_file():
-            steps, loss = Run(folder).manifest["steps"], Run(folder).final_loss
-            ended = replace(entry, status="finished", step=steps, loss=loss)
-            return ended if is_complete(folder) else entry
+            run = Run(folder)
+            found = {"status": "finished", "step": run.manifest["steps"], "loss": run.final_loss}
+            return entry._replace(**found) if is_complete(folder) else entry
         if (folder / "failed.json").is_file():
-            return replace(entry, status="failed", **_read(folder, "failed"))
+            return entry._replace(status="failed", **_read(folder, "failed"))
         status = "running" if is_locked(folder) else "interrupted"
         history = States(folder).last()
-        return replace(entry, status=status, step=len(history.steps) or None, loss=history.loss)
+        return entry._replace(status=status, step=len(history.steps) or None, loss=history.loss)
     except Exception:  # whatever a foreign folder holds, the other runs are listed
         return entry
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def _settings(folder: Path) -> Any:
     """Return a run's settings as they are stored; an imported run has them in its manifest."""
-    if (folder / "config.json").is_file():
-        return _read(folder, "config")
-    found: dict[str, Any] = _read(folder, "manifest")["config"]
-    return found
+    own = (folder / "config.json").is_file()
+    return _read(folder, "config") if own else _read(folder, "manifest")["config"]
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import logging
 import math
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +48,6 @@ DRAWN = ("tma_nft, shuffled", "tma_rt", "tma_fft, shuffled", "tma_min_rt", "rand
 SAMPLED = ("round_robin", "random", "cluster", "nearest", "farthest")
 P3, UNLABELLED = "P3", "without labels"
 HALF_TWINS, ALL_TWINS = "50% twins", "100% twins"
-HALF_RATE, TWICE_RATE = "half the learning rate", "twice the learning rate"
-SMALL_POOL = "a pool of 2,000"
 
 NFT, FFT = "NFT shuffled in rounds − RT", "FFT shuffled in rounds − RT"
 ORDER: Pairs = {
@@ -73,14 +72,12 @@ TWINS = "NFT − RT: with all twins minus without"
 
 @dataclass(frozen=True)
 class Arm:
-    """Runs that answer one question."""
+    """Runs that answer one question: orders of a pool, orders of one random sample, or blocks."""
 
     name: str
     question: str
     pooled: tuple[str, ...] = ()
-    """Orders that select from a pool, shuffled in rounds where the label says so."""
     sampled: tuple[str, ...] = ()
-    """Orders of one random sample."""
     model: str = "gemma"
     seeds: str = "fewer"
     """all, fewer (the first ones), or repeat (as many more, which test the same folds again)."""
@@ -107,7 +104,7 @@ class Arm:
         if self.seeds == "all":
             return range(study.seeds)
         if self.seeds == "fewer":
-            return study.fewer
+            return range(min(study.seeds, study.base.fewer_seeds))
         # All folds, or none: with fewer seeds not every fold is repeated.
         repeats = study.seeds >= study.folds > 0
         return range(study.seeds, 2 * study.folds) if repeats else range(0)
@@ -125,8 +122,6 @@ def tagged(label: str, tag: str) -> str:
 
 
 _RATE = SCALES["study"].learning_rates["gemma"]
-_TWINS = "near-duplicates by design: {} of the test instances have a twin in the pool"
-_ROBUST = "robustness of NFT - RT: {}"
 ARMS = (
     Arm("1", "order, storage, selection and all of them together", MAIN, seeds="all"),
     Arm(
@@ -158,13 +153,21 @@ ARMS = (
         tag=UNLABELLED,
     ),
     *(
-        Arm(name, question, ("tma_nft", "tma_rt"), changes=changes, tag=tag)
-        for name, question, changes, tag in (
-            ("7a", _TWINS.format("50%"), {"twins": 0.5}, HALF_TWINS),
-            ("7b", _TWINS.format("100%"), {"twins": 1.0}, ALL_TWINS),
-            ("8a", _ROBUST.format(HALF_RATE), {"learning_rate": _RATE / 2}, HALF_RATE),
-            ("8b", _ROBUST.format(TWICE_RATE), {"learning_rate": _RATE * 2}, TWICE_RATE),
-            ("8c", _ROBUST.format(SMALL_POOL), {"pool": 2_000}, SMALL_POOL),
+        Arm(
+            name,
+            f"near-duplicates by design: {share:.0%} of the test instances have a twin in the pool",
+            ("tma_nft", "tma_rt"),
+            changes={"twins": share},
+            tag=tag,
+        )
+        for name, share, tag in (("7a", 0.5, HALF_TWINS), ("7b", 1.0, ALL_TWINS))
+    ),
+    *(
+        Arm(name, f"robustness of NFT - RT: {tag}", ("tma_nft", "tma_rt"), changes=changes, tag=tag)
+        for name, tag, changes in (
+            ("8a", "half the learning rate", {"learning_rate": _RATE / 2}),
+            ("8b", "twice the learning rate", {"learning_rate": _RATE * 2}),
+            ("8c", "a pool of 2,000", {"pool": 2_000}),
         )
     ),
 )
@@ -185,8 +188,8 @@ def plan(
     """Yield arm, label and settings of every run once, seed by seed, in the sequence of making."""
     yielded = set[str]()
     for arm in arms:
-        study = arm.of(scale, p3)
-        runs = [(label, one) for label, own in arm.configs(study).items() for one in own]
+        configs = arm.configs(arm.of(scale, p3))
+        runs = [(label, one) for label, own in configs.items() for one in own]
         for label, config in sorted(runs, key=lambda run: run[1].seed):
             if (text := _text(config)) not in yielded:
                 yielded.add(text)
@@ -195,13 +198,14 @@ def plan(
 
 def embedded_pool(config: RunConfig) -> tuple[Embeddings, Embeddings, Dataset, Dataset]:
     """Return X and Y of the pool that a seed draws, with the pool and the test instances."""
-    from tma.arrange.orders import drawn
-    from tma.embed import embed
+    from tma.arrange.orders import pool_rows
+    from tma.embed import embed_pair
     from tma.runs.config import load_both
 
     train, test = load_both(config)
-    pool = train.select(drawn(len(train), config.pool or len(train), config.seed))
-    return embed(pool), embed(test), pool, test
+    rows = pool_rows(config.method, len(train))
+    X, Y = embed_pair(train, test, config.encoder, rows=rows)
+    return X, Y, train if rows is None else train.select(rows), test
 
 
 def blocks(study: StudyConfig) -> tuple[int, list[str]]:
@@ -213,31 +217,26 @@ def blocks(study: StudyConfig) -> tuple[int, list[str]]:
     width, most, size = study.base.block_rounds, study.base.blocks, study.base.block_limit
     planned = study.dataset == study.base.dataset and study.test_dataset is None
     if size is None or not planned:
-        held = [_round_sizes(config, most * width) for config in study.pooled("tma_nft")]
-        rounds = min(map(len, held))
-        width = min(width, rounds // 2)
+        from tma.arrange.rounds import test_centric_rounds
+
+        held = list[list[int]]()
+        for config in study.pooled("tma_nft"):
+            X, Y, *_ = embedded_pool(config)
+            # A round takes one instance a test instance at most: this is enough for all rounds.
+            rounds = test_centric_rounds(X, Y, min(most * width * len(Y), len(X)))
+            held.append([len(own) for own in rounds[: most * width]])
+        count = min(map(len, held))
+        width = min(width, count // 2)
         if not width:
             raise ParameterError(
                 f"dataset={study.dataset!r} has too few training instances: its test instances "
                 "take them in one round; expected two rounds at least for two blocks of rounds. "
                 "Give more data, or fewer test instances."
             )
-        most = min(rounds // width, most)
-        smallest = min(
-            sum(sizes[at : at + width]) for sizes in held for at in range(0, most * width, width)
-        )
-        size = min(smallest, study.limit)
+        most = min(count // width, most)
+        sums = [sum(own[at * width : (at + 1) * width]) for own in held for at in range(most)]
+        size = min(*sums, study.limit)
     return size, [f"tma_rounds[{at}:{at + width}]" for at in range(0, most * width, width)]
-
-
-def _round_sizes(config: RunConfig, most: int) -> list[int]:
-    """Return how many instances each of the first rounds takes out of a seed's pool."""
-    from tma.arrange.rounds import test_centric_rounds
-
-    X, Y, *_ = embedded_pool(config)
-    # A round takes one instance a test instance at most: these are enough for all rounds asked for.
-    rounds = test_centric_rounds(X, Y, min(most * len(Y), len(X)))
-    return [len(own) for own in rounds[:most]]
 
 
 def read(
@@ -246,13 +245,8 @@ def read(
     """Return the runs of arms by label, one a seed: from the store, or made now.
 
     Of the published study, whose runs take nights, none is made: an arm that is not complete is
-    left out with a warning.
-
-    Args:
-        study: parameters of the notebook; its model is that of all arms.
-        names: of arms, such as "1,6".
-        labels: those that are read; None: all.
-        needed: those without which the chapter has nothing to show.
+    left out with a warning. `names` are of arms, such as "1,6"; `labels` those that are read (None:
+    all), and `needed` those without which the chapter has nothing to show.
 
     Raises:
         DataError: a label that is needed lacks runs.
@@ -261,56 +255,53 @@ def read(
     from tma.runs.parallel import run_all
 
     asked = {
-        (arm.name, label): configs
+        arm.name: {
+            label: configs
+            for label, configs in arm.configs(study).items()
+            if configs and (labels is None or label in labels)
+        }
         for arm in chosen(names)
         if study.suits(arm.changes)
-        for label, configs in arm.configs(study).items()
-        if configs and (labels is None or label in labels)
     }
     if study.is_published:
-        runs, makers = _finished(study.scale, asked)
+        runs = _finished(study.scale, asked)
     else:
         configs = dict[str, list[RunConfig]]()
-        for (_, label), own in asked.items():
+        for label, own in chain.from_iterable(labelled.items() for labelled in asked.values()):
             configs[label] = configs.get(label, []) + own
-        runs, makers = run_all(configs), {}
+        runs = run_all(configs)
     if lacking := [label for label in needed if label not in runs]:
-        makes = ",".join(dict.fromkeys(arm for label in lacking for arm in makers.get(label, ())))
-        remedy = f"Make them with `tma study --arms {makes}`"
-        if not makes:
-            remedy = "The study has none of this model and these seeds (`tma study --list`)"
         raise DataError(
             f"runs of {', '.join(lacking)} have not all been made at scale {study.scale!r} for "
-            f"model={study.model!r}. {remedy}, or take a smaller scale with -p scale pocket."
+            f"model={study.model!r}. Make them with `tma study`, if its plan has them (`tma study "
+            "--list`), or take a smaller scale with -p scale pocket."
         )
     return runs
 
 
 def _finished(
-    scale: str, asked: Mapping[tuple[str, str], Sequence[RunConfig]]
-) -> tuple[dict[str, list[Run]], dict[str, list[str]]]:
-    """Return the runs of complete arms by label; of other labels, the arms that make them."""
+    scale: str, asked: Mapping[str, Mapping[str, Sequence[RunConfig]]]
+) -> dict[str, list[Run]]:
+    """Return the runs of complete arms by label; warn of the arms that make the others."""
     # Another model has its runs in an arm of its own. What no arm makes is left out.
     makers = {_text(config): arm.name for arm, _, config in plan(scale)}
-    found, missing = dict[tuple[str, str], list[Run]](), dict[str, Counter[str]]()
-    for (arm, label), configs in asked.items():
-        texts = [_text(config) for config in configs]
-        if {*texts} <= {*makers}:
-            runs = [stored(config) for config in configs]
-            found[arm, label] = [run for run in runs if run is not None]
-            lacking = [makers[t] for t, run in zip(texts, runs, strict=True) if run is None]
-            if lacking:
-                missing.setdefault(arm, Counter()).update(lacking)
-    for maker, count in sum(missing.values(), Counter[str]()).items():
+    complete, missing = dict[str, list[Run]](), Counter[str]()
+    for labelled in asked.values():
+        found = [
+            (label, makers[_text(config)], stored(config))
+            for label, configs in labelled.items()
+            if {*map(_text, configs)} <= {*makers}
+            for config in configs
+        ]
+        lacking = [maker for _, maker, run in found if run is None]
+        missing.update(lacking)
+        for label, _, run in found:
+            if run is not None and not lacking:
+                complete.setdefault(label, []).append(run)
+    for maker, count in missing.items():
         text = "arm %s: %d runs not made yet; `tma study --arms %s` makes them"
         log.warning(text, maker, count, maker)
-    complete, to_make = dict[str, list[Run]](), dict[str, list[str]]()
-    for (arm, label), own in found.items():
-        if arm in missing:
-            to_make[label] = list(missing[arm])
-        else:
-            complete[label] = complete.get(label, []) + own
-    return complete, to_make
+    return complete
 
 
 def _text(config: RunConfig) -> str:
@@ -319,9 +310,9 @@ def _text(config: RunConfig) -> str:
 
 def sample(study: StudyConfig, orders: Sequence[str]) -> dict[str, list[Run]]:
     """Return the runs of some orders of one random sample by order (arm 2), as `read` does."""
-    labels = {f"{order}, sample": order for order in orders}
-    runs = read(study, "2", [*labels], needed=[*labels])
-    return {order: runs[label] for label, order in labels.items()}
+    labels = [f"{order}, sample" for order in orders]
+    runs = read(study, "2", labels, needed=labels)
+    return {order: runs[label] for order, label in zip(orders, labels, strict=True)}
 
 
 def in_order(study: StudyConfig, sampled: Mapping[str, list[Run]]) -> dict[str, list[Run]]:
@@ -330,16 +321,15 @@ def in_order(study: StudyConfig, sampled: Mapping[str, list[Run]]) -> dict[str, 
 
 
 def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
-    """Return how far seeds differ on the same test tasks, by reading: the largest of arms 1 and 1b.
+    """Return by reading how far seeds differ on the same test tasks, at most, in arms 1 and 1b.
 
     `runs` are theirs, if they have been read.
     """
     if not study.folds:
         return {}
     runs = runs or read(study, "1,1b")
-    pairs: Pairs = {label: (label, "tma_rt") for label in SAME_INSTANCES if label != "tma_rt"}
-    others = {name: pair for name, pair in SELECTION.items() if {*pair} <= {*SAME_INSTANCES}}
-    found = contrasts(runs, {**pairs, **others}, {})
+    same = {label: runs[label] for label in SAME_INSTANCES if label in runs}
+    found = contrasts(same, {**ORDER, **SELECTION}, {})
     own = {
         measure: [effect.own_spread for effect in effects.values() if effect.own_spread is not None]
         for measure, effects in found.items()
@@ -347,13 +337,12 @@ def spreads(study: StudyConfig, runs: Runs | None = None) -> dict[str, Spread]:
     return {measure: max(spreads) for measure, spreads in own.items() if spreads}
 
 
-def order_pairs(kinds: Iterable[str]) -> dict[str, tuple[str, str]]:
+def order_pairs(kinds: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Return the differences that C6 needs, on data split in such ways (`StudyConfig.kinds`)."""
-    kinds, pairs = tuple(kinds), dict[str, tuple[str, str]]()
-    for kind in kinds:
-        # Data that has no labels is split without them in arm 1 too.
-        pairs |= _ordered(kind, UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else "")
-    return pairs
+    # Data that has no labels is split without them in arm 1 too.
+    tags = [UNLABELLED if kind == UNLABELLED and len(kinds) > 1 else "" for kind in kinds]
+    ordered = (_ordered(kind, tag).items() for kind, tag in zip(kinds, tags, strict=True))
+    return dict(chain.from_iterable(ordered))
 
 
 def _ordered(kind: str, tag: str) -> dict[str, tuple[str, str]]:
@@ -367,9 +356,8 @@ def robustness(study: StudyConfig, spreads: Mapping[str, Spread]) -> dict[str, E
     """Return the effect of order along the way in arms 3 to 5 and 8, as far as it is published."""
     found = dict[str, Effect]()
     for arm in chosen("3,4,5,8a,8b,8c") if study.is_published else ():
-        configs = arm.configs(arm.of(study.scale))
         try:
-            runs, _ = _finished(study.scale, {(arm.name, one): configs[one] for one in configs})
+            runs = _finished(study.scale, {arm.name: arm.configs(arm.of(study.scale))})
         except (AssetError, DataError) as error:  # P3 cannot be had everywhere
             log.warning("arm %s cannot be read here: %s", arm.name, error)
             continue
@@ -399,13 +387,13 @@ def twins(runs: Runs, spreads: Mapping[str, Spread]) -> dict[str, Effect]:
         f"NFT − RT, {name}": (tagged("tma_nft", tag), tagged("tma_rt", tag))
         for name, tag in tags.items()
     }
-    if not {label for pair in pairs.values() for label in pair} <= {*runs}:
+    if not {*chain.from_iterable(pairs.values())} <= {*runs}:
         return {}
-    nft, rt = tagged("tma_nft", ALL_TWINS), tagged("tma_rt", ALL_TWINS)
+    (nft, rt), _, (twins_nft, twins_rt) = pairs.values()
     # All shares on the same test instances: those of the seeds that have twins.
-    seeds = {run.config.seed for run in runs[nft]}
+    seeds = {run.config.seed for run in runs[twins_nft]}
     same = {label: [r for r in own if r.config.seed in seeds] for label, own in runs.items()}
-    sides = [(1, same[nft]), (-1, same[rt]), (-1, same["tma_nft"]), (1, same["tma_rt"])]
+    sides = [(1, same[twins_nft]), (-1, same[twins_rt]), (-1, same[nft]), (1, same[rt])]
     change = combined(sides, "area", _twice(spreads.get("area")))
     return contrasts(same, pairs, spreads)["area"] | {TWINS: change}
 
@@ -442,32 +430,35 @@ def make(
     from tqdm import tqdm
 
     from tma.runs.parallel import make_runs
+    from tma.study import exposure
+
+    def write(runs: Sequence[Run]) -> None:
+        keys = [run.key for run in runs if not run.published]
+        if export is not None and keys:
+            published.export(keys, export, exposure.tables)
 
     rows, unavailable = look_up(scale, arms, p3)
     runs = [(config, run) for arm, config, run in rows if arm.name not in unavailable]
     done = [run for _, run in runs if run is not None]
-    _export([run.key for run in done if not run.published], export)
+    write(done)
     missing = [config for config, run in runs if run is None]
     bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
         for config in make_runs(missing, jobs):
             run = stored(config)
             assert run is not None
-            _export([run.key], export)
+            write([run])
             bar.set_postfix_str(f"last: {config.order}, seed {config.seed}", refresh=False)
             bar.update()
     return len(missing)
 
 
-def _export(keys: Sequence[str], folder: Path | str | None) -> None:
-    if folder is not None and keys:
-        from tma.study import exposure
-
-        published.export(keys, folder, exposure.tables)
-
-
 def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     """Return arm, question, model, seeds, runs, done and hours_left, one run at a time, by arm."""
+    if SCALES[scale].block_limit is None and any(arm.blocks for arm in arms):
+        # To know it, every pool would be embedded.
+        log.warning("Blocks of rounds are not listed: their size shows when they are made.")
+        arms = [replace(arm, blocks=False) for arm in arms]
     rows, _ = look_up(scale, arms, p3)
     seconds = dict[str, list[float]]()
     for _, config, run in rows:
@@ -478,8 +469,7 @@ def listing(scale: str, arms: Sequence[Arm], p3: str) -> pd.DataFrame:
     for arm in arms:
         own = [(config, run) for each, config, run in rows if each is arm]
         left = [hours.get(config.model, math.nan) for config, run in own if run is None]
-        seeds, done = len(arm.seeds_of(arm.of(scale, p3))), len(own) - len(left)
-        line = (arm.name, arm.question, arm.model, seeds, len(own), done, round(sum(left), 1))
-        table.append(line)
-    columns = ["arm", "question", "model", "seeds", "runs", "done", "hours_left"]
-    return pd.DataFrame(table, columns=columns)
+        line: dict[str, Any] = {"arm": arm.name, "question": arm.question, "model": arm.model}
+        line |= {"seeds": len(arm.seeds_of(arm.of(scale, p3))), "runs": len(own)}
+        table.append(line | {"done": len(own) - len(left), "hours_left": round(sum(left), 1)})
+    return pd.DataFrame(table)

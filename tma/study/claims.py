@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
-from tma.errors import DataError, ParameterError, check_choice
+from tma.errors import DataError, check_choice
 from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
@@ -57,14 +57,13 @@ CLAIMS = {
 }
 """Each claim of the paper, and each question that it leaves open, in one sentence of ours."""
 NOTEBOOKS = {
-    **dict.fromkeys(CLAIMS, "04_tma"),
     **dict.fromkeys(("C1", "C2"), "01_early_generalization"),
     **dict.fromkeys(("C3", "C4", "C8"), "02_similarity"),
     "C5": "03_granularity",
-    **dict.fromkeys(
-        ("order against selection", "near-duplicates", "rule within a round"),
-        "05_order_or_selection",
-    ),
+    **dict.fromkeys(("C6", "C7"), "04_tma"),
+    "order against selection": "05_order_or_selection",
+    "near-duplicates": "05_order_or_selection",
+    "rule within a round": "05_order_or_selection",
 }
 """The notebook that tests each of them."""
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
@@ -90,7 +89,6 @@ class Verdict:
     """Of the same number, the 95 % interval for tasks of other datasets."""
     others_high: float | None = None
     generalizes: bool = False
-    """Whether each number is supported for tasks of other datasets too."""
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
 
@@ -134,12 +132,9 @@ def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
 def _clearness(interval: Interval) -> float:
     """Return how far an interval lies above zero, in widths: above 0 clear, below -1 contrary."""
     width = interval.high - interval.low
-    if not math.isfinite(width):
-        return -0.5  # it says nothing
-    if width > 0:
-        return interval.low / width
-    # Zero and nothing else is no difference.
-    return math.copysign(math.inf, interval.low) if interval.low else -0.5
+    if not math.isfinite(width) or interval.low == interval.high == 0:
+        return -0.5  # it says nothing, or that there is no difference
+    return interval.low / width if width > 0 else math.copysign(math.inf, interval.low)
 
 
 def untested(claim: str, why: str) -> Verdict:
@@ -147,8 +142,8 @@ def untested(claim: str, why: str) -> Verdict:
     return Verdict(claim, NOTEBOOKS.get(claim, ""), why, verdict=UNTESTED)
 
 
-def _undecided(claim: str, missing: Iterable[str]) -> Verdict:
-    return Verdict(claim, NOTEBOOKS.get(claim, ""), f"not made yet: {', '.join(missing)}")
+def _undecided(claim: str, *missing: str) -> Verdict:
+    return Verdict(claim, NOTEBOOKS[claim], f"not made yet: {', '.join(missing)}")
 
 
 def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
@@ -162,7 +157,7 @@ def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
 def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
     """Return the verdict on C2: every metric is rougher than the loss (`statistics.roughness`)."""
     if not rougher and study.is_published:
-        return _undecided("C2", ["random order with answers (arm 2)"])
+        return _undecided("C2", "random order with answers (arm 2)")
     if not rougher:
         return untested("C2", "no metric but the loss moves")
     measure = "share of its movement that no single turn makes, minus that of the loss"
@@ -188,13 +183,11 @@ def fine_beats_coarse(study: StudyConfig, final: Effects) -> Verdict:
 
 def order_of_rounds(study: StudyConfig, along: Effects, kinds: Iterable[str]) -> Verdict:
     """Return the verdict on C6: along the way NFT lies below RT and FFT above, on all `kinds`."""
-    claimed: dict[str, Side] = {
-        "NFT − RT": "negative",
-        "FFT − RT": "positive",
-        arms.NFT: "negative",
-        arms.FFT: "positive",
+    sides: dict[str, Side] = {
+        arms.tagged(name, kind): "negative" if name.startswith("NFT") else "positive"
+        for kind in kinds
+        for name in arms.ORDER
     }
-    sides = {arms.tagged(name, kind): side for kind in kinds for name, side in claimed.items()}
     return _all("C6", study, ALONG, along, sides)
 
 
@@ -207,7 +200,7 @@ def by_instance(study: StudyConfig, found: Association, runs: Runs) -> Verdict:
     """Return the verdict on C8: an instance's loss falls most after what is most similar to it."""
     missing = [label for label in arms.MAIN if label not in runs]
     if missing and study.is_published:
-        return _undecided("C8", missing)
+        return _undecided("C8", *missing)
     measure = "correlation of the fall of loss with the similarity just seen, all orders"
     return _by_datasets("C8", study, measure, found.parts)
 
@@ -217,14 +210,14 @@ def selection_over_order(
 ) -> Verdict:
     """Return the verdict on order against selection: what is selected changes the loss more.
 
-    `larger` is, by reading, the size of the effect of selection minus that of order. Chance makes
+    `larger` is the size of the effect of selection minus that of order, by reading. Chance makes
     what varies more look larger: an effect is the larger one only if it is there at all.
     """
     claim = "order against selection"
     if study.limit >= pool:
         return untested(claim, f"an order takes all {pool} instances that there are")
     if not larger:
-        return _undecided(claim, ["MIN and MAX shuffled, NFT and FFT shuffled in rounds"])
+        return _undecided(claim, "MIN and MAX shuffled, NFT and FFT shuffled in rounds")
     decision, others = _judge(larger, dict.fromkeys(larger, "positive"))
     if decision.verdict == "supported":
         clear = all(effect.tasks.clear for effect in selected.values())
@@ -248,12 +241,12 @@ def rule_within_round(study: StudyConfig, along: Effects) -> Verdict:
     """Return the verdict on the rule within a round: it changes the loss."""
     claim, name = "rule within a round", arms.RULE
     if name not in along:
-        return _undecided(claim, [name])
-    parts = (along[name].tasks, along[name].datasets)
-    decisions = (
-        Decision("supported" if part.clear else "inconclusive", part, name) for part in parts
+        return _undecided(claim, name)
+    own, others = (
+        Decision("supported" if part.clear else "inconclusive", part, name)
+        for part in (along[name].tasks, along[name].datasets)
     )
-    return _verdict(claim, study, ALONG, *decisions)
+    return _verdict(claim, study, ALONG, own, others)
 
 
 def _all(
@@ -261,7 +254,7 @@ def _all(
 ) -> Verdict:
     """Return the verdict on a claim that puts differences on these sides of zero."""
     if missing := [name for name in sides if name not in found]:
-        return _undecided(claim, missing)
+        return _undecided(claim, *missing)
     return _verdict(claim, study, measure, *_judge(found, sides))
 
 
@@ -277,7 +270,10 @@ def _by_datasets(
 ) -> Verdict:
     """Return the verdict on positive numbers whose interval is for tasks of other datasets."""
     decision = judge_all({name: (interval, "positive") for name, interval in parts.items()})
-    return _verdict(claim, study, measure, decision, decision)
+    others = decision
+    if any(part.over != "source" for part in parts.values()):
+        others = decision._replace(verdict="inconclusive")  # of other tasks at most
+    return _verdict(claim, study, measure, decision, others)
 
 
 def _verdict(
@@ -288,7 +284,7 @@ def _verdict(
     if not math.isfinite(found.estimate):
         return untested(claim, f"{measure}: no value")
     if study.is_published and not math.isfinite(found.low):
-        return _undecided(claim, [f"repeated folds (arm 1b), for {decision.name}"])
+        return _undecided(claim, f"repeated folds (arm 1b), for {decision.name}")
     verdict = decision.verdict
     if study.seeds < 2:
         verdict, measure = "inconclusive", f"{measure}; one seed decides nothing"
@@ -383,13 +379,11 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 def main(arguments: Sequence[str]) -> int:
     """Gather the verdicts below a folder into its claims.json; return the exit status."""
+    out = Path(arguments[0])
     try:
-        if len(arguments) != 1:
-            raise ParameterError("expected one argument: the folder of the notebooks' results.")
-        out = Path(arguments[0])
         folders = sorted(file.parent for file in out.glob("*/claims.json"))
         write(out / "claims.json", collect(folders))
-    except (DataError, ParameterError) as error:
+    except DataError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
     return 0

@@ -29,8 +29,9 @@ import pandas as pd
 from scipy.stats import t as student
 
 from tma.arrange.spec import ORDERS, find_order
-from tma.config import SCALES, check_dataset, expanded
+from tma.config import SCALES, expanded
 from tma.data.load import load
+from tma.data.registry import check_dataset
 from tma.data.save import save
 from tma.errors import ParameterError, check_count, wrong
 from tma.runs.config import RunConfig, load_aim, load_both

@@ -7,10 +7,12 @@ given, the other the source datasets as a sample; both are closed forms with Stu
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +31,7 @@ from tma.study.statistics import (
     t_interval,
 )
 
+Table = TypeVar("Table", pd.DataFrame, pd.Series)
 WeightedRuns = Sequence[tuple[float, Sequence[Run]]]
 """A weighted sum of orders: (weight, runs of one order) each."""
 
@@ -41,7 +44,7 @@ class Spread(NamedTuple):
 
 
 Spreads = Mapping[str, Spread]
-"""By reading, how far seeds differ; used where no fold was tested by two."""
+"""By reading."""
 
 
 @dataclass(frozen=True)
@@ -159,47 +162,49 @@ def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
 
 def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     """Return effects as rows for display: each interval in one cell."""
-    rows = {
-        name: {
-            "difference (these tasks)": format_estimate(e.estimate, e.tasks.low, e.tasks.high),
-            "other datasets": format_range(e.datasets.low, e.datasets.high),
-            "without one dataset": format_range(*e.without_one),
-            "median; by tokens": f"{e.median:+.3f}; {e.by_tokens:+.3f}",
-            "below 0": f"{e.improved:.0%}",
-        }
-        for name, e in effects.items()
-    }
-    if not rows:
-        return pd.DataFrame(columns=["difference (these tasks)", "other datasets"])
-    return pd.DataFrame.from_dict(rows, orient="index")
+    rows = [
+        (
+            format_estimate(e.estimate, e.tasks.low, e.tasks.high),
+            format_range(e.datasets.low, e.datasets.high),
+            format_range(*e.without_one),
+            f"{e.median:+.3f}; {e.by_tokens:+.3f}",
+            f"{e.improved:.0%}",
+        )
+        for e in effects.values()
+    ]
+    columns = ["difference (these tasks)", "other datasets", "without one dataset"]
+    return pd.DataFrame(rows, list(effects), [*columns, "median; by tokens", "below 0"])
 
 
-@dataclass(frozen=True)
-class PairedDifferences:
+class PairedDifferences(NamedTuple):
     """A weighted sum of orders on each test instance, seed by seed."""
 
-    curves: Sequence[pd.DataFrame]
+    curves: list[pd.DataFrame]
     """Of each seed, nats a token by id × step."""
-    finals: Sequence[pd.Series]
+    finals: list[pd.Series]
     """The same at each run's own end, which may be another step."""
     instances: pd.DataFrame
     """task, source and tokens of each instance, by id."""
 
     @classmethod
     def of(cls, sides: WeightedRuns) -> PairedDifferences:
-        """Return the weighted sum of orders."""
+        """Return the weighted sum, at the steps that all runs of a seed have and the first end."""
         weights = [weight for weight, _ in sides]
         seeds = _by_seed([runs for _, runs in sides])
-        tables = [_tables(runs) for runs in seeds]
-        curves = [_weighted_sum(weights, own) for own in tables]
-        finals = [_weighted_finals(weights, own) for own in tables]
+        curves, finals = [], []
+        for runs in seeds:
+            tables = _tables(runs)
+            ends = [table.iloc[:, -1] for table in tables]
+            steps = set.intersection(*(set(table.columns) for table in tables))
+            steps |= {min(table.columns[-1] for table in tables)}
+            curves.append(_sum(weights, [_at(table, sorted(steps)) for table in tables]))
+            finals.append(_sum(weights, ends))
         return cls(curves, finals, instances([runs[0] for runs in seeds]))
 
     def read(self, measure: str) -> pd.Series:
         """Return a reading of each curve, up to the end of its own seed, by (run, id)."""
-        if measure == "final":
-            parts = self.finals
-        else:
+        parts = self.finals
+        if measure == "area":
             parts = [pd.Series(area(c.to_numpy(), c.columns), c.index) for c in self.curves]
         read: pd.Series = pd.concat(parts, keys=range(len(parts)), names=["run", "id"])
         return read
@@ -237,17 +242,9 @@ def _tables(runs: Sequence[Run]) -> list[pd.DataFrame]:
     return tables
 
 
-def _weighted_sum(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the weighted sum at the steps that all have, and at the first end."""
-    shared = set.intersection(*(set(table.columns) for table in tables))
-    steps = sorted(shared | {min(table.columns.max() for table in tables)})
-    parts = (weight * _at(table, steps) for weight, table in zip(weights, tables, strict=True))
-    return sum(parts, pd.DataFrame(0.0, tables[0].index, steps))
-
-
-def _weighted_finals(weights: Sequence[float], tables: Sequence[pd.DataFrame]) -> pd.Series:
-    parts = (weight * table.iloc[:, -1] for weight, table in zip(weights, tables, strict=True))
-    return sum(parts, pd.Series(0.0, tables[0].index))
+def _sum(weights: Sequence[float], tables: Sequence[Table]) -> Table:
+    parts = [weight * table for weight, table in zip(weights, tables, strict=True)]
+    return functools.reduce(operator.add, parts)
 
 
 def _at(table: pd.DataFrame, steps: Sequence[Any]) -> pd.DataFrame:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,6 +28,7 @@ from tma.study.statistics import (
     Interval,
     Runs,
     by_instance,
+    check_steps,
     clusters_of,
     instances,
     jackknife,
@@ -37,8 +40,7 @@ Embeddings = NDArray[np.floating]
 Rows = NDArray[np.int64]
 
 
-@dataclass(frozen=True, eq=False)
-class Seen:
+class Seen(NamedTuple):
     """The instances of a run with their embeddings."""
 
     X: Embeddings
@@ -52,52 +54,54 @@ class Seen:
     @classmethod
     def by(cls, run: Run) -> Seen:
         """Return what a run has seen, embedded now unless it was before."""
-        from tma.embed import embed
+        from tma.embed import embed_pair
 
         train, test = load_both(run.config)
-        row = {name: number for number, name in enumerate(train["id"])}
-        order = run.order
-        if missing := [name for name in order if name not in row]:
+        rows, order = pd.Index(train["id"][:]).get_indexer(run.order), run.order
+        if (rows < 0).any():
             raise ParameterError(
-                f"dataset={run.config.dataset!r} lacks {len(missing)} ids of the run {run.key}, "
-                f"{missing[0]!r} first; expected all of them. Give the data that it was made with."
+                f"dataset={run.config.dataset!r} lacks {(rows < 0).sum()} ids of the run "
+                f"{run.key}, {order[int(np.argmin(rows))]!r} first; expected all of them. Give the "
+                "data that it was made with."
             )
-        part = train.select([row[name] for name in order])
-        return cls(embed(part), embed(test), test["id"][:], (texts(part), texts(test)))
+        X, Y = embed_pair(train, test, run.config.encoder, rows=rows)
+        part = train.select(rows)
+        return cls(X, Y, test["id"][:], (texts(part), texts(test)))
 
-    def rows(self, ids: Sequence[str]) -> Rows:
+    def rows(self, ids: pd.Index | pd.Series) -> Rows:
         """Return the rows of test instances."""
-        row = {name: number for number, name in enumerate(self.test_ids)}
-        return np.array([row[name] for name in ids], dtype=np.int64)
+        return pd.Index(self.test_ids).get_indexer(pd.Index(ids))
 
 
 def similarity(run: Run) -> pd.DataFrame:
     """Return the mean cosine similarity to the training instances just seen, shaped as `drops`."""
-    path = run.folder / SIMILARITY
-    rows = pd.read_parquet(path) if path.is_file() else similarity_rows(run, Seen.by(run))
-    found = rows.pivot(index="id", columns="step", values="similarity")
+    found = _table(run, SIMILARITY).pivot(index="id", columns="step", values="similarity")
     index = by_instance(run).index
     return found.loc[index.get_level_values("id")].set_axis(index)
 
 
 def distances(run: Run) -> pd.DataFrame:
     """Return task, step, measure and distance of the data seen so far from each test task."""
-    path = run.folder / DISTANCES
-    return pd.read_parquet(path) if path.is_file() else distance_rows(run, Seen.by(run))
+    return _table(run, DISTANCES)
+
+
+def _table(run: Run, name: str) -> pd.DataFrame:
+    path = run.folder / name
+    return pd.read_parquet(path) if path.is_file() else ROWS[name](run, Seen.by(run))
 
 
 def tables(run: Run) -> dict[str, pd.DataFrame]:
     """Return what a run has seen, by the files that `similarity` and `distances` read."""
     seen = Seen.by(run)
-    rows = {SIMILARITY: similarity_rows(run, seen), DISTANCES: distance_rows(run, seen)}
+    found = {name: rows(run, seen) for name, rows in ROWS.items()}
     # Embeddings have six digits.
-    return {name: table.astype({table.columns[-1]: "float32"}) for name, table in rows.items()}
+    return {name: table.astype({table.columns[-1]: "float32"}) for name, table in found.items()}
 
 
 def similarity_rows(run: Run, seen: Seen) -> pd.DataFrame:
     """Return step, id, similarity."""
     losses = by_instance(run)
-    ids = losses.index.get_level_values("id").tolist()
+    ids = losses.index.get_level_values("id")
     tested = np.asarray(seen.Y)[seen.rows(ids)].astype(np.float64)
     stops = _consumed(run, len(seen.X), losses.columns)
     parts = []
@@ -115,21 +119,22 @@ def distance_rows(run: Run, seen: Seen) -> pd.DataFrame:
     steps = [int(step) for step in losses.columns if int(step) > 0]
     stops = _consumed(run, len(seen.X), steps)
     ids = losses.index.to_frame(index=False).groupby("task")["id"]
-    rows = {task: seen.rows(own.tolist()) for task, own in ids}
+    rows = {task: seen.rows(own) for task, own in ids}
     train, test = seen.texts
-    texts_of = [[test[row] for row in own] for own in rows.values()]
-    Y_of = [seen.Y[own] for own in rows.values()]
+    words = (train, [[test[row] for row in own] for own in rows.values()])
+    vectors = (seen.X, [seen.Y[own] for own in rows.values()])
     parts = []
     for measure in MEASURES:
-        if measure == "bigram_kl":
-            found = several_prefix_distances(train, texts_of, stops, measure)
-        else:
-            found = several_prefix_distances(seen.X, Y_of, stops, measure)
+        of = words if measure == "bigram_kl" else vectors
+        found = several_prefix_distances(of[0], of[1], stops, measure)
         parts += [
             pd.DataFrame({"task": task, "step": steps, "measure": measure, "distance": distance})
             for task, distance in zip(rows, found, strict=True)
         ]
     return pd.concat(parts, ignore_index=True)
+
+
+ROWS = {SIMILARITY: similarity_rows, DISTANCES: distance_rows}
 
 
 def drops(run: Run) -> pd.DataFrame:
@@ -139,11 +144,7 @@ def drops(run: Run) -> pd.DataFrame:
 
 def falls(values: pd.DataFrame) -> pd.DataFrame:
     """Return the falls of values by … × step between consecutive steps, named by the later one."""
-    if values.shape[1] < 2:
-        raise ParameterError(
-            f"values are known at the steps {values.columns.tolist()} only; expected two at least. "
-            "Make runs with a smaller eval_every, or with eval_at."
-        )
+    check_steps(values.columns)
     return -values.diff(axis=1).iloc[:, 1:]
 
 
@@ -169,7 +170,8 @@ class Association(Interval):
         """What has to be positive: the correlation, and what is left without the permuted ones."""
         middle = (self.baseline_low + self.baseline_high) / 2
         ends = (self.estimate - self.baseline_high, self.estimate - self.baseline_low)
-        over_chance = Interval(self.estimate - middle, *ends, self.n, self.seeds)
+        gap = self.estimate - middle
+        over_chance = Interval(gap, *ends, self.n, self.seeds, over=self.over)
         return {"as measured": self, "minus permuted": over_chance}
 
 
@@ -180,7 +182,6 @@ def association(
     *,
     seeds: int | None = None,
     within_tasks: bool = False,
-    seed: int = 0,
 ) -> Association:
     """Return the two-way centred correlation of loss drops and what was seen, over all runs.
 
@@ -190,26 +191,27 @@ def association(
     `within_tasks`, instances of a task do, and the means of each task are taken off. NaN, with an
     unbounded interval and p = 1, where one of the two does not vary once the means are taken off.
     """
+    pairs = []
     for number, (d, s) in enumerate(zip(drops, similarity, strict=True)):
         if not (d.index.equals(s.index) and d.columns.equals(s.columns)):
             raise ParameterError(
                 f"drops[{number}] is {d.shape[0]} instances × {d.shape[1]} intervals and "
                 f"similarity[{number}] {s.shape[0]} × {s.shape[1]}; expected the same ids."
             )
-    pairs = [_Pair.of(*both, within_tasks) for both in zip(drops, similarity, strict=True)]
-    ids = pd.Index([]).append([pair.ids for pair in pairs]).unique()
-    of = ids.to_series() if clusters is None else clusters.loc[ids]
+        values = (d.to_numpy(np.float64), s.to_numpy(np.float64))
+        pairs.append(_Pair(*values, d.index.to_frame(index=False), within_tasks))
+    ids = pd.Index(pd.concat([pair.names["id"] for pair in pairs]).unique())
+    of = ids.to_series(name="id") if clusters is None else clusters.loc[ids]
 
     def without(name: str | None) -> float:
-        kept = (
-            pairs if name is None else [p.select((of.loc[p.ids] != name).to_numpy()) for p in pairs]
-        )
-        return _correlation([pair.centred() for pair in kept])
+        kept = [(of.loc[pair.names["id"]] != name).to_numpy() for pair in pairs]
+        parts = [pair.select(rows) for pair, rows in zip(pairs, kept, strict=True)]
+        return _correlation([part.centred() for part in parts])
 
-    found = jackknife(of.unique().tolist(), without, len(ids), seeds or len(pairs)).within(-1, 1)
+    found = jackknife(of, without, len(ids), seeds or len(pairs)).within(-1, 1)
     low, high, p = -np.inf, np.inf, 1.0
     if np.isfinite(found.estimate):
-        permuted = _permuted(pairs, seed, within=within_tasks)
+        permuted = _permuted(pairs)
         low, high = (float(np.quantile(permuted, tail)) for tail in TAILS)
         p = (1 + int((np.abs(permuted) >= abs(found.estimate) - 1e-12).sum())) / (1 + PERMUTATIONS)
     return Association(**vars(found), baseline_low=low, baseline_high=high, p=p)
@@ -217,31 +219,26 @@ def association(
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """A run's drops and similarities, (m, k) each."""
+    """A run's drops and similarities, (m, k) each, and (m,) the task and id of their rows."""
 
     drops: Floats
     similar: Floats
-    ids: pd.Index
-    tasks: Rows
-    """Number of each instance's task."""
+    names: pd.DataFrame
     within: bool
     """Whether the means of each task are taken off."""
 
-    @classmethod
-    def of(cls, drops: pd.DataFrame, similarity: pd.DataFrame, within: bool) -> _Pair:
-        tasks = pd.factorize(drops.index.get_level_values("task"))[0]
-        values = (drops.to_numpy(np.float64), similarity.to_numpy(np.float64))
-        return cls(*values, drops.index.get_level_values("id"), tasks, within)
+    @cached_property
+    def tasks(self) -> Rows:
+        """Number of each instance's task."""
+        return pd.factorize(self.names["task"])[0]
 
     def select(self, rows: NDArray[np.bool_]) -> _Pair:
-        tasks = pd.factorize(self.tasks[rows])[0]
-        return _Pair(self.drops[rows], self.similar[rows], self.ids[rows], tasks, self.within)
+        return _Pair(self.drops[rows], self.similar[rows], self.names[rows], self.within)
 
-    def centred(self, rows: Rows | None = None) -> tuple[Floats, Floats]:
+    def centred(self, rows: Rows | slice = slice(None)) -> tuple[Floats, Floats]:
         """Return both less their means, the similarities of other rows if any are given."""
-        similar = self.similar if rows is None else self.similar[rows]
         groups = self.tasks if self.within else np.zeros_like(self.tasks)
-        return _centred(self.drops, groups), _centred(similar, groups)
+        return _centred(self.drops, groups), _centred(self.similar[rows], groups)
 
 
 def _centred(values: Floats, codes: Rows) -> Floats:
@@ -260,23 +257,24 @@ def _correlation(pairs: Sequence[tuple[Floats, Floats]]) -> float:
     return both / float(np.sqrt(squares[0] * squares[1])) if min(squares) > 1e-20 else float("nan")
 
 
-def _permuted(pairs: Sequence[_Pair], seed: int, *, within: bool) -> Floats:
+def _permuted(pairs: Sequence[_Pair]) -> Floats:
     """Return the correlation under permutations, (PERMUTATIONS,)."""
-    random = np.random.default_rng([seed, 2])
-    tested = pd.factorize(pd.Series([tuple(pair.ids) for pair in pairs]))[0]
-    tasks = [pairs[int(np.argmax(tested == number))].tasks for number in range(tested.max() + 1)]
+    random = np.random.default_rng([0, 2])
+    tested = [tuple(pair.names["id"]) for pair in pairs]
+    of = dict(zip(reversed(tested), reversed(pairs), strict=True))  # the first with these ids
     permuted = np.empty(PERMUTATIONS)
     for number in range(PERMUTATIONS):
-        rows = [_drawn_rows(random, own, within=within) for own in tasks]
-        both = [pair.centred(rows[own]) for pair, own in zip(pairs, tested, strict=True)]
+        rows = {ids: _drawn_rows(random, of[ids]) for ids in dict.fromkeys(tested)}
+        both = [pair.centred(rows[ids]) for pair, ids in zip(pairs, tested, strict=True)]
         permuted[number] = _correlation(both)
     return permuted
 
 
-def _drawn_rows(random: np.random.Generator, tasks: Rows, *, within: bool) -> Rows:
+def _drawn_rows(random: np.random.Generator, pair: _Pair) -> Rows:
+    tasks = pair.tasks
     row = np.empty(len(tasks), dtype=np.int64)
     # The instances of a task are alike: whole tasks exchange places, unless there is but one.
-    if within or not tasks.max():
+    if pair.within or not tasks.max():
         row[np.argsort(tasks, kind="stable")] = np.lexsort((random.random(len(tasks)), tasks))
         return row
     members = [np.flatnonzero(tasks == task) for task in range(tasks.max() + 1)]
@@ -288,13 +286,10 @@ def _drawn_rows(random: np.random.Generator, tasks: Rows, *, within: bool) -> Ro
 def of_runs(runs: Runs, *, within_tasks: bool = False) -> Association:
     """Return the `association` of loss drops with what was seen, over source datasets."""
     every = [run for own in runs.values() for run in own]
-    return association(
-        [drops(run) for run in every],
-        [similarity(run) for run in every],
-        clusters_of(every),
-        seeds=len({run.config.seed for run in every}),
-        within_tasks=within_tasks,
-    )
+    seen = [similarity(run) for run in every]
+    seeds = len({run.config.seed for run in every})
+    falls = [drops(run) for run in every]
+    return association(falls, seen, clusters_of(every), seeds=seeds, within_tasks=within_tasks)
 
 
 def centred(runs: Runs) -> pd.DataFrame:
@@ -302,8 +297,9 @@ def centred(runs: Runs) -> pd.DataFrame:
     parts = []
     for number, run in enumerate(itertools.chain.from_iterable(runs.values())):
         drop, similar = drops(run), similarity(run)
-        x, y = _Pair.of(drop, similar, within=False).centred()
-        columns = {"drop": x.ravel(), "similarity": y.ravel()}
+        groups = np.zeros(len(drop), dtype=np.int64)
+        both = (_centred(one.to_numpy(np.float64), groups).ravel() for one in (drop, similar))
+        columns = dict(zip(("drop", "similarity"), both, strict=True))
         parts.append(pd.DataFrame(columns, drop.stack().index).reset_index().assign(run=number))
     return pd.concat(parts, ignore_index=True)[["run", "task", "id", "step", "drop", "similarity"]]
 
@@ -315,29 +311,22 @@ def distances_of(runs: Mapping[str, Run]) -> pd.DataFrame:
 
 
 def step_match(runs: Sequence[Run]) -> Association:
-    """Return how closely the loss of test tasks falls when the distance to them falls.
+    """Return the `association` of the falls of each test task's mean loss and average distance.
 
-    The `association` of the falls of a task's mean loss and of its average cosine distance, with
-    tasks for instances. The first interval is left out: before it nothing was seen.
+    The first interval is left out: before it nothing was seen.
     """
-    both = [[_as_instances(table) for table in _task_falls(run)] for run in runs]
-    losses, nearer = zip(*both, strict=True)
+    losses, nearer = zip(*map(_task_falls, runs), strict=True)
     tasks = instances(runs).drop_duplicates("task").set_index("task")
     clusters = tasks["source"] if tasks["source"].nunique() > 1 else None
     return association(losses, nearer, clusters, seeds=len(runs))
 
 
-def _as_instances(tasks: pd.DataFrame) -> pd.DataFrame:
-    names = tasks.index.tolist()
-    return tasks.set_axis(pd.MultiIndex.from_arrays([names, names], names=["task", "id"]))
-
-
 def _task_falls(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the falls of loss and of distance by task × interval."""
-    rows = distances(run).query("measure == 'cosine_avg'")
-    nearer = falls(rows.pivot(index="task", columns="step", values="distance"))
+    """Return the falls of loss and of distance by task, which stands for an id too, × interval."""
+    rows = distances(run).query("measure == 'cosine_avg'").assign(id=lambda table: table["task"])
+    nearer = falls(rows.pivot(index=["task", "id"], columns="step", values="distance"))
     losses = by_instance(run).groupby(level="task").mean()
-    return falls(losses)[nearer.columns], nearer
+    return falls(losses)[nearer.columns].set_axis(nearer.index), nearer
 
 
 def located(runs: Sequence[Run]) -> pd.DataFrame:
@@ -348,18 +337,17 @@ def located(runs: Sequence[Run]) -> pd.DataFrame:
     """
     parts = []
     for run in runs:
-        loss, nearer = _task_falls(run)
-        steps = nearer.idxmax(axis=1)
+        loss, nearer = (falls.droplevel("id") for falls in _task_falls(run))
+        steps, others = loss.idxmax(axis=1), nearer.idxmax(axis=1)
         columns = {
-            "loss_step": loss.idxmax(axis=1),
-            "distance_step": steps,
+            "loss_step": steps,
+            "distance_step": others,
             "loss_fall": loss.max(axis=1),
             "distance_fall": nearer.max(axis=1),
-            "by_chance": loss.idxmax(axis=1).map(steps.value_counts(normalize=True)).fillna(0.0),
+            "by_chance": steps.map(others.value_counts(normalize=True)).fillna(0.0),
         }
-        rows = pd.DataFrame(columns).rename_axis("task").reset_index()
-        parts.append(rows.assign(seed=run.config.seed)[["seed", "task", *columns]])
-    return pd.concat(parts, ignore_index=True)
+        parts.append(pd.DataFrame({"seed": run.config.seed, **columns}))
+    return pd.concat(parts).reset_index()[["seed", "task", *columns]]
 
 
 def agreement(located: pd.DataFrame) -> dict[str, float]:

@@ -86,23 +86,22 @@ def rounds_map(study: StudyConfig) -> Any:
 
 def provenance(runs: Runs) -> pd.DataFrame:
     """Return settings, fingerprints and versions of runs by name: all values where runs differ."""
-    values: dict[str, list[str]] = {}
+    rows = []
     for run in chain.from_iterable(runs.values()):
         manifest = {"published": run.published, **run.manifest}
         manifest.pop("receipt", None)
         manifest |= manifest.pop("config")
         for group in ("inputs", "versions"):
             manifest |= {f"{group}: {name}": v for name, v in manifest.pop(group).items()}
-        for name, value in manifest.items():
-            values.setdefault(name, []).append(str(value))
-    rows = {name: " · ".join(dict.fromkeys(each)) for name, each in values.items()}
-    return pd.DataFrame({"value": rows})
+        rows.append({name: str(value) for name, value in manifest.items()})
+    names = dict.fromkeys(chain.from_iterable(rows))
+    values = {name: dict.fromkeys(row[name] for row in rows if name in row) for name in names}
+    return pd.DataFrame({"value": {name: " · ".join(each) for name, each in values.items()}})
 
 
 def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
     """Write a figure into the output folder, as .svg and .png; return it for display."""
-    for suffix in ("svg", "png"):
-        metadata = {"Date": None} if suffix == "svg" else None
+    for suffix, metadata in (("svg", {"Date": None}), ("png", None)):
         with (
             new_file(study.out / f"{name}.{suffix}") as draft,
             mpl.rc_context({"svg.hashsalt": "tma"}),
@@ -117,8 +116,7 @@ def comparison(
 ) -> Shown:
     """Return the saved figure of orders beside a baseline, or say what it lacks.
 
-    `runs` are drawn in their sequence; `spreads` come from `arms.spreads`. Where seeds test
-    different folds, their range would say how folds differ, and is left out.
+    Where seeds test different folds, their range would say how folds differ, and is left out.
     """
     if baseline not in runs:
         return _markdown(f"*Not made yet: the runs of {baseline}.*")

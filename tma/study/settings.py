@@ -24,8 +24,6 @@ from tma.config import (
     STRICT,
     Positive,
     Scale,
-    check_dataset,
-    check_model,
     expanded,
     refusing,
 )
@@ -57,29 +55,25 @@ class StudyConfig:
     """Folder or hub id of a model that scores answers; None: none does."""
     test_dataset: str | None = None
     """Known name, hub id, file, or folder of which every row tests; None: a part of `dataset`."""
+    encoder: str | None = None
+    """Embedding model (see `tma.encoders.find_encoder`); None: the paper's."""
+    pool: Positive | None = None
+    """Instances that a seed draws, from which TMA chooses; None: the scale's own."""
+    test_limit: Positive | None = None
+    """Most test instances; None: the scale's own, or all of a test_dataset."""
     answers: bool = False
     """Whether runs in random order answer the test prompts, at `checkpoints`."""
 
     @model_validator(mode="after")
     def _check_names(self) -> StudyConfig:
         check_choice("scale", self.scale, tuple(SCALES))
-        check_model(self.model, tuple(self.base.models))
-        check_dataset(self.dataset)
-        if self.test_dataset is not None:
-            check_dataset(self.test_dataset, "test_dataset")
-        if self.reward_model is not None:
-            check_model(self.reward_model, (), "reward_model")
+        _ = self.sampled("random"), self.pooled("random")  # which refuse names that do not exist
         return self
 
     @property
     def base(self) -> Scale:
         """What the scale sets."""
         return SCALES[self.scale]
-
-    @property
-    def fewer(self) -> range:
-        """Seeds of what is not a main comparison."""
-        return range(min(self.seeds, self.base.fewer_seeds))
 
     @property
     def limit(self) -> int:
@@ -96,19 +90,22 @@ class StudyConfig:
     def is_published(self) -> bool:
         """Whether its runs are those of the published study, which chapters read and never make."""
         base = self.base
-        planned = (self.dataset, self.test_dataset, self.steps) == (base.dataset, None, base.steps)
-        return base.made_before and planned and self.model in base.models
+        planned = (self.dataset, self.steps) == (base.dataset, base.steps)
+        own = (self.test_dataset, self.encoder, self.pool, self.test_limit) != (None,) * 4
+        return base.made_before and planned and not own and self.model in base.models
 
     @property
     def out(self) -> Path:
         """The output folder, made when first asked for; refused if it cannot be written."""
         folder = expanded(self.output_dir)
         try:
+            if not self.output_dir:  # else the folder where one works
+                raise ValueError("it has no name")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        except OSError as error:
-            expected = f"a folder that can be written ({error.strerror})"
+        except (OSError, ValueError) as error:  # a null byte in a name is a ValueError
+            expected = f"a folder that can be written ({getattr(error, 'strerror', error)})"
             raise wrong("output_dir", self.output_dir, expected) from error
         return folder
 
@@ -138,29 +135,29 @@ class StudyConfig:
             settings |= {"pool_by": "task", "per_task": (self.base.task_size, tested)}
         if order == "random" and self.answers:
             settings |= {"generate_at": self.checkpoints, "reward_model": self.reward_model}
-        return self._configs(order, settings | changes)
+        return self._configs(order, **settings | changes)
 
     def pooled(self, order: str, **changes: Any) -> list[RunConfig]:
         """Return the run settings of an order of N instances out of a larger pool, one a seed."""
-        settings: dict[str, Any] = {"pool": self.base.pool}
+        settings: dict[str, Any] = {"pool": self.pool or self.base.pool}
         if self.base.pooled_per_task is not None:
             settings["per_task"] = self.base.pooled_per_task
         if order.startswith("tma_"):
             settings["exact_limit"] = True
-        return self._configs(order, settings | changes)
+        return self._configs(order, **settings | changes)
 
-    def _configs(self, order: str, changes: Mapping[str, Any]) -> list[RunConfig]:
-        settings: dict[str, Any] = {
-            "model": self.model,
-            "dataset": self.dataset,
-            "limit": self.limit,
-            "eval_at": self.doubling,
-        }
-        if self.test_dataset is not None:
-            settings["test_dataset"] = self.test_dataset
-        settings |= changes
-        seeds = settings.pop("seeds", range(self.seeds))
-        configs = [RunConfig.at(self.scale, order=order, seed=seed, **settings) for seed in seeds]
+    def _configs(
+        self, order: str, *, seeds: range | None = None, **changes: Any
+    ) -> list[RunConfig]:
+        settings = {"dataset": self.dataset, "limit": self.limit, "eval_at": self.doubling}
+        if self.test_dataset is not None:  # every row of it, unless it is said otherwise
+            settings["test_limit"] = None
+        own = {name: getattr(self, name) for name in ("test_dataset", "encoder", "test_limit")}
+        settings |= {name: value for name, value in own.items() if value is not None}
+        configs = [
+            RunConfig.at(self.scale, order=order, model=self.model, seed=seed, **settings | changes)
+            for seed in (range(self.seeds) if seeds is None else seeds)
+        ]
         depends = any(config.method.seeded for config in configs)
         return configs if depends else configs[:1]
 
@@ -198,9 +195,12 @@ def parameters(
     model: str | None,
     scale: str,
     dataset: str | None,
-    test_dataset: str | None,
+    test_dataset: str | None = None,
     seeds: int | None,
     steps: int | None,
+    encoder: str | None = None,
+    pool: int | None = None,
+    test_limit: int | None = None,
     output_dir: str,
     reward_model: str | None = None,
     early: bool = False,
@@ -212,18 +212,11 @@ def parameters(
     takes a scale's `early_steps`, asks for answers, and alone has the parameter `reward_model`.
 
     Raises:
-        ParameterError: a value cannot be used, or papermill was given a name that the notebook does
-            not have.
+        ParameterError: a value cannot be used, or the notebook has no parameter of a name given.
     """
-    given: dict[str, Any] = {
-        "model": model,
-        "scale": scale,
-        "dataset": dataset,
-        "test_dataset": test_dataset,
-        "seeds": seeds,
-        "steps": steps,
-        "output_dir": output_dir,
-    }
+    given: dict[str, Any] = {"model": model, "scale": scale, "dataset": dataset}
+    given |= {"test_dataset": test_dataset, "seeds": seeds, "steps": steps}
+    given["output_dir"] = output_dir
     _check_injected(given | ({"reward_model": reward_model} if early else {}))
     check_choice("scale", scale, tuple(SCALES))
     base = SCALES[scale]
@@ -240,21 +233,19 @@ def parameters(
 
 def _check_injected(given: Mapping[str, Any]) -> None:
     """Refuse parameters that papermill injects in vain: of an unknown name it only warns."""
-    for cell in _cells():
-        if not cell.startswith("# Parameters\n"):
+    injected = "".join(cell for cell in _cells() if cell.startswith("# Parameters\n"))
+    for node in ast.parse(injected).body:
+        if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
             continue
-        for node in ast.parse(cell).body:
-            if not (isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)):
-                continue
-            name, value = node.targets[0].id, ast.literal_eval(node.value)
-            if name not in given:
-                raise wrong("parameter name", name, choices(list(given), name))
-            if given[name] != value:
-                raise ParameterError(
-                    f"{name}={value!r} was given, but the notebook goes on with "
-                    f"{name}={given[name]!r}: the cell of its own parameters has lost its tag "
-                    "`parameters`, and ran after those given. Put the tag back."
-                )
+        name, value = node.targets[0].id, ast.literal_eval(node.value)
+        if name not in given:
+            raise wrong("parameter name", name, choices(list(given), name))
+        if given[name] != value:
+            raise ParameterError(
+                f"{name}={value!r} was given, but the notebook goes on with "
+                f"{name}={given[name]!r}: the cell of its own parameters has lost its tag "
+                "`parameters`, and ran after those given. Put the tag back."
+            )
 
 
 def _cells() -> list[str]:

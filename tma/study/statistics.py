@@ -7,6 +7,7 @@ jackknife over source datasets (`book/protocol.md`). Differences of orders are i
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ class Interval:
     step: int | None = None
     freedom: float = math.inf
     """Degrees of freedom of Student's t."""
+    over: str | None = None
+    """What the jackknife left out: source, task or id; None: it was not used."""
 
     @property
     def clear(self) -> bool:
@@ -50,13 +53,9 @@ class Interval:
 
     def among(self, count: int) -> Interval:
         """Return the interval widened for being one of `count` (Bonferroni)."""
-        if not math.isfinite(self.estimate):
-            return self
         wide, usual = student.ppf((1 - TAILS[0] / count, TAILS[1]), max(1, self.freedom))
-        low, high = (
-            self.estimate + float(wide / usual) * (end - self.estimate)
-            for end in (self.low, self.high)
-        )
+        near, ratio = self.estimate, float(wide / usual)
+        low, high = (near + ratio * (end - near) for end in (self.low, self.high))
         return replace(self, low=low, high=high)
 
     def mirrored(self) -> Interval:
@@ -71,9 +70,8 @@ class Interval:
 
     def minus(self, value: float) -> Interval:
         """Return the interval of the estimate minus a constant."""
-        return replace(
-            self, estimate=self.estimate - value, low=self.low - value, high=self.high - value
-        )
+        near, low, high = (end - value for end in (self.estimate, self.low, self.high))
+        return replace(self, estimate=near, low=low, high=high)
 
 
 def t_interval(estimate: float, variance: float, freedom: float, *, n: int, seeds: int) -> Interval:
@@ -86,17 +84,15 @@ def t_interval(estimate: float, variance: float, freedom: float, *, n: int, seed
 
 
 def jackknife(
-    clusters: Sequence[str], statistic: Callable[[str | None], float], n: int, seeds: int
+    clusters: pd.Series, statistic: Callable[[str | None], float], n: int, seeds: int
 ) -> Interval:
-    """Return θ with its interval for tasks of other datasets; unbounded for fewer than two.
-
-    `statistic` takes the cluster that is left out, or None, and returns θ.
-    """
-    count = len(clusters)
-    left = np.array([statistic(cluster) for cluster in clusters])
+    """Return θ, `statistic` of the cluster left out or None, with its interval over clusters."""
+    names = clusters.unique().tolist()
+    left = np.array([statistic(name) for name in names])
     squares = float(((left - left.mean()) ** 2).sum())
-    variance = (count - 1) / count * squares if count > 1 else np.nan
-    return t_interval(statistic(None), variance, count - 1, n=n, seeds=seeds)
+    variance = (len(names) - 1) / len(names) * squares if len(names) > 1 else np.nan
+    found = t_interval(statistic(None), variance, len(names) - 1, n=n, seeds=seeds)
+    return replace(found, over=str(clusters.name))
 
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
@@ -110,15 +106,14 @@ def format_estimate(estimate: float, low: float | None, high: float | None) -> s
 
 
 def format_range(low: float, high: float) -> str:
-    """Return the ends of an interval as tables show them."""
-    return f"{low:+.3f} to {high:+.3f}"
+    """Return the ends of an interval as tables show them; a dash where it has none."""
+    return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low + high) else "–"
 
 
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
     """Return named intervals as rows: estimate, low, high, n, seeds."""
     columns = ["estimate", "low", "high", "n", "seeds"]
-    rows = [[getattr(interval, column) for column in columns] for interval in intervals.values()]
-    return pd.DataFrame(rows, index=list(intervals), columns=columns)
+    return pd.DataFrame([vars(one) for one in intervals.values()], list(intervals), columns)
 
 
 def by_instance(run: Run, rows: pd.DataFrame | None = None, value: str = "loss") -> pd.DataFrame:
@@ -142,33 +137,46 @@ def by_id(run: Run) -> pd.DataFrame:
     return by_instance(run).droplevel("task").sort_index()
 
 
-def area(values: Floats, steps: Sequence[Any] | pd.Index) -> Floats:
-    """Return the mean along curves (…, steps), of two steps or more, by trapezoids."""
+def check_steps(steps: Sequence[Any] | pd.Index) -> None:
+    """Refuse curves of fewer than two steps."""
     if len(steps) < 2:
         raise ParameterError(
             f"the runs share the evaluated steps {list(steps)}; expected two at least. Give them "
-            "the same eval_every and eval_at."
+            "the same eval_every, eval_at and generate_at, with more steps."
         )
+
+
+def area(values: Floats, steps: Sequence[Any] | pd.Index) -> Floats:
+    """Return the mean along curves (…, steps), of two steps or more, by trapezoids."""
+    check_steps(steps)
     mean: Floats = np.trapezoid(values, np.asarray(steps), axis=-1) / (steps[-1] - steps[0])
     return mean
 
 
 def instances(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return task (else the id), source (else the task) and response tokens of instances, by id."""
+    """Return task (else the id), source and response tokens of instances, by id.
+
+    An instance without a source dataset has its task for one; where none has any, all share one
+    unknown dataset.
+    """
     rows = pd.concat([run.losses.drop_duplicates("id") for run in runs])
     rows = rows.drop_duplicates("id").set_index("id")
     task = rows["task"].fillna(rows.index.to_series())
-    source = rows["source"].fillna(task) if "source" in rows else task
+    known = "source" in rows and rows["source"].notna().any()
+    source = rows["source"].fillna(task) if known else "unknown"
     return pd.DataFrame({"task": task, "source": source, "tokens": rows["tokens"]})
 
 
 def clusters_of(runs: Sequence[Run]) -> pd.Series:
-    """Return each test instance's source dataset by id; with one, its task; with one, its id."""
+    """Return each test instance's source dataset by id; with one, its task; with one, its id.
+
+    The name of the series says which: source, task or id.
+    """
     found = instances(runs)
     for level in ("source", "task"):
         if found[level].nunique() > 1:
             return found[level]
-    return found.index.to_series()
+    return found.index.to_series(name="id")
 
 
 def mean_curves(runs: Sequence[Run]) -> pd.DataFrame:
@@ -182,9 +190,8 @@ def task_curves(runs: Runs) -> pd.DataFrame:
     parts = []
     for order, own in runs.items():
         for run in own:
-            losses = by_instance(run).groupby(level="task").mean().unstack()
-            assert isinstance(losses, pd.Series)
-            rows = losses.rename("loss").reset_index()
+            losses = by_instance(run).groupby(level="task").mean()
+            rows = losses.melt(value_name="loss", ignore_index=False).reset_index()
             parts.append(rows.assign(order=order, seed=run.config.seed))
     return pd.concat(parts, ignore_index=True)[["order", "seed", "step", "task", "loss"]]
 
@@ -201,18 +208,17 @@ def _area(curve: pd.Series) -> float:
 
 
 def summary(runs: Runs) -> pd.DataFrame:
-    """Return one row an order, averaged over seeds.
+    """Return one row an order, averaged over seeds, each read up to its own last step.
 
-    The area is the mean loss along the way, at the steps that every run with the same end evaluated
-    (every run, where the order's seeds have different ends).
+    The area is the mean loss along the way, at the steps that all runs with the same end evaluated.
     """
     means = {order: [by_instance(run).mean() for run in own] for order, own in runs.items()}
-    every = [curve.index for own in means.values() for curve in own]
+    shared = dict[int, pd.Index]()
+    for curve in itertools.chain.from_iterable(means.values()):
+        end = int(curve.index[-1])
+        shared[end] = shared.get(end, curve.index).intersection(curve.index)
     rows = {}
     for order, own in means.items():
-        ends = {curve.index[-1] for curve in own}
-        alike = [steps for steps in every if steps[-1] in ends] if len(ends) == 1 else every
-        shared = set.intersection(*map(set, alike))
         first, final = (float(np.mean([curve.iloc[at] for curve in own])) for at in (0, -1))
         rows[order] = {
             "seeds": len(own),
@@ -221,7 +227,7 @@ def summary(runs: Runs) -> pd.DataFrame:
             "first": first,
             "final": final,
             "fall_percent": 100 * (first - final) / first,
-            "area": float(np.mean([_area(curve[curve.index.isin(shared)]) for curve in own])),
+            "area": float(np.mean([_area(curve[shared[curve.index[-1]]]) for curve in own])),
         }
     return pd.DataFrame(list(rows.values()), index=pd.Index(rows, name="order"))
 
@@ -247,7 +253,7 @@ def early_share(runs: Sequence[Run], *, step: float) -> Interval:
         fall = mean[0] - mean[-1]
         return float((mean[0] - np.interp(step, steps, mean)) / fall) if fall > 0 else np.nan
 
-    return jackknife(clusters.unique().tolist(), share, len(values), len(runs))
+    return jackknife(clusters, share, len(values), len(runs))
 
 
 def improved(runs: Sequence[Run]) -> pd.Series:
@@ -264,58 +270,45 @@ def mean_losses(runs: Sequence[Run]) -> pd.DataFrame:
 
 def metric_curves(runs: Sequence[Run]) -> pd.DataFrame:
     """Return metric, seed, step and mean value where one order's runs made answers."""
-    tables, names = _shared(runs)
+    tables = _metrics(runs)
     parts = [
         each[name].mean().rename("value").reset_index().assign(metric=name, seed=run.config.seed)
-        for name in names
+        for name in tables[0]
         for run, each in zip(runs, tables, strict=True)
     ]
     return pd.concat(parts, ignore_index=True)[["metric", "seed", "step", "value"]]
 
 
 def roughness(runs: Sequence[Run], against: str | None = None) -> dict[str, Interval]:
-    """Return how unsteadily each metric moves: the share of movement no single turn explains.
+    """Return by metric the share of its movement that no single turn makes, averaged over runs.
 
-    Args:
-        runs: runs of one order with answers, one a seed.
-        against: None: each metric by itself; a metric's name, such as "loss": each other metric
-            minus that one, positive where it is less steady.
-
-    Returns:
-        Metric → mean over the runs of the roughness of each one's mean curve, at the same test
-        instances and steps. Against another, a metric that does not move at all in some run has no
-        value (NaN): to stand at its floor is no steadiness.
+    Against another metric, such as "loss": minus that one's, positive where it is less steady. A
+    metric that does not move at all in some run has no value then (NaN): to stand at its floor is
+    no steadiness.
     """
-    tables, names = _shared(runs)
-    clusters = clusters_of(runs)
-    if any(each["loss"].shape[1] < 2 for each in tables):
-        raise ParameterError(
-            "the runs made answers at fewer than two steps; expected two at least. Give more steps "
-            "in generate_at."
-        )
+    tables, clusters = _metrics(runs), clusters_of(runs)
+    check_steps(min((each["loss"].columns for each in tables), key=len))
 
     def rough(name: str, left: str | None) -> float:
         own = _mean_roughness(tables, name, clusters, left)
         return own - (_mean_roughness(tables, against, clusters, left) if against else 0)
 
     found, n = dict[str, Interval](), len(clusters)
-    for name in (name for name in names if name != against):
+    for name in (name for name in tables[0] if name != against):
         if against and any(np.ptp(each[name].mean()) == 0 for each in tables):
             found[name] = Interval(np.nan, -np.inf, np.inf, n, len(runs))
             continue
-        interval = jackknife(clusters.unique().tolist(), partial(rough, name), n, len(runs))
+        interval = jackknife(clusters, partial(rough, name), n, len(runs))
         found[name] = interval.within(-1 if against else 0, 1)
     return found
 
 
 def overtraining(runs: Sequence[Run]) -> pd.Series:
     """Return how much each metric is worse at the end than at its best, as a share of its range."""
-    tables, names = _shared(runs)
-    curves = {name: [_goal_up(each[name], name) for each in tables] for name in names}
-    found = {
-        name: np.mean([(curve.max() - curve[-1]) / (np.ptp(curve) or 1) for curve in own])
-        for name, own in curves.items()
-    }
+    tables, found = _metrics(runs), dict[str, float]()
+    for name in tables[0]:
+        curves = [_goal_up(each[name], name) for each in tables]
+        found[name] = float(np.mean([(c.max() - c[-1]) / (np.ptp(c) or 1) for c in curves]))
     return pd.Series(found, name="best minus last, of the range", dtype=float)
 
 
@@ -349,17 +342,16 @@ def _mean_roughness(
     return float(np.mean(found)) if found else np.nan
 
 
-def _shared(runs: Sequence[Run]) -> tuple[list[dict[str, pd.DataFrame]], list[str]]:
-    """Return the metrics of each run, and the names of those that all have."""
-    tables = [_metrics(run) for run in runs]
-    return tables, [name for name in tables[0] if all(name in each for each in tables)]
-
-
-def _metrics(run: Run) -> dict[str, pd.DataFrame]:
-    """Return loss and scores by (task, id) × step, all of the same instances and steps."""
-    if not run.manifest["config"]["generate_at"]:
-        return {"loss": by_instance(run)}
-    answers = run.answers
-    losses = run.losses.merge(answers[["step", "id"]], on=["step", "id"])
-    scores = {name: by_instance(run, answers, name) for name in SCORES if name in answers}
-    return {"loss": by_instance(run, losses), **scores}
+def _metrics(runs: Sequence[Run]) -> list[dict[str, pd.DataFrame]]:
+    """Return of each run the metrics that all have, at the same instances and steps."""
+    tables = []
+    for run in runs:
+        if run.manifest["config"]["generate_at"]:
+            answers = run.answers
+            losses = run.losses.merge(answers[["step", "id"]], on=["step", "id"])
+            scores = {name: by_instance(run, answers, name) for name in SCORES if name in answers}
+            tables.append({"loss": by_instance(run, losses), **scores})
+        else:
+            tables.append({"loss": by_instance(run)})
+    names = [name for name in tables[0] if all(name in each for each in tables)]
+    return [{name: each[name] for name in names} for each in tables]

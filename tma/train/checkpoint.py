@@ -19,11 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
 from tma.store import checksums, file_digest, new_folder
 
@@ -40,18 +36,13 @@ FILES = ("model.safetensors", "optimizer.safetensors", "random.safetensors", "hi
 
 @dataclass
 class History:
-    """What a run measured."""
+    """What a run measured: the rows of its tables, the ids it consumed, and how long it took."""
 
     losses: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a (step, test instance): step, id, task, loss_sum (nats), tokens."""
     steps: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a step: step, loss (nats a token), learning_rate, tokens."""
     consumed: list[str] = field(default_factory=list)
-    """Ids of the training instances, in the order consumed."""
     answers: list[dict[str, Any]] = field(default_factory=list)
-    """One entry a (step, test instance): step, id, task, answer, scores."""
     seconds: float = 0.0
-    """Time that all sessions took until this was saved."""
 
     @property
     def loss(self) -> float | None:
@@ -65,8 +56,7 @@ class States:
 
     def __init__(self, folder: Path, minutes: float | None = 10) -> None:
         self.folder, self.minutes = folder, minutes
-        self.history = History()
-        """What was measured so far, saved or not."""
+        self.history = History()  # saved or not
         self._started = self._saved = time.monotonic()
 
     @property

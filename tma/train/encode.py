@@ -63,14 +63,9 @@ def encode(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int
                 "expected at least one token. Leave it out."
             )
         tokens = batch["input_ids"][place]
-        out.append(_cut(name, task, begin + tokens[:start], tokens[start:] + end, max_tokens))
+        prompt, response = begin + tokens[:start], tokens[start:] + end
+        room = max(max_tokens - len(response), max_tokens // 2)
+        if len(prompt) > room:
+            prompt = prompt[: (room + 1) // 2] + prompt[len(prompt) - room // 2 :]
+        out.append(Encoded(name, task, tuple((prompt + response)[:max_tokens]), len(prompt)))
     return out
-
-
-def _cut(
-    name: str, task: str | None, prompt: list[int], response: list[int], max_tokens: int
-) -> Encoded:
-    room = max(max_tokens - len(response), max_tokens // 2)
-    if len(prompt) > room:
-        prompt = prompt[: (room + 1) // 2] + prompt[len(prompt) - room // 2 :]
-    return Encoded(name, task, tuple((prompt + response)[:max_tokens]), len(prompt))

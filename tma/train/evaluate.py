@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from torch.nn.functional import cross_entropy
 from tma.train.encode import Encoded
 from tma.train.packing import MicroBatch, borders, micro_batches, packed_attention
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 Batch = TypeVar("Batch")
 
 LOGIT_ROWS = 16
@@ -32,7 +29,7 @@ WEIGHT_ROWS = 16_384
 
 
 def response_losses(
-    model: PreTrainedModel,
+    model: Any,
     encoded: Sequence[Encoded],
     micro_tokens: int,
     precision: str,
@@ -59,7 +56,7 @@ def evened(batches: list[Batch]) -> list[Batch]:
     return batches + batches[-1:] * (most - len(batches))
 
 
-def summed_losses(model: PreTrainedModel, batch: MicroBatch) -> torch.Tensor:
+def summed_losses(model: Any, batch: MicroBatch) -> torch.Tensor:
     """Return each instance's summed response loss, (instances,) float32, in nats."""
     device = next(model.parameters()).device
     row, position = (places.to(device) for places in batch.places)
@@ -99,9 +96,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 @contextmanager
-def _head_only_at(
-    model: PreTrainedModel, row: torch.Tensor, position: torch.Tensor
-) -> Iterator[None]:
+def _head_only_at(model: Any, row: torch.Tensor, position: torch.Tensor) -> Iterator[None]:
     """Let the output head see only these hidden states; the logits are then (k, vocabulary)."""
     # Unlike a call of the head, a hook leaves in what a model does to its logits (soft caps).
     head: torch.nn.Module = _unwrapped(model).get_output_embeddings()

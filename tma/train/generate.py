@@ -17,11 +17,11 @@ from tma.train.metrics import exact_match, rouge
 from tma.train.packing import BATCH_COST, grouped
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 def answers(
-    model: PreTrainedModel,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[Encoded],
     *,
@@ -40,7 +40,6 @@ def answers(
     # Each new token is a forward pass of its own, so a batch costs far more than in training.
     batches = grouped(lengths, micro_tokens, batch_cost=BATCH_COST * max_new_tokens)
     left_padded = partial(pad_sequence, batch_first=True, padding_side="left")
-    generate: Any = model.generate
     model.train(False)
     # Not in inference_mode: there autocast casts the weights anew for every token.
     with torch.no_grad(), arithmetic(model, precision), _only(model, settings):
@@ -48,7 +47,7 @@ def answers(
             batch = [prompts[i] for i in members]
             tokens = left_padded(batch, padding_value=settings.pad_token_id)
             mask = left_padded([torch.ones_like(prompt) for prompt in batch])
-            found = generate(
+            found = model.generate(
                 input_ids=tokens.to(model.device),
                 attention_mask=mask.to(model.device),
                 generation_config=settings,
@@ -78,8 +77,8 @@ def _greedy(tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> Any:
 
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     pad = next((token for token in (pad, end) if token is not None), 0)
-    config: Any = GenerationConfig
     length = {"max_new_tokens": max_new_tokens, "eos_token_id": end, "pad_token_id": pad}
+    config: Any = GenerationConfig
     return config(do_sample=False, num_beams=1, **length)
 
 

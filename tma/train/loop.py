@@ -132,7 +132,11 @@ class _Loop:
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             if step in evaluated:
                 self.evaluate(step, test)
-            self.save(last=step == last)
+            if self.states is not None:
+                due = [self.states.due(last=step == last)]
+                broadcast_object_list(due)  # the main process decides for all
+                if due[0]:
+                    self.states.save(self.accelerator, self.model, self.optimizer, self.history)
 
     def step(self, step: int, instances: Sequence[Encoded], rate: float) -> float:
         """Take one optimizer step; return the mean loss of its response tokens, in nats."""
@@ -208,15 +212,6 @@ class _Loop:
             _check_finite(step, "reward", {e["id"]: e.get("reward", 0.0) for e in answers})
             self.history.answers += answers
 
-    def save(self, *, last: bool) -> None:
-        """Save the state if it is time; the main process decides for all."""
-        if self.states is None:
-            return
-        due = [self.states.due(last=last)]
-        broadcast_object_list(due)
-        if due[0]:
-            self.states.save(self.accelerator, self.model, self.optimizer, self.history)
-
 
 def variety(instances: Sequence[Encoded]) -> dict[str, float]:
     """Return how many tasks a step holds, exp(-Σ p ln p) of their shares p, and answers."""
@@ -230,18 +225,12 @@ def variety(instances: Sequence[Encoded]) -> dict[str, float]:
 
 def _accelerator() -> Accelerator:
     """Return what spreads the work, without settings of accelerate that change numbers."""
-    try:
-        found = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            dynamo_backend="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
-    except ValueError as error:
-        raise ParameterError(
-            "another program in this process has set up accelerate otherwise (mixed precision, or "
-            "the device); make the run in a process of its own."
-        ) from error
+    found = Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision="no",
+        dynamo_backend="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and found.distributed_type != DistributedType.FSDP:
         raise ParameterError(

