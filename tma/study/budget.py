@@ -58,7 +58,8 @@ def steps_within(
     steps = max(LEAST_STEPS, fitting)
     minutes = (fixed + len(runs) * steps * costs["step"]) / 60
     parts = ", ".join(f"{name} {cost:.2g} s" for name, cost in costs.items())
-    note = f"{len(runs)} runs of {steps} steps take about {minutes:.1f} minutes ({parts})"
+    all_rows = ", all that the rows allow," if steps == most else ""
+    note = f"{len(runs)} runs of {steps} steps{all_rows} take about {minutes:.1f} minutes ({parts})"
     if fitting < steps:
         least = f"{math.ceil(minutes / MARGIN)}m at least: {note}"
         remedy = "Give fewer orders, seeds or rows (test_limit), or a smaller batch_size"
