@@ -75,9 +75,7 @@ def leaks(inputs: Inputs, train: Dataset, test: Dataset) -> pd.DataFrame:
     return pd.concat([*named, found.drop(columns=["row", "test_row"])], axis=1)
 
 
-def duplicates(
-    inputs: Inputs, order: Numbers, ids: Sequence[str], train: Dataset
-) -> pd.DataFrame:
+def duplicates(inputs: Inputs, order: Numbers, ids: Sequence[str], train: Dataset) -> pd.DataFrame:
     """Return the rows of an order like an earlier one: of equal content, or near by embedding."""
     import pandas as pd
 
