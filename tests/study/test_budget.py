@@ -16,7 +16,9 @@ def test_a_budget_sets_the_steps(cache: Path, tiny_model: Path, dataset_file: Pa
     given = {"order": "random", "steps": 2, "batch_size": 4, "test_limit": 6}
     configs = [tiny_run(tiny_model, dataset_file, seed=seed, **given) for seed in (0, 1)]
     before = {*cache.glob("compare/*.json")}
-    assert steps_within("9h", configs, 5, most=12)[0] == 12
+    steps, note = steps_within("9h", configs, 5, most=12)
+    assert steps == 12
+    assert note.startswith("2 runs of 12 steps, all that the rows allow, take about ")
     (file,) = {*cache.glob("compare/*.json")} - before
     costs = json.loads(file.read_text("utf-8"))
     assert [*costs] == ["setup", "load", "step", "evaluation"]
