@@ -14,6 +14,8 @@ from tma.store import new_file
 
 LEAKS = 12
 """Training chats that end with a question of the test set and its answer."""
+EVERY = 4
+"""Of so many test instances one is taken."""
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 
 
@@ -42,6 +44,7 @@ def sample(folder: Path | str, *, leaks: int = LEAKS, seed: int = 0) -> tuple[Pa
         AssetError, StateError: as `tma.load`.
     """
     train, test = (load("pocket", split=split) for split in ("train", "test"))
+    test = test.select(range(0, len(test), EVERY))
     rng = random.Random(seed)
     rows = rng.sample(range(len(train)), len(train))
     chats = [[SYSTEM, *_turns(train[row])] for row in rows[: len(rows) * 3 // 4]]
