@@ -113,8 +113,7 @@ class Comparison:
 
     def _reason(self, order: str) -> str:
         shuffle, gap = self._best[order]
-        count = len(self._best)
-        widened = f", widened for {count} comparisons" if count > 1 else ""
+        widened = f", widened for {count} comparisons" if (count := len(self._best)) > 1 else ""
         return (
             f"{order} - {shuffle} is {gap.estimate:+.3f} nats a token, 95 % interval "
             f"{gap.low:+.3f} to {gap.high:+.3f}{widened}, {gap.seeds} seeds, {gap.n} rows"
