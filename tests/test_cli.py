@@ -190,6 +190,23 @@ def test_a_receipt_tells_where_the_order_was_left(
     assert cli.main(["verify", str(out / "receipt.json"), str(out / "gone.jsonl")]) == 1
 
 
+def test_chats_are_told_apart_by_what_the_user_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    receipt, consumed = tmp_path / "receipt.json", tmp_path / "consumed.jsonl"
+    tma.Receipt(tma.Method("random"), "", "", "", 0, ("a", "b")).save(receipt)
+    system = {"role": "system", "content": "Be brief."}
+    rows = [
+        {"messages": [system, {"role": "user", "content": "Why?"}], "tma_id": "a"},
+        {"conversations": [{"from": "human", "value": "Where?"}], "tma_id": "b"},
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(text, encoding="utf-8")
+    consumed.write_text('{"id": "b"}\n')
+    assert cli.main(["verify", str(receipt), str(consumed)]) == 1
+    assert "expected a ('Why?'), got b ('Where?')" in capsys.readouterr().err
+
+
 def test_interrupted_data_leaves_nothing(
     files: list[str],
     tmp_path: Path,

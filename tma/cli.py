@@ -139,6 +139,7 @@ def arrange(
 
     OUT gets train.jsonl, order.json, receipt.json, the trainer's settings, and the audit.
     """
+    silence(quiet=quiet)
     from tma.arrange.audit import audit as audited
     from tma.arrange.receipt import arrange_dataset
     from tma.arrange.spec import Method
@@ -147,7 +148,6 @@ def arrange(
     from tma.export.trainers import check_trainer
     from tma.store import result_folder
 
-    silence(quiet=quiet)
     check_trainer(trainer, "as-is", setting="--format")
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
     Method(order, **rules)  # refused before data is read
@@ -208,10 +208,10 @@ def audit(
 
     Coverage, leaks, duplicates, texts that are cut, rows that were not read.
     """
+    silence(quiet=quiet)
     from tma.arrange.audit import audit as audited
     from tma.arrange.spec import Method
 
-    silence(quiet=quiet)
     rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
     Method(order, **rules)
     if out is not None and out.exists():
@@ -244,9 +244,9 @@ def verify(
 
     Else exit with 1, and say the first place that differs.
     """
+    silence(quiet=quiet)
     from tma.export.consumed import verify as verified
 
-    silence(quiet=quiet)
     count = verified(receipt, consumed, epochs=epochs, prefix=prefix)
     told = f"{counted(count, 'row')} in the order of the receipt"
     show({"kept": True, "rows": count}, told, as_json=as_json)
@@ -265,12 +265,12 @@ def embed(
     quiet: Quiet = False,
 ) -> None:
     """Write the embeddings of a dataset."""
+    silence(quiet=quiet)
     import numpy as np
 
     from tma.embed import embed as embedded
     from tma.store import new_file
 
-    silence(quiet=quiet)
     if out.suffix != ".npy":
         raise wrong("out", str(out), "a file with the suffix .npy")
     rows = embedded(load(data, columns, view, optional=True), encoder, text=text)
@@ -295,9 +295,9 @@ def describe(
 
     Rows read and left out, tasks, duplicates, and how many tokens the texts have.
     """
+    silence(quiet=quiet)
     from tma.data.describe import describe as described
 
-    silence(quiet=quiet)
     found = described(
         load(data, columns, view, optional=True), tokenizer_of(tokenizer), max_tokens=max_tokens
     )["value"]

@@ -45,10 +45,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages but erro
 
 
 def silence(*, quiet: bool) -> None:
-    """Log nothing, and draw no bar, if the user wants it so; `main` sets both back."""
+    """Log nothing and draw no bar, if the user wants it so: called before tqdm is imported."""
     if quiet:
         log.setLevel(logging.CRITICAL)
-        os.environ["TQDM_DISABLE"] = "1"  # before tqdm is imported
+        os.environ["TQDM_DISABLE"] = "1"
 
 
 def show(value: Any, lines: str, *, as_json: bool) -> None:

@@ -38,10 +38,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a run, or read it if it is finished."""
+    silence(quiet=quiet)
     from tma.runs.config import RunConfig
     from tma.runs.execute import run
 
-    silence(quiet=quiet)
     given: dict[str, Any] = {"order": order, "model": model, "seed": seed}
     config = RunConfig.at(scale, **given | dict(_setting(text) for text in settings or ()))
     finished = run(config, state_minutes=state_minutes, save_model=save_model)
@@ -96,9 +96,9 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Train in several orders of your own data, and say which to use."""
+    silence(quiet=quiet)
     from tma.study.compare import compare as compared
 
-    silence(quiet=quiet)
     given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
     given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
     names = [name.strip() for name in orders.split(",")]
@@ -170,9 +170,9 @@ def study(
     quiet: Quiet = False,
 ) -> None:
     """Make the runs of the study that are missing."""
+    silence(quiet=quiet)
     from tma.study import arms as plan
 
-    silence(quiet=quiet)
     check_choice("scale", scale, tuple(SCALES))
     check_count("jobs", jobs, 1)
     chosen = plan.chosen(arms)

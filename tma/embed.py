@@ -177,9 +177,8 @@ def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shard
     first = {key: row for row, key in reversed([*enumerate(keys)]) if key in shards.missing}
     left = sorted(first.values(), key=lambda row: (-len(texts[row]), row))
     seconds = 0.1 if sys.stderr.isatty() else 30
-    given: dict[str, Any] = (
-        {"disable": True} if len(left) <= FEW else {}
-    )  # False would outdo TQDM_DISABLE
+    # Given False, tqdm would not ask TQDM_DISABLE.
+    given: dict[str, Any] = {"disable": True} if len(left) <= FEW else {}
     with tqdm(desc="embeddings", unit="text", total=len(left), mininterval=seconds, **given) as bar:
         for start in range(0, len(left), SHARD):
             shard, rows = left[start : start + SHARD], list[Rows]()

@@ -51,7 +51,17 @@ def _beginnings(receipt: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     rows = ((row.pop(ID), row) for row in read_lines(file, ID))
-    return {name: json.dumps(row, ensure_ascii=False)[:BEGINNING] for name, row in rows}
+    return {name: _text(row)[:BEGINNING] for name, row in rows}
+
+
+def _text(row: dict[str, Any]) -> str:
+    """Return what tells a row from others: of a chat what is said first, but by the system."""
+    turns = row.get("messages") or row.get("conversations")
+    for turn in turns if isinstance(turns, list) else []:
+        said = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+        if isinstance(said, str) and turn.get("role", turn.get("from")) != "system":
+            return said
+    return json.dumps(row, ensure_ascii=False)
 
 
 def read_lines(path: Path | str, key: str = "id", *, torn: bool = False) -> list[dict[str, Any]]:
