@@ -40,6 +40,7 @@ from tma.cli_options import (
     limit_of,
     load,
     log,
+    rules_of,
     show,
     silence,
     tokenizer_of,
@@ -149,8 +150,7 @@ def arrange(
     from tma.store import result_folder
 
     check_trainer(trainer, "as-is", setting="--format")
-    rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
-    Method(order, **rules)  # refused before data is read
+    rules = rules_of(order, seed=seed, drop_leaks=drop_leaks)  # refused before data is read
     with result_folder(out) as draft:
         rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
         method = Method(order, limit=limit_of(limit, len(rows)), **rules)
@@ -212,8 +212,7 @@ def audit(
     from tma.arrange.audit import audit as audited
     from tma.arrange.spec import Method
 
-    rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
-    Method(order, **rules)
+    rules = rules_of(order, seed=seed, drop_leaks=drop_leaks)
     if out is not None and out.exists():
         raise wrong("out", str(out), "the name of a new folder")
     rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)

@@ -73,6 +73,17 @@ def load(name: str, columns: str | None, view: str, *, optional: bool = False) -
     return loaded(name, columns=mapped, view=view, answers=answers)
 
 
+def rules_of(order: str, *, seed: int, drop_leaks: bool) -> dict[str, Any]:
+    """Return the settings of an order; of TMA's the last round is cut, so that a limit is exact."""
+    from tma.arrange.spec import Method, find_order
+
+    rules: dict[str, Any] = {"seed": seed, "drop_leaks": drop_leaks}
+    if "exact_limit" in find_order(order).settings:
+        rules["exact_limit"] = True
+    Method(order, **rules)
+    return rules
+
+
 def limit_of(text: str | None, rows: int) -> int | None:
     """Return a number of rows from 10000 or 20%."""
     if text is None:
