@@ -243,9 +243,9 @@ def test_data_that_cannot_be_read_is_one_line(
     np.save(tmp_path / "X.npy", np.full((1, 2), np.nan))
     (tmp_path / "one.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     one, rows = str(tmp_path / "one.jsonl"), str(tmp_path / "X.npy")
-    for given in ([one, "--test", str(tmp_path / "no.jsonl")], [one, "--test", one]):
-        given += ["--encoder", f"{rows},{rows}"]
-        assert cli.main(["audit", *given]) == 1
+    for test, status in ((str(tmp_path / "no.jsonl"), 2), (one, 1)):
+        given = [one, "--test", test, "--encoder", f"{rows},{rows}"]
+        assert cli.main(["audit", *given]) == status
         assert len(capsys.readouterr().err.splitlines()) == 1
     assert cli.main(["embed", one, "--out", "/proc/no/rows.npy", "-q"]) == 1
     assert capsys.readouterr().err.endswith("No such file or directory: '/proc/no'\n")

@@ -64,7 +64,9 @@ def counted(count: int, name: str) -> str:
 def load(name: str, columns: str | None, view: str, *, optional: bool = False) -> Dataset:
     """Return every row of a dataset; `columns` as FIELD=COLUMN pairs."""
     from tma.data.load import load as loaded
+    from tma.data.registry import check_dataset
 
+    check_dataset(name, "data")
     pairs = [pair.partition("=") for pair in columns.split(",")] if columns else []
     if not all(field and column for field, _, column in pairs):
         raise wrong("columns", columns, "FIELD=COLUMN,…, such as prompt=q,response=a")
