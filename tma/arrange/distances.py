@@ -13,6 +13,7 @@ from itertools import accumulate, chain, pairwise
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tma.arrange.exact_knn import (
     BLOCK,
@@ -61,7 +62,7 @@ def weighted_similarity_distance(
     train, test = unit_pair(X, Y)
     mean = test.float32.astype(np.float64).mean(axis=0)
     parts = [
-        (-key / UNIT, -_products(block.numpy().astype(np.float64), mean))
+        (-key / UNIT, -_products(block.numpy(), mean))
         for block, _, key in nearest_blocks(train, test.float32, device=device)
     ]
     MD, AD = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -187,8 +188,13 @@ def _row_blocks(X: UnitRows, Y: UnitRows, measure: str, device: str | None) -> I
     elif measure in ("euclidean_min", "euclidean_max"):
         # From the difference itself: 1 - cosine would lose half the digits of a small distance.
         extreme = np.maximum if measure.endswith("max") else np.minimum
-        for _, row, column, start in close_pairs(X, Y.float32, euclidean=True, **search):
-            yield extreme.reduceat(_apart(X, row, test, column), start)
+        yield from close_pairs(
+            lambda _, row, column, start: extreme.reduceat(_apart(X, row, test, column), start),
+            X,
+            Y.float32,
+            euclidean=True,
+            **search,
+        )
     else:
         for numbers, block in X.blocks(max(1, BLOCK // max(X.width, len(Y)))):
             rows = block.numpy().astype(np.float64)
@@ -227,10 +233,14 @@ def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
     return out
 
 
-def _products(rows: Floats, column: Floats) -> Floats:
+def _products(rows: NDArray[np.floating], column: Floats) -> Floats:
     """Return rows @ column by numpy's own sum of each row, which no block size can change."""
-    products: Floats = (rows * column).sum(axis=1)
-    return products
+    return np.concatenate(
+        [
+            np.multiply(rows[part], column, dtype=np.float64).sum(axis=1)
+            for part in slices(len(rows), PAIRS)
+        ]
+    )
 
 
 def _lengths(means: Floats) -> Floats:
