@@ -8,6 +8,8 @@ texts. Each takes one pass over the training rows, block by block, and comes fro
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, cast
@@ -300,14 +302,27 @@ def _negative_entropy(T: Any, size: Floats, known: Numbers) -> Floats:
 
 def _bigrams(sides: Sequence[Sequence[str]]) -> list[Any]:
     """Return the counts of word bigrams of several lists of texts, each sparse, (texts, kinds)."""
-    from sklearn.feature_extraction.text import CountVectorizer
+    from scipy.sparse import csr_matrix
 
-    word = r"\w+"
-    vectorizer = CountVectorizer(token_pattern=word, ngram_range=(2, 2), dtype=np.int64)
-    try:
-        counts = vectorizer.fit_transform(chain.from_iterable(sides))
-    except ValueError as error:
-        raise _no_bigram() from error
+    number: defaultdict[str, int] = defaultdict(lambda: len(number))
+    found = re.compile(r"\w+").findall
+    texts = [
+        np.fromiter(map(number.__getitem__, found(text.lower())), np.int64)
+        for text in chain.from_iterable(sides)
+    ]
+    # By the alphabet, so that other test sets do not change the sequence in which bigrams add up.
+    place = np.empty(len(number), dtype=np.int64)
+    place[[number[word] for word in sorted(number)]] = np.arange(len(number))
+    words = place[np.concatenate(texts)]
+    row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    inside = row[1:] == row[:-1]
+    kinds, kind = np.unique(
+        (words[:-1] * len(number) + words[1:])[inside], return_inverse=True
+    )
+    if not len(kinds):
+        raise _no_bigram()
+    shape = len(texts), len(kinds)
+    counts = csr_matrix((np.ones(len(kind), np.int64), (row[1:][inside], kind)), shape=shape)
     ends = accumulate(map(len, sides), initial=0)
     return [counts[start:stop] for start, stop in pairwise(ends)]
 
