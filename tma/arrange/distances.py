@@ -32,6 +32,7 @@ from tma.arrange.exact_knn import (
 from tma.arrange.spec import MEASURES, Floats, Numbers
 from tma.errors import check_choice, wrong
 
+Rows = NDArray[np.floating]
 Data = Embeddings | Sequence[str]
 
 SMALL = 1e-4
@@ -197,33 +198,44 @@ def _row_blocks(X: UnitRows, Y: UnitRows, measure: str, device: str | None) -> I
             euclidean=True,
             **search,
         )
+    elif measure == "euclidean_avg":
+        yield from _mean_apart(X, test)
     else:
-        for numbers, block in X.blocks(max(1, BLOCK // max(X.width, len(Y)))):
-            rows = block.numpy().astype(np.float64)
-            if measure == "euclidean_avg":
-                yield _mean_apart(X, numbers, rows, test)
-            else:
-                yield _to_centre(rows, test.mean(axis=0), measure)
+        centre = test.mean(axis=0)
+        size = max(1, BLOCK // X.width)
+        yield from X.map_blocks(lambda _, block: _to_centre(block.numpy(), centre, measure), size)
 
 
-def _to_centre(rows: Floats, centre: Floats, measure: str) -> Floats:
+def _to_centre(rows: Rows, centre: Floats, measure: str) -> Floats:
     """Return cosine_avg, which is linear in the test rows, or a distance to the centroid."""
     if measure == "cosine_avg":
         return -_products(rows, centre)
     if measure == "cosine_centroid":
         return -_products(rows, centre) / (_lengths(rows) * _lengths(centre[None]))
-    return np.sqrt(_products(rows - centre, rows - centre))
+    return np.sqrt(((rows - centre) ** 2).sum(axis=1))
 
 
-def _mean_apart(X: UnitRows, numbers: Numbers, rows: Floats, test: Floats) -> Floats:
-    """Return the average Euclidean distance of each row of a block to the test rows."""
-    squared = (rows**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * rows @ test.T
-    # The root of a small difference of large numbers is noise; those are taken directly.
-    distance = np.sqrt(np.maximum(squared, SMALL))
-    row, column = (squared < SMALL).nonzero()
-    distance[row, column] = _apart(X, numbers[row], test, column)
-    mean: Floats = distance.mean(axis=1)
-    return mean
+def _mean_apart(X: UnitRows, test: Floats) -> Iterator[Floats]:
+    """Yield the average Euclidean distances of blocks of rows to the test rows."""
+    import torch
+
+    # |x - y|² = (x, |x|², 1) · (-2y, 1, |y|²)
+    squares = (test**2).sum(axis=1, keepdims=True)
+    factor = torch.from_numpy(np.hstack([-2 * test, np.ones_like(squares), squares]))
+
+    def apply(numbers: Numbers, block: torch.Tensor) -> Floats:
+        rows = block.double()
+        squares = rows.square().sum(dim=1, keepdim=True)
+        squared = torch.hstack([rows, squares, torch.ones_like(squares)]) @ factor.T
+        near = squared < SMALL if float(squared.amin()) < SMALL else None
+        distance = squared.clamp_(min=SMALL).sqrt_()
+        if near is not None:
+            # The root of a small difference of large numbers is noise; those are taken directly.
+            row, column = near.numpy().nonzero()
+            distance.numpy()[row, column] = _apart(X, numbers[row], test, column)
+        return distance.mean(dim=1).numpy()
+
+    return X.map_blocks(apply, max(1, BLOCK // 4 // max(X.width, len(test))))
 
 
 def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
@@ -235,7 +247,7 @@ def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
     return out
 
 
-def _products(rows: NDArray[np.floating], column: Floats) -> Floats:
+def _products(rows: Rows, column: Floats) -> Floats:
     """Return rows @ column by numpy's own sum of each row, which no block size can change."""
     return np.concatenate(
         [
@@ -245,8 +257,8 @@ def _products(rows: NDArray[np.floating], column: Floats) -> Floats:
     )
 
 
-def _lengths(means: Floats) -> Floats:
-    length = np.sqrt(_products(means, means))
+def _lengths(means: Rows) -> Floats:
+    length: Floats = np.sqrt((means.astype(np.float64) ** 2).sum(axis=1))
     if (length < 1e-12).any():
         raise ValueError("the embeddings of a set cancel out; their mean has no direction.")
     return length

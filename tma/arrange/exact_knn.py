@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -215,6 +215,10 @@ class Product:
         """Return the product in float64."""
         return replace(self, dtype=torch.float64)
 
+    def error(self, width: int) -> float:
+        """Return the largest error of a sum of products."""
+        return 1.02 * 2 * width * min(self.rounding, 2.0**-24)
+
     def factor(self, rows: torch.Tensor) -> Factor:
         """Return unit rows as a factor."""
         rows = rows.to(self.device)
@@ -232,7 +236,7 @@ class Product:
         Σ|x_i y_i| ≤ |x||y|, one in float64 2d · 2⁻⁵³. Lengths are 1 within 0.005, for which 1.02
         leaves room.
         """
-        error = 1.02 * (x[1] + y[1] + 2 * x[0].shape[1] * min(self.rounding, 2.0**-24))
+        error = 1.02 * (x[1] + y[1]) + self.error(x[0].shape[1])
         with torch.autocast(self.device, enabled=False):
             out = None if room is None else room[: len(x[0]) * len(y[0])].view(len(x[0]), -1)
             return torch.mm(x[0], y[0].T, out=out), error
@@ -273,16 +277,26 @@ def exact_keys(x: NDArray[np.float32], y: NDArray[np.floating]) -> Numbers:
 
 def pair_keys(X: UnitRows, row: Numbers, Y: torch.Tensor, test: Numbers) -> Numbers:
     """Return the exact keys of the pairs X[row[p]], Y[test[p]]."""
+    return np.asarray(_of_pairs(exact_keys, X, row, Y, test), dtype=np.int64)
+
+
+def _of_pairs(
+    function: Callable[[NDArray[np.float32], NDArray[np.floating]], NDArray[Any]],
+    X: UnitRows,
+    row: Numbers,
+    Y: torch.Tensor,
+    test: Numbers,
+) -> NDArray[Any]:
+    """Return function(X[row[p]], Y[test[p]]), which is computed for many pairs at once, (p,)."""
     tests = Y.numpy()
 
-    def keys(some: slice) -> Numbers:
-        parts = [slice(at, min(at + PAIRS, some.stop)) for at in range(some.start, some.stop, PAIRS)]
-        return np.concatenate(
-            [exact_keys(X.take(row[part]).numpy(), tests[test[part]]) for part in parts]
-        )
+    def of(some: slice) -> NDArray[Any]:
+        at = [slice(start, start + PAIRS) for start in range(0, some.stop - some.start, PAIRS)]
+        rows, columns = row[some], test[some]
+        return np.concatenate([function(X.take(rows[a]).numpy(), tests[columns[a]]) for a in at])
 
-    none = np.empty(0, dtype=np.int64)
-    return np.concatenate([none, *in_threads(keys, slices(len(row), 64 * PAIRS))])
+    parts = [*in_threads(of, slices(len(row), 64 * PAIRS))]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def _ranks(count: Numbers) -> Numbers:
@@ -370,6 +384,12 @@ class _Shortlist:
         Among equally near ones the lowest row is best.
         """
         self._prune()
+        if self._product.dtype == torch.bfloat16:  # whose error leaves thrice as many pairs
+            test, row, _ = self._parts[0]
+            self._parts = [(test, row, _of_pairs(np.vecdot, self._X, row, self._Y, test))]
+            self._product = replace(self._product, dtype=torch.float32)
+            self._error = self._product.error(self._X.width)
+            self._prune()
         test, row, value = self._parts[0]
         key = self._keys()
         # Each test row's pairs stand by ascending row, and the sort is stable.
@@ -415,7 +435,7 @@ def nearest_lists(
     # Beyond so many candidates, all pairs in float64 cost less than their exact keys.
     many = len(Y) * (_CROWDED * k + count // 64)
     size = max(1, BLOCK // len(Y))
-    for pairs, error in X.map_blocks(shortlist.candidates, size, numbers, first=16 * k):
+    for pairs, error in X.map_blocks(shortlist.candidates, size, numbers, first=32 * k):
         shortlist.add(pairs, error)
         if shortlist.kept > many and not product.tells_keys:
             return nearest_lists(X, Y, numbers, k, product.finer())
