@@ -193,9 +193,7 @@ def test_torch_settings_of_the_caller_do_not_matter() -> None:
 def test_many_equal_rows_do_not_fill_the_memory_with_pairs() -> None:
     train = np.repeat(unit(np.ones((1, 8))), 3000, axis=0)
     with small_lists(block=256):
-        ranked = nearest_lists(
-            UnitRows(train, "X"), torch.from_numpy(train[:2]), None, 5, FLOAT32
-        )
+        ranked = nearest_lists(UnitRows(train, "X"), torch.from_numpy(train[:2]), None, 5, FLOAT32)
     assert ranked.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 

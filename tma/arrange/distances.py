@@ -212,7 +212,8 @@ def _to_centre(rows: Rows, centre: Floats, measure: str) -> Floats:
         return -_products(rows, centre)
     if measure == "cosine_centroid":
         return -_products(rows, centre) / (_lengths(rows) * _lengths(centre[None]))
-    return np.sqrt(((rows - centre) ** 2).sum(axis=1))
+    distance: Floats = np.sqrt(((rows - centre) ** 2).sum(axis=1))
+    return distance
 
 
 def _mean_apart(X: UnitRows, test: Floats) -> Iterator[Floats]:
@@ -328,9 +329,7 @@ def _bigrams(sides: Sequence[Sequence[str]]) -> list[Any]:
     words = place[np.concatenate(texts)]
     row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
     inside = row[1:] == row[:-1]
-    kinds, kind = np.unique(
-        (words[:-1] * len(number) + words[1:])[inside], return_inverse=True
-    )
+    kinds, kind = np.unique((words[:-1] * len(number) + words[1:])[inside], return_inverse=True)
     if not len(kinds):
         raise _no_bigram()
     shape = len(texts), len(kinds)

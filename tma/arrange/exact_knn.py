@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from tma.arrange.spec import Floats, Numbers
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 BLOCK = 2**21
 """Numbers in one block."""
@@ -55,7 +56,8 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     precision, whatever the caller allows torch elsewhere.
     """
     threads = torch.get_num_threads()
-    products = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    backends: Any = torch.backends
+    products = backends.mkldnn.matmul, backends.cuda.matmul
     allowed = [product.fp32_precision for product in products]
     running: deque[Future[Result]] = deque()
     try:
@@ -230,7 +232,7 @@ class Product:
     def scores(
         self, x: Factor, y: Factor, room: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, float]:
-        """Return x · yᵀ, in `room` if given, and its largest error before it was rounded to `dtype`.
+        """Return x · yᵀ (in `room`, if given) and its largest error before rounding to `dtype`.
 
         |x̂·ŷ - x·y| ≤ |x̂ - x||ŷ| + |x||ŷ - y|, and a sum in float32 adds at most 2d · 2⁻²⁴ of
         Σ|x_i y_i| ≤ |x||y|, one in float64 2d · 2⁻⁵³. Lengths are 1 within 0.005, for which 1.02
@@ -322,12 +324,11 @@ class _Shortlist:
 
     def candidates(self, numbers: Numbers, block: torch.Tensor) -> tuple[Pairs, float]:
         """Return those pairs of a block that may belong, and the error of their scores."""
-        block_factor = self._product.factor(block)
-        pairs = len(self._Y) * len(block)
-        room = getattr(self._own, "room", None)
-        if room is None or len(room) < pairs:  # fresh memory for each block would take a tenth longer
-            room = self._own.room = torch.empty(pairs, dtype=self._product.dtype, device=self._product.device)
-        scores, error = self._product.scores(self._tests, block_factor, room)
+        tests, size = self._tests[0], len(self._Y) * len(block)
+        room = getattr(self._own, "room", tests.new_empty(0))
+        if len(room) < size:  # fresh memory for every block would cost a tenth
+            room = self._own.room = tests.new_empty(size)
+        scores, error = self._product.scores(self._tests, self._product.factor(block), room)
         entry, rank = self._entry, len(numbers) - self._k
         if rank >= 0 and np.isinf(entry).any():
             kth = np.partition(self._plain(scores), rank, axis=1)[:, rank]
@@ -418,9 +419,9 @@ class _Shortlist:
             near &= np.diff(test[by]) == 0
             unsure = np.zeros(len(test), dtype=bool)
             unsure[by[1:][near]] = unsure[by[:-1][near]] = True
-        key = key.astype(np.int64)
-        key[unsure] = pair_keys(self._X, row[unsure], self._Y, test[unsure])
-        return key
+        keys: Numbers = key.astype(np.int64)
+        keys[unsure] = pair_keys(self._X, row[unsure], self._Y, test[unsure])
+        return keys
 
 
 def nearest_lists(
