@@ -55,7 +55,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     Each multiplies matrices by itself, so that none waits for another inside a product, and in full
     precision, whatever the caller allows torch elsewhere.
     """
-    threads = torch.get_num_threads()
+    items, threads = [*items], torch.get_num_threads()
     backends: Any = torch.backends
     products = backends.mkldnn.matmul, backends.cuda.matmul
     allowed = [product.fp32_precision for product in products]
@@ -63,7 +63,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
     try:
         for product in products:
             product.fp32_precision = "ieee"  # TF32 and bfloat16 err by more
-        if threads == 1:
+        if threads == 1 or len(items) == 1:
             yield from map(function, items)
             return
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
