@@ -64,6 +64,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
         for product in products:
             product.fp32_precision = "ieee"  # TF32 and bfloat16 err by more
         if threads == 1 or len(items) == 1:
+            torch.set_num_threads(1)
             yield from map(function, items)
             return
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
