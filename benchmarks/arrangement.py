@@ -13,7 +13,9 @@ faiss     `IndexFlatIP` search alone, with the smallest k that the rounds need (
           building, similarities in float32: its order may differ in near-ties)
 product   the blocked matrix product alone, in float32: what no search in float32 can undercut
 
-    python benchmarks/arrangement.py [--quick] [--json FILE]
+    python benchmarks/arrangement.py [--quick] [--float32] [--json FILE]
+
+`--float32` searches as on a processor that does not multiply in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import tma
-from tma.arrange.exact_knn import Nearest, UnitRows
+from tma.arrange.exact_knn import Nearest, Product, UnitRows
 
 TESTS, WIDTH, RUNS = 1_000, 384, 5
 LITERAL_AT_MOST = 4 * 10**9
@@ -193,7 +196,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the small sizes, three runs")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
+    parser.add_argument("--float32", action="store_true", help="no products in bfloat16")
     arguments = parser.parse_args()
+    if arguments.float32:
+        slow = Product("cpu", torch.float32)
+        Product.on = classmethod(lambda *_: slow)  # type: ignore[method-assign, assignment]
     lines: list[Timing] = []
     print(f"{platform.machine()}, {platform.python_version()}; m = {TESTS}, d = {WIDTH}")
     print(f"{'case':<12}{'system':<11}{'seconds':>9}{'ratio':>9}{'peak MB':>9}{'runs':>6}")

@@ -15,12 +15,21 @@ from tests import reference
 from tests.conftest import embeddings, small_lists, unit
 from tma.arrange import exact_knn
 from tma.arrange.distances import row_distances
-from tma.arrange.exact_knn import UNIT, Product, UnitRows, exact_keys, nearest_blocks, nearest_lists
+from tma.arrange.exact_knn import (
+    UNIT,
+    Factor,
+    Product,
+    UnitRows,
+    exact_keys,
+    nearest_blocks,
+    nearest_lists,
+)
 
 Pair = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 BFLOAT16 = Product("cpu", torch.bfloat16)
 FLOAT32 = Product("cpu", torch.float32)
+FLOAT64 = Product("cpu", torch.float64)
 
 
 def random_pair(n: int, m: int, d: int, seed: int = 0) -> Pair:
@@ -37,13 +46,15 @@ def whole_order(train: NDArray[Any], test: NDArray[Any]) -> list[int]:
     return np.concatenate(tma.test_centric_rounds(train, test, device="cpu")).tolist()
 
 
-@pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "product", [BFLOAT16, FLOAT32, FLOAT64], ids=["bfloat16", "float32", "float64"]
+)
 @pytest.mark.parametrize("width", [1, 7, 64, 384])
 def test_the_proven_error_bounds_the_error(product: Product, width: int) -> None:
     train, test = random_pair(500, 40, width)
     train[:40] = test  # the largest products
-    scores, error = product.scores(torch.from_numpy(train), product.factor(torch.from_numpy(test)))
-    exact = train.astype(np.float64) @ test.astype(np.float64).T
+    scores, error = product.scores(*(product.factor(torch.from_numpy(x)) for x in (train, test)))
+    exact = train.astype(np.longdouble) @ test.astype(np.longdouble).T
     off = np.abs(scores.double().numpy() - exact) - product.rounding * np.abs(exact) * 1.01
     assert off.max() <= error
     assert error < 0.01
@@ -66,8 +77,7 @@ def crowded(seed: int, width: int = 64, spread: float = 2e-3) -> Pair:
 
 
 def all_keys(train: NDArray[np.float32], test: NDArray[np.float32]) -> NDArray[np.int64]:
-    X, Y = torch.from_numpy(train), torch.from_numpy(test).double()
-    return np.stack([exact_keys(X, y[None]) for y in Y])
+    return np.stack([exact_keys(train, y[None]) for y in test])
 
 
 @pytest.mark.parametrize("product", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
@@ -81,8 +91,7 @@ def test_lists_of_rows_that_approximations_cannot_tell_apart(
         for block in (60, 600, 6000):
             with small_lists(block):
                 rows = UnitRows(train, "X")
-                ranked, length = nearest_lists(rows, torch.from_numpy(test), None, 4, product)
-            assert length.tolist() == [4] * len(test)
+                ranked = nearest_lists(rows, torch.from_numpy(test), None, 4, product)
             np.testing.assert_array_equal(ranked, expected)
 
 
@@ -110,24 +119,26 @@ def test_extremes_of_rows_that_approximations_cannot_tell_apart(
 class Adversary(Product):
     """A product that errs by all it may, in a sequence of its own."""
 
-    def factor(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
+    def factor(self, rows: torch.Tensor) -> Factor:
         return rows, 0.0
 
     def scores(
-        self, block: torch.Tensor, tests: tuple[torch.Tensor, float]
+        self, x: Factor, y: Factor, room: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, float]:
-        exact = block.double() @ tests[0].double().T
+        exact = x[0].double() @ y[0].double().T
         random = np.random.default_rng(int(exact.abs().sum() * 1e6))
         error = 10.0 ** random.uniform(-6, -1.5)
         signs = torch.from_numpy(random.choice([-1, 1, 0.3], tuple(exact.shape)))
         return (exact + signs * error * 0.999999).to(self.dtype), error + 2e-7
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("crowded_from", [1, 4, 100])
 @pytest.mark.parametrize("block", [50, 999, 2**22])
 def test_lists_are_exact_for_every_product_within_its_error(
-    dtype: torch.dtype, block: int, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, crowded_from: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(exact_knn, "_CROWDED", crowded_from)
     monkeypatch.setattr(exact_knn, "BLOCK", block)
     monkeypatch.setattr(exact_knn, "Product", lambda device, _: Adversary(device, dtype))
     for seed in range(60):
@@ -135,7 +146,7 @@ def test_lists_are_exact_for_every_product_within_its_error(
         train = train[: 40 + seed]
         keys = all_keys(train, test)
         k = 1 + seed % 20
-        ranked, _ = nearest_lists(
+        ranked = nearest_lists(
             UnitRows(train, "X"), torch.from_numpy(test), None, k, Adversary("cpu", dtype)
         )
         expected = np.argsort(-keys, axis=1, kind="stable")[:, :k]
@@ -152,8 +163,8 @@ def test_keys_are_sums_that_no_sequence_changes() -> None:
     shuffled = products[:, np.random.default_rng(0).permutation(384)]
     assert (np.cumsum(products, axis=1)[:, -1] == np.cumsum(shuffled, axis=1)[:, -1]).all()
     keys = np.rint(np.cumsum(products, axis=1)[:, -1] * 1e10)
-    found = exact_keys(torch.from_numpy(x), torch.from_numpy(y).double())
-    np.testing.assert_array_equal(found, keys)
+    for rows in (y, y.astype(np.float64)):
+        np.testing.assert_array_equal(exact_keys(x, rows), keys)
 
 
 def test_rows_of_every_block_are_checked() -> None:
@@ -182,11 +193,8 @@ def test_torch_settings_of_the_caller_do_not_matter() -> None:
 def test_many_equal_rows_do_not_fill_the_memory_with_pairs() -> None:
     train = np.repeat(unit(np.ones((1, 8))), 3000, axis=0)
     with small_lists(block=256):
-        ranked, length = nearest_lists(
-            UnitRows(train, "X"), torch.from_numpy(train[:2]), None, 5, FLOAT32
-        )
+        ranked = nearest_lists(UnitRows(train, "X"), torch.from_numpy(train[:2]), None, 5, FLOAT32)
     assert ranked.tolist() == [[0, 1, 2, 3, 4]] * 2
-    assert length.tolist() == [5, 5]
 
 
 def test_the_order_is_the_same_for_every_block_thread_count_and_precision(

@@ -8,11 +8,14 @@ texts. Each takes one pass over the training rows, block by block, and comes fro
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tma.arrange.exact_knn import (
     BLOCK,
@@ -29,6 +32,7 @@ from tma.arrange.exact_knn import (
 from tma.arrange.spec import MEASURES, Floats, Numbers
 from tma.errors import check_choice, wrong
 
+Rows = NDArray[np.floating]
 Data = Embeddings | Sequence[str]
 
 SMALL = 1e-4
@@ -61,7 +65,7 @@ def weighted_similarity_distance(
     train, test = unit_pair(X, Y)
     mean = test.float32.astype(np.float64).mean(axis=0)
     parts = [
-        (-key / UNIT, -_products(block.numpy().astype(np.float64), mean))
+        (-key / UNIT, -_products(block.numpy(), mean))
         for block, _, key in nearest_blocks(train, test.float32, device=device)
     ]
     MD, AD = (np.concatenate(values) for values in zip(*parts, strict=True))
@@ -187,35 +191,52 @@ def _row_blocks(X: UnitRows, Y: UnitRows, measure: str, device: str | None) -> I
     elif measure in ("euclidean_min", "euclidean_max"):
         # From the difference itself: 1 - cosine would lose half the digits of a small distance.
         extreme = np.maximum if measure.endswith("max") else np.minimum
-        for _, row, column, start in close_pairs(X, Y.float32, euclidean=True, **search):
-            yield extreme.reduceat(_apart(X, row, test, column), start)
+        yield from close_pairs(
+            lambda _, row, column, start: extreme.reduceat(_apart(X, row, test, column), start),
+            X,
+            Y.float32,
+            euclidean=True,
+            **search,
+        )
+    elif measure == "euclidean_avg":
+        yield from _mean_apart(X, test)
     else:
-        for numbers, block in X.blocks(max(1, BLOCK // max(X.width, len(Y)))):
-            rows = block.numpy().astype(np.float64)
-            if measure == "euclidean_avg":
-                yield _mean_apart(X, numbers, rows, test)
-            else:
-                yield _to_centre(rows, test.mean(axis=0), measure)
+        centre = test.mean(axis=0)
+        size = max(1, BLOCK // X.width)
+        yield from X.map_blocks(lambda _, block: _to_centre(block.numpy(), centre, measure), size)
 
 
-def _to_centre(rows: Floats, centre: Floats, measure: str) -> Floats:
+def _to_centre(rows: Rows, centre: Floats, measure: str) -> Floats:
     """Return cosine_avg, which is linear in the test rows, or a distance to the centroid."""
     if measure == "cosine_avg":
         return -_products(rows, centre)
     if measure == "cosine_centroid":
         return -_products(rows, centre) / (_lengths(rows) * _lengths(centre[None]))
-    return np.sqrt(_products(rows - centre, rows - centre))
+    distance: Floats = np.sqrt(((rows - centre) ** 2).sum(axis=1))
+    return distance
 
 
-def _mean_apart(X: UnitRows, numbers: Numbers, rows: Floats, test: Floats) -> Floats:
-    """Return the average Euclidean distance of each row of a block to the test rows."""
-    squared = (rows**2).sum(axis=1)[:, None] + (test**2).sum(axis=1) - 2 * rows @ test.T
-    # The root of a small difference of large numbers is noise; those are taken directly.
-    distance = np.sqrt(np.maximum(squared, SMALL))
-    row, column = (squared < SMALL).nonzero()
-    distance[row, column] = _apart(X, numbers[row], test, column)
-    mean: Floats = distance.mean(axis=1)
-    return mean
+def _mean_apart(X: UnitRows, test: Floats) -> Iterator[Floats]:
+    """Yield the average Euclidean distances of blocks of rows to the test rows."""
+    import torch
+
+    # |x - y|² = (x, |x|², 1) · (-2y, 1, |y|²)
+    squares = (test**2).sum(axis=1, keepdims=True)
+    factor = torch.from_numpy(np.hstack([-2 * test, np.ones_like(squares), squares]))
+
+    def apply(numbers: Numbers, block: torch.Tensor) -> Floats:
+        rows = block.double()
+        squares = rows.square().sum(dim=1, keepdim=True)
+        squared = torch.hstack([rows, squares, torch.ones_like(squares)]) @ factor.T
+        near = squared < SMALL if float(squared.amin()) < SMALL else None
+        distance = squared.clamp_(min=SMALL).sqrt_()
+        if near is not None:
+            # The root of a small difference of large numbers is noise; those are taken directly.
+            row, column = near.numpy().nonzero()
+            distance.numpy()[row, column] = _apart(X, numbers[row], test, column)
+        return distance.mean(dim=1).numpy()
+
+    return X.map_blocks(apply, max(1, BLOCK // 4 // max(X.width, len(test))))
 
 
 def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
@@ -227,14 +248,18 @@ def _apart(X: UnitRows, row: Numbers, test: Floats, column: Numbers) -> Floats:
     return out
 
 
-def _products(rows: Floats, column: Floats) -> Floats:
+def _products(rows: Rows, column: Floats) -> Floats:
     """Return rows @ column by numpy's own sum of each row, which no block size can change."""
-    products: Floats = (rows * column).sum(axis=1)
-    return products
+    return np.concatenate(
+        [
+            np.multiply(rows[part], column, dtype=np.float64).sum(axis=1)
+            for part in slices(len(rows), PAIRS)
+        ]
+    )
 
 
-def _lengths(means: Floats) -> Floats:
-    length = np.sqrt(_products(means, means))
+def _lengths(means: Rows) -> Floats:
+    length: Floats = np.sqrt((means.astype(np.float64) ** 2).sum(axis=1))
     if (length < 1e-12).any():
         raise ValueError("the embeddings of a set cancel out; their mean has no direction.")
     return length
@@ -290,14 +315,25 @@ def _negative_entropy(T: Any, size: Floats, known: Numbers) -> Floats:
 
 def _bigrams(sides: Sequence[Sequence[str]]) -> list[Any]:
     """Return the counts of word bigrams of several lists of texts, each sparse, (texts, kinds)."""
-    from sklearn.feature_extraction.text import CountVectorizer
+    from scipy.sparse import csr_matrix
 
-    word = r"\w+"
-    vectorizer = CountVectorizer(token_pattern=word, ngram_range=(2, 2), dtype=np.int64)
-    try:
-        counts = vectorizer.fit_transform(chain.from_iterable(sides))
-    except ValueError as error:
-        raise _no_bigram() from error
+    number: defaultdict[str, int] = defaultdict(lambda: len(number))
+    found = re.compile(r"\w+").findall
+    texts = [
+        np.fromiter(map(number.__getitem__, found(text.lower())), np.int64)
+        for text in chain.from_iterable(sides)
+    ]
+    # By the alphabet, so that other test sets do not change the sequence in which bigrams add up.
+    place = np.empty(len(number), dtype=np.int64)
+    place[[number[word] for word in sorted(number)]] = np.arange(len(number))
+    words = place[np.concatenate(texts)]
+    row = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    inside = row[1:] == row[:-1]
+    kinds, kind = np.unique((words[:-1] * len(number) + words[1:])[inside], return_inverse=True)
+    if not len(kinds):
+        raise _no_bigram()
+    shape = len(texts), len(kinds)
+    counts = csr_matrix((np.ones(len(kind), np.int64), (row[1:][inside], kind)), shape=shape)
     ends = accumulate(map(len, sides), initial=0)
     return [counts[start:stop] for start, stop in pairwise(ends)]
 

@@ -8,19 +8,26 @@ Memory is O((n + m) · d + m · k): each test row has a list of its k nearest ro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tma.arrange.spec import Numbers
+from tma.arrange.spec import Floats, Numbers
 
-BLOCK = 2**22
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BLOCK = 2**21
 """Numbers in one block."""
-PAIRS = 2**10
+PAIRS = 2**7
 """Pairs computed in float64 at once; their rows stay in a core's cache."""
 DECIMALS = 10
 """Decimals of a cosine similarity that count."""
@@ -30,8 +37,8 @@ _SHORTEST = 16
 """Minimum entries of a list that is filled."""
 _LISTED = 2**21
 """Entries of all lists together beyond which longer lists no longer pay."""
-_CROWDED = 2**22
-"""Pairs that may wait for their decision in float64."""
+_CROWDED = 4
+"""Candidates a list entry beyond which all pairs are computed in float64."""
 
 
 def slices(count: int, size: int, first: int | None = None) -> Iterator[slice]:
@@ -40,6 +47,37 @@ def slices(count: int, size: int, first: int | None = None) -> Iterator[slice]:
     while start < count:
         yield slice(start, min(start + step, count))
         start, step = start + step, min(size, 2 * step)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield function(item) of all items in their sequence, from as many threads as torch uses.
+
+    Each multiplies matrices by itself, so that none waits for another inside a product, and in full
+    precision, whatever the caller allows torch elsewhere.
+    """
+    items, threads = [*items], torch.get_num_threads()
+    backends: Any = torch.backends
+    products = backends.mkldnn.matmul, backends.cuda.matmul
+    allowed = [product.fp32_precision for product in products]
+    running: deque[Future[Result]] = deque()
+    try:
+        for product in products:
+            product.fp32_precision = "ieee"  # TF32 and bfloat16 err by more
+        if threads == 1 or len(items) == 1:
+            torch.set_num_threads(1)
+            yield from map(function, items)
+            return
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for item in items:
+                running.append(pool.submit(function, item))
+                if len(running) > threads:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # which counts for threads that start later
+        for product, before in zip(products, allowed, strict=True):
+            product.fp32_precision = before
 
 
 class UnitRows:
@@ -80,16 +118,30 @@ class UnitRows:
         return selected
 
     def blocks(
-        self, size: int, numbers: Numbers | None = None, *, first: int | None = None
+        self, size: int, numbers: Numbers | None = None
     ) -> Iterator[tuple[Numbers, torch.Tensor]]:
-        """Yield (row numbers, float32 rows), `size` rows at a time (see `slices`)."""
+        """Yield (row numbers, float32 rows), `size` rows at a time."""
+        yield from self.map_blocks(lambda *block: block, size, numbers)
+
+    def map_blocks(
+        self,
+        function: Callable[[Numbers, torch.Tensor], Result],
+        size: int,
+        numbers: Numbers | None = None,
+        *,
+        first: int | None = None,
+    ) -> Iterator[Result]:
+        """Yield function(row numbers, float32 rows) block by block (see `slices`), in threads."""
         count = len(self) if numbers is None else len(numbers)
-        for part in slices(count, size, first):
-            block_numbers = np.arange(part.start, part.stop) if numbers is None else numbers[part]
-            block = self.take(block_numbers)
+
+        def apply(part: slice) -> Result:
+            some = np.arange(part.start, part.stop) if numbers is None else numbers[part]
+            block = self.take(some)
             if not self._checked:
-                self._check(block_numbers, block)
-            yield block_numbers, block
+                self._check(some, block)
+            return function(some, block)
+
+        yield from in_threads(apply, slices(count, size, first))
         self._checked = self._checked or count == len(self)
 
     def take(self, numbers: Numbers) -> torch.Tensor:
@@ -134,9 +186,13 @@ def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
     return train, test
 
 
+Factor = tuple[torch.Tensor, float]
+"""Unit rows as a product takes them, and the largest distance between a row and its rounding."""
+
+
 @dataclass(frozen=True)
 class Product:
-    """A matrix product of unit rows, in bfloat16 or float32, with a proven error."""
+    """A matrix product of unit rows, in bfloat16, float32 or float64, with a proven error."""
 
     device: str
     dtype: torch.dtype
@@ -151,39 +207,42 @@ class Product:
     @property
     def rounding(self) -> float:
         """Largest relative error of rounding to `dtype`."""
-        return 2.0**-8 if self.dtype == torch.bfloat16 else 2.0**-24
+        return torch.finfo(self.dtype).eps / 2
 
-    def factor(self, rows: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Return unit rows as a factor, and the largest distance between a row and its rounding."""
+    @property
+    def tells_keys(self) -> bool:
+        """Whether the error is far below the step of the exact keys."""
+        return self.dtype == torch.float64
+
+    def finer(self) -> Product:
+        """Return the product in float64."""
+        return replace(self, dtype=torch.float64)
+
+    def error(self, width: int) -> float:
+        """Return the largest error of a sum of products."""
+        return 1.02 * 2 * width * min(self.rounding, 2.0**-24)
+
+    def factor(self, rows: torch.Tensor) -> Factor:
+        """Return unit rows as a factor."""
         rows = rows.to(self.device)
         rounded = rows.to(self.dtype)
-        if self.dtype == rows.dtype:
+        if self.dtype != torch.bfloat16:
             return rounded, 0.0
         return rounded, float(torch.linalg.vector_norm(rows - rounded, dim=1).max())
 
     def scores(
-        self, block: torch.Tensor, tests: tuple[torch.Tensor, float]
+        self, x: Factor, y: Factor, room: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, float]:
-        """Return block · testsᵀ, (b, m), and its largest error before it was rounded to `dtype`.
+        """Return x · yᵀ (in `room`, if given) and its largest error before rounding to `dtype`.
 
-        |x̂·ŷ - x·y| ≤ |x̂ - x||ŷ| + |x||ŷ - y|, and the sum in float32 adds at most 2d · 2⁻²⁴ of
-        Σ|x_i y_i| ≤ |x||y|. Lengths are 1 within 0.005, for which 1.02 leaves room.
+        |x̂·ŷ - x·y| ≤ |x̂ - x||ŷ| + |x||ŷ - y|, and a sum in float32 adds at most 2d · 2⁻²⁴ of
+        Σ|x_i y_i| ≤ |x||y|, one in float64 2d · 2⁻⁵³. Lengths are 1 within 0.005, for which 1.02
+        leaves room.
         """
-        rows, moved = self.factor(block)
-        error = 1.02 * (moved + tests[1] + 2 * block.shape[1] * 2.0**-24)
-        return self._multiplied(rows, tests[0]), error
-
-    def _multiplied(self, rows: torch.Tensor, tests: torch.Tensor) -> torch.Tensor:
-        """Return rows · testsᵀ in `dtype`, whatever precision the caller allows torch elsewhere."""
-        if self.device == "cpu" and self.dtype == torch.float32:
-            return torch.from_numpy(rows.numpy() @ tests.numpy().T)
-        matmul = torch.backends.cuda.matmul
-        allowed, matmul.fp32_precision = matmul.fp32_precision, "ieee"  # TF32 errs by more
-        try:
-            with torch.autocast(self.device, enabled=False):
-                return rows @ tests.T
-        finally:
-            matmul.fp32_precision = allowed
+        error = 1.02 * (x[1] + y[1]) + self.error(x[0].shape[1])
+        with torch.autocast(self.device, enabled=False):
+            out = None if room is None else room[: len(x[0]) * len(y[0])].view(len(x[0]), -1)
+            return torch.mm(x[0], y[0].T, out=out), error
 
 
 def best_device() -> str:
@@ -192,43 +251,55 @@ def best_device() -> str:
 
 
 def reaching(scores: torch.Tensor, threshold: torch.Tensor) -> Numbers:
-    """Return where the flattened scores are not below the threshold, ascending."""
+    """Return where the flattened scores are not below the threshold of their row, ascending."""
     if scores.device.type != "cpu":
         places: Numbers = (scores >= threshold).flatten().nonzero()[:, 0].cpu().numpy()
         return places
     if scores.dtype == torch.bfloat16 and bool((threshold > 0).all()):
         # Bits of positive numbers compare as the numbers do, negative ones below them, and numpy
-        # compares integers four times as fast as torch compares bfloat16.
+        # compares integers many times as fast as torch compares bfloat16.
         scores, threshold = scores.view(torch.int16), threshold.view(torch.int16)
     elif scores.dtype == torch.bfloat16:
-        return np.flatnonzero((scores >= threshold).numpy())
+        scores, threshold = scores.float(), threshold.float()
     return np.flatnonzero(scores.numpy() >= threshold.numpy())
 
 
-def exact_keys(x: torch.Tensor, y: torch.Tensor) -> Numbers:
+def exact_keys(x: NDArray[np.float32], y: NDArray[np.floating]) -> Numbers:
     """Return out[p] = rint(1e10 · x[p]·y[p]), exact up to d · 2⁻⁵², for (p, d) rows of float32.
 
     Products of float32 numbers are exact in float64. Adding and subtracting 3 rounds them to
     multiples of 2⁻⁵², whose sums below 2 are exact in any order, with or without fused operations:
-    every device finds the same key. y is float64, on the device that computes.
+    every processor finds the same key.
     """
-    products = x.to(y.device).double().mul_(y).add_(3).sub_(3)
-    keys: Numbers = torch.round(products.sum(1) * UNIT).long().cpu().numpy()
+    products = np.multiply(x, y, dtype=np.float64)
+    products += 3
+    products -= 3
+    keys: Numbers = np.rint(products.sum(axis=1) * UNIT).astype(np.int64)
     return keys
 
 
 def pair_keys(X: UnitRows, row: Numbers, Y: torch.Tensor, test: Numbers) -> Numbers:
-    """Return the exact keys of the pairs X[row[p]], Y[test[p]]; Y is float64."""
-    keys = np.empty(len(row), dtype=np.int64)
-    for part in slices(len(row), PAIRS):
-        keys[part] = exact_keys(X.take(row[part]), Y[torch.from_numpy(test[part])])
-    return keys
+    """Return the exact keys of the pairs X[row[p]], Y[test[p]]."""
+    return np.asarray(_of_pairs(exact_keys, X, row, Y, test), dtype=np.int64)
 
 
-def _sorted(codes: Numbers) -> tuple[Numbers, Numbers]:
-    """Return codes in ascending order and their places; torch sorts integers by radix."""
-    values, places = torch.sort(torch.from_numpy(codes), stable=True)
-    return values.numpy(), places.numpy()
+def _of_pairs(
+    function: Callable[[NDArray[np.float32], NDArray[np.floating]], NDArray[Any]],
+    X: UnitRows,
+    row: Numbers,
+    Y: torch.Tensor,
+    test: Numbers,
+) -> NDArray[Any]:
+    """Return function(X[row[p]], Y[test[p]]), which is computed for many pairs at once, (p,)."""
+    tests = Y.numpy()
+
+    def of(some: slice) -> NDArray[Any]:
+        at = [slice(start, start + PAIRS) for start in range(0, some.stop - some.start, PAIRS)]
+        rows, columns = row[some], test[some]
+        return np.concatenate([function(X.take(rows[a]).numpy(), tests[columns[a]]) for a in at])
+
+    parts = [*in_threads(of, slices(len(row), 64 * PAIRS))]
+    return np.concatenate(parts) if parts else np.empty(0)
 
 
 def _ranks(count: Numbers) -> Numbers:
@@ -236,98 +307,143 @@ def _ranks(count: Numbers) -> Numbers:
     return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
 
 
+Pairs = tuple[Numbers, Numbers, NDArray[np.floating]]
+"""Test rows, training rows, and their scores."""
+
+
 class _Shortlist:
     """For every test row, the training rows whose similarity may be among its k highest."""
 
     def __init__(self, X: UnitRows, Y: torch.Tensor, k: int, product: Product) -> None:
-        self._X, self._Y = X, Y.to(product.device).double()
-        self._k, self._rounding, self._error = k, product.rounding, 0.0
-        self.floor = np.full(len(Y), -np.inf)
-        self._threshold = torch.full((len(Y),), -np.inf, dtype=product.dtype, device=product.device)
-        self._pairs: list[tuple[Numbers, Numbers, NDArray[np.float32]]] = []
-        self._size, self._kept = 0, 0
+        self._X, self._Y, self._k, self._product = X, Y, k, product
+        self._tests = product.factor(Y)
+        self._error, self.kept = 0.0, 0
+        self._own = threading.local()
+        # What the k highest similarities reach for sure, and what a further row has to reach.
+        self._floor, self._entry = (np.full(len(Y), -np.inf) for _ in range(2))
+        self._parts: list[Pairs] = []
 
-    def add(self, numbers: Numbers, scores: torch.Tensor, error: float) -> None:
-        """Add those rows of a block, (b,) numbers and (b, tests) scores, that may belong."""
-        if error > self._error:
-            self._error = error
-            self._lower()
-        where = reaching(scores, self._threshold)
-        row, test = np.divmod(where, scores.shape[1])
-        places = torch.from_numpy(where).to(scores.device)
-        values = scores.flatten()[places].float().cpu().numpy()
-        self._pairs.append((test, numbers[row], values))
-        self._size += len(where)
-        # The threshold rises with the k-th highest: by halves at first, then ever more rarely.
-        if self._size > 2 * self._kept:
-            self.prune()
-            if self._size > max(_CROWDED, 6 * self._k * len(self.floor)):
-                self.decide()  # many rows nearly equal, which no approximation tells apart
+    def candidates(self, numbers: Numbers, block: torch.Tensor) -> tuple[Pairs, float]:
+        """Return those pairs of a block that may belong, and the error of their scores."""
+        tests, size = self._tests[0], len(self._Y) * len(block)
+        room = getattr(self._own, "room", tests.new_empty(0))
+        if len(room) < size:  # fresh memory for every block would cost a tenth
+            room = self._own.room = tests.new_empty(size)
+        scores, error = self._product.scores(self._tests, self._product.factor(block), room)
+        entry, rank = self._entry, len(numbers) - self._k
+        if rank >= 0 and np.isinf(entry).any():
+            kth = np.partition(self._plain(scores), rank, axis=1)[:, rank]
+            entry = np.maximum(entry, self._sure(kth, error))
+        where = reaching(scores, self._lowest(entry, error)[:, None])
+        test, place = np.divmod(where, len(numbers))
+        values = scores.flatten()[torch.from_numpy(where).to(scores.device)]
+        return (test, numbers[place], self._plain(values)), error
 
-    def prune(self) -> None:
-        """Raise each floor to what the k highest so far guarantee, and drop what lies below.
+    def add(self, pairs: Pairs, error: float) -> None:
+        """Add pairs of a block that comes after those before."""
+        self._error = max(self._error, error)
+        self._parts.append(pairs)
+        # The floors rise with the k-th highest: by halves at first, then ever more rarely.
+        if sum(len(test) for test, *_ in self._parts) > 2 * self.kept:
+            self._prune()
 
-        With a the k-th highest score, u its rounding and e the error, k rows have a similarity of
-        at least floor = a - u|a| - e; a row with that similarity scores floor - e, rounded.
+    def _plain(self, scores: torch.Tensor) -> NDArray[np.floating]:
+        wide = scores if self._product.tells_keys else scores.float()
+        return wide.cpu().numpy()
+
+    def _sure(self, kth: NDArray[np.floating], error: float) -> Floats:
+        """Return the similarity that k rows have at least, given the k-th highest scores.
+
+        A score a has a similarity of a - u|a| - e or more, u its rounding and e the error; 2e-10
+        covers the rounding of exact keys and of the codes in `_prune`.
         """
-        test, row, value = (np.concatenate(parts) for parts in zip(*self._pairs, strict=True))
-        count = np.bincount(test, minlength=len(self.floor))
+        return np.asarray(kth - self._product.rounding * np.abs(kth) - error - 2e-10)
+
+    def _lowest(self, similarity: Floats, error: float) -> torch.Tensor:
+        """Return the lowest scores of rows of these similarities, one for each test row."""
+        lowest = similarity - error
+        rounded = torch.from_numpy(lowest - 2 * self._product.rounding * np.abs(lowest))
+        return rounded.to(self._product.device, self._product.dtype)
+
+    def _prune(self) -> None:
+        """Raise the floors to what is known so far, and drop what lies below."""
+        test, row, value = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+        count = np.bincount(test, minlength=len(self._Y))
         enough = np.flatnonzero(count >= self._k)
         # One sort of integers for all test rows, highest first in each; similarities are in ±1.1.
-        code, _ = _sorted(test * 2**34 - (value * 2.0**32).astype(np.int64))
-        at = (np.cumsum(count) - count)[enough] + self._k - 1
-        kth = (enough * 2**34 - code[at]) / 2.0**32
-        # 1e-8 covers the rounding of the codes and of the exact keys.
-        floor = kth - self._rounding * np.abs(kth) - self._error - 1e-8
-        self.floor[enough] = np.maximum(self.floor[enough], floor)
-        self._lower()
-        keep = value >= self._threshold.float().cpu().numpy()[test]
-        self._pairs = [(test[keep], row[keep], value[keep])]
-        self._size = self._kept = int(keep.sum())
+        code = np.sort(test * 2**38 - (value * 2.0**36).astype(np.int64))
+        kth = enough * 2**38 - code[(np.cumsum(count) - count)[enough] + self._k - 1]
+        sure = self._sure(kth / 2.0**36, self._error)
+        self._floor[enough] = np.maximum(self._floor[enough], sure)
+        self._entry = np.maximum(self._entry, self._floor)
+        keep = value >= self._plain(self._lowest(self._floor, self._error))[test]
+        self._parts = [(test[keep], row[keep], value[keep])]
+        self.kept = int(keep.sum())
 
-    def _lower(self) -> None:
-        """Set the thresholds to the lowest score of a row at the floor."""
-        lowest = self.floor - self._error
-        threshold = torch.from_numpy(lowest - 2 * self._rounding * np.abs(lowest))
-        self._threshold = threshold.to(self._threshold.device, self._threshold.dtype)
+    def decide(self) -> Numbers:
+        """Keep each test row's k best by exact key; return them, nearest first, test row by row.
 
-    def decide(self) -> tuple[Numbers, Numbers, Numbers]:
-        """Keep the k best pairs of each test row by exact key; return (test row, row, key).
-
-        They are sorted by test row, then nearest first, the lowest row number first among equals.
+        Among equally near ones the lowest row is best.
         """
-        test, row, value = (np.concatenate(parts) for parts in zip(*self._pairs, strict=True))
-        key = pair_keys(self._X, row, self._Y, test)
-        # The pairs stand by ascending row, and the sort is stable.
-        _, sequence = _sorted(test * 2**35 - key)
-        best = sequence[_ranks(np.bincount(test, minlength=len(self.floor))) < self._k]
+        self._prune()
+        if self._product.dtype == torch.bfloat16:  # whose error leaves thrice as many pairs
+            test, row, _ = self._parts[0]
+            self._parts = [(test, row, _of_pairs(np.vecdot, self._X, row, self._Y, test))]
+            self._product = replace(self._product, dtype=torch.float32)
+            self._error = self._product.error(self._X.width)
+            self._prune()
+        test, row, value = self._parts[0]
+        key = self._keys()
+        # Each test row's pairs stand by ascending row, and the sort is stable.
+        sequence = np.argsort(test * 2**35 - key, kind="stable")
+        count = np.bincount(test, minlength=len(self._Y))
+        best = sequence[_ranks(count) < self._k]
         kept = np.sort(best)
-        self._pairs = [(test[kept], row[kept], value[kept])]
-        self._size = self._kept = len(kept)
-        return test[best], row[best], key[best]
+        self._parts, self.kept = [(test[kept], row[kept], value[kept])], len(kept)
+        if self._product.tells_keys:
+            # Rows that come later lose a tie; the sums of keys err by 2e at most.
+            last = best[np.cumsum(np.minimum(count, self._k))[count >= self._k] - 1]
+            above = np.full(len(count), -np.inf)
+            above[test[last]] = (key[last] + 0.5) / UNIT - 2 * self._error
+            self._entry = np.maximum(self._entry, above)
+        return row[best]
+
+    def _keys(self) -> Numbers:
+        """Return the keys of all pairs, exact unless the scores alone tell their sequence."""
+        test, row, score = self._parts[0]
+        key = np.rint(score.astype(np.float64) * UNIT)
+        if self._product.tells_keys:
+            unsure = np.abs(score * UNIT - key) > 0.5 - 3 * self._error * UNIT
+        else:
+            by = np.argsort(test * 2**38 - (score * 2.0**36).astype(np.int64))
+            near = np.diff(score[by]) >= -2 * (self._error + 2 * self._product.rounding + 2e-10)
+            near &= np.diff(test[by]) == 0
+            unsure = np.zeros(len(test), dtype=bool)
+            unsure[by[1:][near]] = unsure[by[:-1][near]] = True
+        keys: Numbers = key.astype(np.int64)
+        keys[unsure] = pair_keys(self._X, row[unsure], self._Y, test[unsure])
+        return keys
 
 
 def nearest_lists(
     X: UnitRows, Y: torch.Tensor, numbers: Numbers | None, k: int, product: Product
-) -> tuple[Numbers, Numbers]:
-    """Return each test row's nearest among the numbered training rows (None: all), nearest first.
+) -> Numbers:
+    """Return each test row's k nearest of the numbered training rows (None: all), nearest first.
 
-    (m, w) row numbers, and (m,) how many of them count: at most k, at least k or all there are.
+    Returns (m, k) row numbers; k is at most the number of training rows.
     """
     shortlist = _Shortlist(X, Y, k, product)
-    tests = product.factor(Y)
-    for chosen, block in X.blocks(max(1, BLOCK // len(Y)), numbers, first=2 * k):
-        shortlist.add(chosen, *product.scores(block, tests))
-    shortlist.prune()
-    test, row, key = shortlist.decide()
-    # Rows that were dropped have a similarity below the floor: a key of at most this.
-    counts = key > np.ceil(shortlist.floor * UNIT)[test]
-    test, row = test[counts], row[counts]
-    length = np.bincount(test, minlength=len(Y))
-    assert length.min() >= min(k, len(X) if numbers is None else len(numbers))  # else no progress
-    ranked = np.full((len(Y), int(length.max())), -1)
-    ranked[test, _ranks(length)] = row
-    return ranked, length
+    count = len(X) if numbers is None else len(numbers)
+    # Beyond so many candidates, all pairs in float64 cost less than their exact keys.
+    many = len(Y) * (_CROWDED * k + count // 64)
+    size = max(1, BLOCK // len(Y))
+    for pairs, error in X.map_blocks(shortlist.candidates, size, numbers, first=32 * k):
+        shortlist.add(pairs, error)
+        if shortlist.kept > many and not product.tells_keys:
+            return nearest_lists(X, Y, numbers, k, product.finer())
+        if shortlist.kept > many:
+            shortlist.decide()
+    return shortlist.decide().reshape(len(Y), k)
 
 
 class Nearest:
@@ -413,43 +529,53 @@ class Nearest:
         longest = max(longest, int(again.max()))
         k = min(int(np.maximum(need[tests], again).max()), longest, self._remaining)
         numbers = None if self._remaining == len(self._left) else np.flatnonzero(self._left)
-        ranked, length = nearest_lists(self._X, self._Y[tests], numbers, k, self._product)
-        more = ranked.shape[1] - self._ranked.shape[1]
+        ranked = nearest_lists(self._X, self._Y[tests], numbers, k, self._product)
+        more = k - self._ranked.shape[1]
         if more > 0:
             self._ranked = np.pad(self._ranked, ((0, 0), (0, more)), constant_values=-1)
-        self._ranked[tests, : ranked.shape[1]] = ranked
-        self._length[tests], self._at[tests], self._since[tests] = length, 0, self._rounds
-        self._complete[tests] = length == self._remaining
+        self._ranked[tests, :k] = ranked
+        self._length[tests], self._at[tests], self._since[tests] = k, 0, self._rounds
+        self._complete[tests] = k == self._remaining
 
 
 def close_pairs(
+    function: Callable[[torch.Tensor, Numbers, Numbers, Numbers], Result],
     X: UnitRows,
     Y: NDArray[np.floating],
     *,
     farthest: bool = False,
     euclidean: bool = False,
     device: str | None = None,
-) -> Iterator[tuple[torch.Tensor, Numbers, Numbers, Numbers]]:
-    """Yield, block by block, all pairs that may be of a training row and its nearest test row.
+) -> Iterator[Result]:
+    """Yield a function of all pairs that may be of a training row and its nearest test row.
 
-    Nearest by cosine similarity or Euclidean distance. Yields (b, d) float32 training rows; (p,)
-    training and (p,) test rows of the pairs, the former ascending; (b,) where each row's begin.
+    Nearest by cosine similarity or Euclidean distance. The function takes a block of (b, d) float32
+    training rows; (p,) training and (p,) test rows of the pairs, the former ascending; (b,) where
+    each row's begin.
     """
-    product = Product(device or best_device(), torch.float32)
     # Equal test rows would all be among the pairs.
     _, first = np.unique(np.asarray(Y, np.float32), axis=0, return_index=True)
     first = np.sort(first)
     distinct = torch.tensor(np.asarray(Y[first], np.float32)) * (-1 if farthest else 1)
-    tests = product.factor(distinct)
     # |x - y|² = |x|² - 2 (x·y - |y|²/2): the test row with the largest bracket is nearest.
-    half = (distinct.double() ** 2).sum(dim=1).to(product.device, torch.float32) / 2
-    for numbers, block in X.blocks(max(1, BLOCK // len(first))):
-        scores, slack = product.scores(block, tests)
-        if euclidean:
-            scores, slack = scores + half if farthest else scores - half, slack + 5e-7
-        lowest = scores.max(dim=1, keepdim=True).values - 2 * slack
-        row, test = np.divmod(reaching(scores, lowest), len(first))
-        yield block, numbers[row], first[test], np.searchsorted(row, np.arange(len(numbers)))
+    half = (distinct.double() ** 2).sum(dim=1) / 2 * (-1 if farthest else 1)
+    product = Product(device or best_device(), torch.float32)
+
+    def apply(numbers: Numbers, block: torch.Tensor) -> Result:
+        for finer in (product, product.finer()):
+            scores, slack = finer.scores(finer.factor(block), finer.factor(distinct))
+            if euclidean:
+                scores -= half.to(scores)
+                slack += 8 * finer.rounding
+            # 1e-10 is what equal keys may differ by.
+            places = reaching(scores, scores.amax(dim=1, keepdim=True) - 2 * slack - 1e-10)
+            if len(places) <= _CROWDED * len(block):
+                break
+        row, test = np.divmod(places, len(first))
+        start = np.searchsorted(row, np.arange(len(numbers)))
+        return function(block, numbers[row], first[test], start)
+
+    return X.map_blocks(apply, max(1, BLOCK // len(first)))
 
 
 def nearest_blocks(
@@ -460,10 +586,15 @@ def nearest_blocks(
     Among equally near test rows the lowest counts; `farthest` too has the key of the similarity.
     """
     sign = -1 if farthest else 1
-    exact = torch.tensor(np.asarray(Y, np.float32)).to(device or best_device()).double()
-    for block, row, test, start in close_pairs(X, Y, farthest=farthest, device=device):
+    exact = torch.tensor(np.asarray(Y, np.float32))
+
+    def nearest(
+        block: torch.Tensor, row: Numbers, test: Numbers, start: Numbers
+    ) -> tuple[torch.Tensor, Numbers, Numbers]:
         key = sign * pair_keys(X, row, exact, test)
         best = np.maximum.reduceat(key, start)
         ties = np.flatnonzero(key == np.repeat(best, np.diff(start, append=len(row))))
         _, lowest = np.unique(row[ties], return_index=True)
-        yield block, test[ties[lowest]], sign * best
+        return block, test[ties[lowest]], sign * best
+
+    return close_pairs(nearest, X, Y, farthest=farthest, device=device)
