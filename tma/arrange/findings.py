@@ -120,7 +120,8 @@ def _perhaps_near(X: NDArray[np.float32]) -> Numbers:
     product, rows = Product.on(None), torch.from_numpy(X)
     every, found = product.factor(rows), [np.empty(0, dtype=np.int64)]
     for part in slices(len(X), _BLOCK):
-        scores, error = product.scores(rows[part], (every[0][: part.stop], every[1]))
+        own, earlier = (every[0][part], every[1]), (every[0][: part.stop], every[1])
+        scores, error = product.scores(own, earlier)
         later = torch.ones(2 * (part.stop - part.start,), dtype=torch.bool).triu()
         scores[:, part.start :].masked_fill_(later.to(scores.device), -1)
         best = scores.amax(dim=1).float().cpu().numpy()
