@@ -41,7 +41,8 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
     Raises:
         SystemExit: a cell stored an error, or did not run.
     """
-    notebook.metadata.pop("papermill", None)
+    for moment in ("papermill", "widgets"):  # widgets are bars, and would load scripts from outside
+        notebook.metadata.pop(moment, None)
     for cell in notebook.cells:
         for moment in ("papermill", "execution"):
             cell.metadata.pop(moment, None)

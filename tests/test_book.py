@@ -317,12 +317,12 @@ def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
         (folder / "out" / name / "claims.json").write_text("[]")
         cell = nbformat.v4.new_code_cell("1", outputs=found, execution_count=1)
         cell.metadata |= {"papermill": {"start_time": "now"}, "tags": ["injected-parameters"]}
-        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}})
+        notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}, "widgets": {}})
         nbformat.write(notebook, folder / "out" / f"{name}.ipynb")
     for name in ("notebooks", "book"):
         (folder / name).mkdir()
     for name in ("03_a", "04_tma"):
-        (folder / "notebooks" / f"{name}.ipynb").touch()
+        (folder / "notebooks" / f"{name}.ipynb").write_text("report.saved_verdicts(study)")
     (folder / "out" / "04_tma" / "curves.svg").write_text("<svg/>")
     made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
     claims.write(folder / "out" / "claims.json", made)

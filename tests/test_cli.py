@@ -187,7 +187,10 @@ def test_a_receipt_tells_where_the_order_was_left(
     error = capsys.readouterr().err.splitlines()[-1]
     assert f"position 2 of epoch 1: expected {ids[1]}" in error
     assert error.index('"say 7"') < error.index(f"got {ids[2]}") < error.index('"say 5"')
-    assert cli.main(["verify", str(out / "receipt.json"), str(out / "gone.jsonl")]) == 1
+    assert cli.main(["verify", str(out / "receipt.json"), str(out / "gone.jsonl")]) == 2
+    consumed.write_text("")
+    assert cli.main([*command, "--prefix"]) == 2
+    assert "holds no id; expected a line for each row" in capsys.readouterr().err
 
 
 def test_chats_are_told_apart_by_what_the_user_says(
@@ -305,7 +308,7 @@ def test_an_interrupted_command_says_how_to_go_on(
     with monkeypatch.context() as patched:
         patched.setattr(loop._Loop, "step", stop)
         assert cli.main(arguments) == 130
-    assert "the same command goes on from the last saved state" in capsys.readouterr().err
+    assert "A run goes on from its last state" in capsys.readouterr().err
     assert cli.main(arguments) == 0
 
 

@@ -233,8 +233,8 @@ def test_a_folder_without_a_model_is_named(
         tma.embed(TEXTS, folder)
 
 
-def test_what_a_run_is_named_by_is_the_encoders_content(twelve_steps: RunConfig) -> None:
-    config = dataclasses.replace(twelve_steps, order="tma_nft")
+def test_what_a_run_is_named_by_is_the_encoders_content(config: RunConfig) -> None:
+    config = dataclasses.replace(config, order="tma_nft")
     default = resolve(config)
     named = resolve(dataclasses.replace(config, encoder="minilm"))
     assert (named.key, named.config.encoder) == (default.key, "minilm")

@@ -28,6 +28,7 @@ from tma.cli_options import (
     Limit,
     MaxTokens,
     Order,
+    Prompts,
     Quiet,
     Seed,
     Test,
@@ -45,7 +46,7 @@ from tma.cli_options import (
     silence,
     tokenizer_of,
 )
-from tma.errors import ParameterError, TmaError, wrong
+from tma.errors import DataError, OrderError, ParameterError, TmaError, wrong
 
 app = typer.Typer(
     help="Order fine-tuning data for a test set, train in that order, measure.",
@@ -65,7 +66,8 @@ Format = Annotated[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status.
 
-    0: done; 1: data or training went wrong; 2: a mistake in the arguments; 130: Ctrl-C.
+    0: done; 1: training went wrong, or an order was not kept; 2: a mistake in the arguments or the
+    data; 130: Ctrl-C.
     """
     try:
         with _logging():
@@ -75,9 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except (TmaError, ValueError, OSError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2 if isinstance(error, ParameterError) else 1
+        return 2 if isinstance(error, ParameterError | DataError) else 1
     if status == INTERRUPTED:
-        sys.stderr.write("Interrupted: the same command goes on from the last saved state.\n")
+        told = "Interrupted. A run goes on from its last state; nothing else was written."
+        sys.stderr.write(f"{told}\n")
     return status or 0
 
 
@@ -246,7 +249,12 @@ def verify(
     silence(quiet=quiet)
     from tma.export.consumed import verify as verified
 
-    count = verified(receipt, consumed, epochs=epochs, prefix=prefix)
+    try:
+        count = verified(receipt, consumed, epochs=epochs, prefix=prefix)
+    except OrderError as error:
+        if as_json:
+            show({"kept": False, "reason": str(error)}, "", as_json=True)
+        raise
     told = f"{counted(count, 'row')} in the order of the receipt"
     show({"kept": True, "rows": count}, told, as_json=as_json)
 
@@ -260,6 +268,7 @@ def embed(
     text: What = "both",
     view: View = "first",
     columns: Columns = None,
+    prompts: Prompts = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -272,7 +281,7 @@ def embed(
 
     if out.suffix != ".npy":
         raise wrong("out", str(out), "a file with the suffix .npy")
-    rows = embedded(load(data, columns, view, optional=True), encoder, text=text)
+    rows = embedded(load(data, columns, view, optional=prompts), encoder, text=text)
     with new_file(out) as draft:
         np.save(draft, rows)
     told = f"{counted(len(rows), 'row')} of {rows.shape[1]} columns: {out}"
@@ -287,6 +296,7 @@ def describe(
     max_tokens: Annotated[int, typer.Option(help="Longer rows are counted.")] = 1024,
     view: View = "first",
     columns: Columns = None,
+    prompts: Prompts = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -298,7 +308,7 @@ def describe(
     from tma.data.describe import describe as described
 
     found = described(
-        load(data, columns, view, optional=True), tokenizer_of(tokenizer), max_tokens=max_tokens
+        load(data, columns, view, optional=prompts), tokenizer_of(tokenizer), max_tokens=max_tokens
     )["value"]
     show(found.to_dict(), found.to_string(), as_json=as_json)
 

@@ -37,6 +37,9 @@ View = Annotated[
 Columns = Annotated[
     str | None, typer.Option(metavar="FIELD=COLUMN,…", help="Such as prompt=q,response=a.")
 ]
+Prompts = Annotated[
+    bool, typer.Option("--prompts", help="Keep rows without a response, as a test set does.")
+]
 Tokenizer = Annotated[str | None, typer.Option(help="The model's: preset, hub id, or folder.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of a row; longer ones are told.")]
 Scale = Annotated[str, typer.Option(help=" | ".join(SCALES))]
@@ -91,9 +94,9 @@ def limit_of(text: str | None, rows: int) -> int | None:
     if text is None:
         return None
     try:
-        if not text.endswith("%"):
+        if not text.endswith("%") and int(text) > 0:
             return int(text)
-        if 0 < float(text[:-1]) <= 100:
+        if text.endswith("%") and 0 < float(text[:-1]) <= 100:
             return max(1, round(rows * float(text[:-1]) / 100))
     except ValueError:
         pass

@@ -40,9 +40,15 @@ class StateError(TmaError, OSError):
     """A state, results or the cache could not be written; what was there before is intact."""
 
 
+LONGEST = 300
+"""Characters of a wrong value that a message repeats."""
+
+
 def wrong(name: str, value: object, expected: str) -> ParameterError:
     """Return the error of a setting: its name, its value, what was expected."""
-    return ParameterError(f"{name}={value!r} cannot be used; expected {expected}.")
+    came = repr(value)
+    came = came if len(came) <= LONGEST else f"{came[:LONGEST]}…"
+    return ParameterError(f"{name}={came} cannot be used; expected {expected}.")
 
 
 def printable(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from tma.store import write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+log = logging.getLogger(__name__)
 
 VERSIONS = ("tma", "numpy", "torch", "sentence-transformers")
 """Packages whose versions a receipt names."""
@@ -246,6 +249,8 @@ def arrange_dataset(
         exchanges=(data.exchanges(source), data.exchanges(test)) if method.drop_leaks else None,
         pool=pool,
     )
+    if not method.drop_leaks and (shared := len({*train["id"][:]} & {*test["id"][:]})):
+        log.warning("%d training rows are test rows, too; drop_leaks leaves them out", shared)
     rows, known = inputs.stored[ordered(inputs)], train["id"][:]  # a lazy column reads each anew
     receipt = Receipt(
         method,

@@ -120,7 +120,7 @@ def _conversation(column: str, name: str = "mapping") -> Format:
         notes = list[str]()
         system, exchanges = _exchanges(messages, column, notes.append)
         unknown = [words for words in notes if words.startswith(_UNKNOWN)]
-        if unknown and not any(one.prompt and one.response for one in exchanges):
+        if messages and len(unknown) == len(messages):  # a mapping of roles is missing, not a turn
             raise DataError(f"column {column} has {unknown[0]}; known are: {', '.join(_ROLES)}.")
         for words in notes:
             note(words)
@@ -348,6 +348,7 @@ def _exchanges(
             system.append(text)
         elif role == "assistant" and asked and message.get("weight") == 0:
             note("a reply of weight 0, which is not read")
+            out.append(Exchange(_paragraphs(said), None))
             said, asked = [], False
         elif role == "assistant" and asked:
             out.append(Exchange(_paragraphs(said), text or None))

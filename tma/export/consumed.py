@@ -39,6 +39,8 @@ def verify(
     lines = read_lines(consumed)
     texts = {line["id"]: line["text"] for line in lines if isinstance(line.get("text"), str)}
     ids = [line["id"] for line in lines]
+    if not ids:
+        raise DataError(f"{consumed} holds no id; expected a line for each row that was consumed.")
     found = read_receipt(receipt).departure(ids, epochs=epochs, prefix=prefix)
     if found is not None:
         raise OrderError(found.told(_beginnings(Path(receipt)) | texts))
@@ -59,7 +61,11 @@ def _text(row: dict[str, Any]) -> str:
     turns = row.get("messages") or row.get("conversations")
     for turn in turns if isinstance(turns, list) else []:
         said = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
-        if isinstance(said, str) and turn.get("role", turn.get("from")) != "system":
+        if isinstance(said, list):
+            said = " ".join(
+                part["text"] for part in said if isinstance(part, dict) and "text" in part
+            )
+        if isinstance(said, str) and said and turn.get("role", turn.get("from")) != "system":
             return said
     return json.dumps(row, ensure_ascii=False)
 

@@ -85,6 +85,10 @@ def export(
         check_count(name, value, 1)
     receipt = receipt.receipt if isinstance(receipt, Arranged) else receipt
     receipt = receipt if isinstance(receipt, Receipt) else read_receipt(receipt)
+    if tokenizer is None:
+        log.warning(
+            "rows of more than %d tokens are not looked for: that takes a tokenizer", max_length
+        )
     placed = in_order(receipt, rows)
     if not placed:
         raise wrong("receipt", "an order without rows", "at least one")
