@@ -104,7 +104,7 @@ def test_runs_are_exported_and_imported_by_commands(
 ) -> None:
     key = tma.run(config).key
     folder = str(tmp_path / "runs")
-    assert cli.main(["runs", "import", str(tmp_path)]) == 1
+    assert cli.main(["runs", "import", str(tmp_path)]) == 2
     message = "holds no run; expected a folder that `tma runs export` wrote."
     assert capsys.readouterr().err == f"DataError: {tmp_path} {message}\n"
     assert cli.main(["runs", "export", "nosuch", folder]) == 2
