@@ -157,6 +157,13 @@ class Arranged:
         self.receipt.save(path)
 
 
+def receipt_of(given: Receipt | Arranged | Path | str) -> Receipt:
+    """Return a receipt, that of an order, or the one stored in a file."""
+    if isinstance(given, Arranged):
+        return given.receipt
+    return given if isinstance(given, Receipt) else read_receipt(given)
+
+
 def read_receipt(path: Path | str) -> Receipt:
     """Return the receipt stored at `path`, after checking its ids against its digest.
 
@@ -249,9 +256,10 @@ def arrange_dataset(
         exchanges=(data.exchanges(source), data.exchanges(test)) if method.drop_leaks else None,
         pool=pool,
     )
-    if not method.drop_leaks and (shared := len({*train["id"][:]} & {*test["id"][:]})):
+    known = train["id"][:]  # a lazy column reads each anew
+    if not method.drop_leaks and (shared := len({*known} & {*test["id"][:]})):
         log.warning("%d training rows are test rows, too; drop_leaks leaves them out", shared)
-    rows, known = inputs.stored[ordered(inputs)], train["id"][:]  # a lazy column reads each anew
+    rows = inputs.stored[ordered(inputs)]
     receipt = Receipt(
         method,
         data.fingerprint(train),

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from tma.arrange.receipt import Arranged, Departure, Receipt, read_receipt
+from tma.arrange.receipt import Arranged, Departure, Receipt, receipt_of
 from tma.errors import OrderError, ParameterError, wrong
 from tma.export.consumed import ID, read_lines
 from tma.store import new_file
@@ -52,8 +52,7 @@ class OrderGuard(TrainerCallback):
     def __init__(
         self, receipt: Receipt | Arranged | Path | str, consumed: Path | str = "consumed.jsonl"
     ) -> None:
-        receipt = receipt.receipt if isinstance(receipt, Arranged) else receipt
-        self.receipt = receipt if isinstance(receipt, Receipt) else read_receipt(receipt)
+        self.receipt = receipt_of(receipt)
         self.consumed = Path(consumed)
         self._place, self._epoch, self._entered = 0, 1, True
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tma.arrange.receipt import Arranged, Receipt, read_receipt
+from tma.arrange.receipt import Arranged, Receipt, receipt_of
 from tma.errors import check_count, wrong
 from tma.export.consumed import ID
 from tma.export.rows import Placed, Rows, are_chats, as_messages, in_order, llama_factory
@@ -83,8 +83,7 @@ def export(
     counts = {"max_length": max_length, "batch_size": batch_size, "processes": processes}
     for name, value in counts.items():
         check_count(name, value, 1)
-    receipt = receipt.receipt if isinstance(receipt, Arranged) else receipt
-    receipt = receipt if isinstance(receipt, Receipt) else read_receipt(receipt)
+    receipt = receipt_of(receipt)
     if tokenizer is None:
         log.warning(
             "rows of more than %d tokens are not looked for: that takes a tokenizer", max_length
