@@ -221,11 +221,12 @@ def arrangement(job: Job) -> None:
         X, Y = unit_rows(n, 0), unit_rows(50 if job.small else TESTS, 1)
         case = {"case": f"{n:,} × {len(Y):,}", "wanted": wanted}
         searches(job, case, X, Y, wanted)
-        with job.line(**case, system="needed k") as line:
+        k = 0
+        with job.line(**case, system="depth of the deepest list, on the CPU") as line:
             line["k"] = k = needed(X, Y, wanted)
-            brute_force(job, case, X, Y, k)
-            with job.line(**case, system="faiss on the CPU", k=k) as other:
-                faiss_search(other, X, Y, k)
+        brute_force(job, case, X, Y, k or 100)
+        with job.line(**case, system="faiss on the CPU", k=k or 100) as line:
+            faiss_search(line, X, Y, k or 100)
 
 
 def searches(job: Job, case: dict[str, Any], X: Floats, Y: Floats, wanted: int) -> None:
