@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tma.data import assets
-from tma.errors import ParameterError
+from tma.errors import AssetError, ParameterError
 from tma.runs.config import RunConfig
 from tma.train import models
 from tma.train.encode import Encoded
@@ -64,6 +64,13 @@ def test_a_built_in_model_reads_english(name: str) -> None:
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         assert float(model(input_ids=ids, labels=ids).loss) < 3
+
+
+def test_a_tokenizer_that_cuts_texts_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = assets.BUILT_IN["smollm2-135m-instruct"]._replace(ids=(504, 4771))
+    monkeypatch.setitem(assets.BUILT_IN, "smollm2-135m-instruct", expected)
+    with pytest.raises(AssetError, match=r"expected \(504, 4771\).*Install transformers 5.23"):
+        models.load("smollm2-135m-instruct")
 
 
 def test_another_weights_file_is_another_fingerprint(tmp_path: Path) -> None:

