@@ -64,7 +64,7 @@ def load(
     Args:
         name: `suite`, built in, or `pocket`, a few instances a task of it; `niv2`, `p3`,
             `flan-mini`, `sharegpt`, `no-robots`, or one of these with a colon and the place of a
-            local copy; a hub id (owner/name@revision:configuration, the
+            local copy; a hub id (`owner/name@revision:configuration`, the
             last two as needed); a .jsonl, .json, .csv or
             .parquet file, also .gz or .zst; a .txt file, each line a prompt; a folder of such files
             named train and test, or one that `datasets.save_to_disk` wrote; a `datasets.Dataset`, a
