@@ -34,11 +34,11 @@ TOLD = 60
 class OrderGuard(TrainerCallback):
     """Records what a trainer consumes, and raises an `OrderError` where it leaves the order.
 
-    ```python
-    trainer = SFTTrainer(model, args, train_dataset=rows)  # with the column tma_id
-    tma.OrderGuard("receipt.json").watch(trainer)
-    trainer.train()
-    ```
+    As in::
+
+        trainer = SFTTrainer(model, args, train_dataset=rows)  # with the column tma_id
+        tma.OrderGuard("receipt.json").watch(trainer)
+        trainer.train()
 
     Before the first step it refuses, with a `ParameterError` that names the setting, what would
     move, drop or repeat rows. Then `consumed` grows by a line a row: step, epoch, id, and the
