@@ -11,21 +11,17 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import nbformat
 
 from tma.errors import DataError
-from tma.study.claims import VERDICTS, Verdict, check_same_run, read
-from tma.study.statistics import format_estimate
+from tma.study.claims import Verdict, answers, check_same_run, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"
 """The notebook whose comparison stands in the README."""
-CLAIM = "C6"
-"""The claim of that comparison."""
 INJECTED = "injected-parameters"
 """Papermill's tag of the cell with the parameters given."""
 
@@ -59,19 +55,9 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
 
 
 def sentence(verdicts: Sequence[Verdict]) -> str:
-    """Return the results in two sentences: how the claims stand, and the arrangement's gain."""
-    paper = [v for v in verdicts if re.fullmatch(r"C\d", v.claim)]
-    counts = Counter(v.verdict for v in paper)
-    stand = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    [one] = [v for v in verdicts if v.claim == CLAIM]
-    told = f"*Of the paper's {len(paper)} claims: {stand} ([table](book/claims.md)). "
-    if one.estimate is None:
-        return f"{told}Claim {CLAIM}: {one.measure}: {one.verdict}.*"
-    found = format_estimate(one.estimate, one.low, one.high)
-    return (
-        f"{told}Claim {CLAIM}, {one.measure}: {found}, a 95 % interval over {one.n} test "
-        f"instances: {one.verdict}.*"
-    )
+    """Return the results for the README, with a link to the table."""
+    first, *others = answers(verdicts)
+    return f"*{first.removesuffix('.')} ([table](book/claims.md)). {' '.join(others)}*"
 
 
 def with_result(readme: str, result: str) -> str:

@@ -1,9 +1,10 @@
-"""The directive `tma-picture`: two rounds of TMA and three orders, drawn from what `tma` returns."""
+"""The directive `tma-picture`: two rounds of TMA and three orders, as `tma` returns them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
+from typing import ClassVar
 
 import numpy as np
 from docutils import nodes
@@ -59,9 +60,11 @@ def orders() -> dict[str, list[int]]:
     import tma
 
     X, Y = unit(TRAIN), unit(TEST)
-    given = {"limit": LIMIT, "exact_limit": True}
     names = {"NFT": "tma_nft", "RT": "tma_rt", "FFT": "tma_fft"}
-    return {label: tma.arrange(name, X, Y, **given).tolist() for label, name in names.items()}
+    return {
+        label: tma.arrange(name, X, Y, limit=LIMIT, exact_limit=True).tolist()
+        for label, name in names.items()
+    }
 
 
 def at(points: NDArray[np.float64], row: int, left: float) -> tuple[float, float]:
@@ -70,7 +73,9 @@ def at(points: NDArray[np.float64], row: int, left: float) -> tuple[float, float
     return left + PANEL / 2 - 15 + SCALE * x, 45 + HEIGHT / 2 - SCALE * y - 15
 
 
-def panel(number: int, left: float, gone: Sequence[int], pairs: list[tuple[int, int]]) -> Iterator[str]:
+def panel(
+    number: int, left: float, gone: Sequence[int], pairs: list[tuple[int, int]]
+) -> Iterator[str]:
     """Yield a round: what is gone is faint, each test instance has a line to what it takes."""
     picked = {row for _, row in pairs}
     yield f'<text class="title" x="{left + 8}" y="22">Round {number}</text>'
@@ -123,7 +128,7 @@ class Picture(SphinxDirective):
     """Draw the picture, with a caption."""
 
     has_content = True
-    option_spec = {"name": str}
+    option_spec: ClassVar = {"name": str}
 
     def run(self) -> list[nodes.Node]:
         """Return a figure that can be referred to by its name."""

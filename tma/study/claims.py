@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,42 @@ NOTEBOOKS = {
     "rule within a round": "05_order_or_selection",
 }
 """The notebook that tests each of them."""
+SHORT = {
+    "C1": "early",
+    "C2": "loss is steady",
+    "C3": "falls with similarity",
+    "C4": "similar first",
+    "C5": "fine beats coarse",
+    "C6": "TMA",
+    "C7": "earlier rounds",
+    "C8": "by instance",
+    "order against selection": "selection over order",
+    "near-duplicates": "near-duplicates",
+    "rule within a round": "rule within a round",
+}
+"""Each in a few words."""
+
+
+class Reported(NamedTuple):
+    """What the paper shows for a claim, read off its figures."""
+
+    found: str
+    effect: float | None = None
+    """The same difference as our measure, in nats a token; None: it has no such number."""
+
+
+REPORTED = {
+    "C1": Reported("nearly all of the fall within 50 of 1,800 steps"),
+    "C2": Reported("ROUGE and exact match jump by 5 to 10 points between checkpoints"),
+    "C3": Reported("the loss of a task drops at the step at which data like it arrives"),
+    "C4": Reported("final loss: nearest 0.62, random 0.66, farthest 0.70", -0.04),
+    "C5": Reported("final loss: single instances 0.94, whole tasks 1.06", -0.12),
+    "C6": Reported("loss halfway: NFT 0.50, RT 0.63, FFT 0.84", -0.13),
+    "C7": Reported(
+        "loss of six blocks of five rounds, in turn: 0.61, 0.61, 0.65, 0.675, 0.69, 0.68"
+    ),
+    "C8": Reported("follows from the others; not measured by itself"),
+}
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
 VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
@@ -91,6 +128,8 @@ class Verdict:
     generalizes: bool = False
     runs: str | None = None
     """The runs it was made from, by `made_from`."""
+    side: Side | None = None
+    """Where the claim puts the number; None: on either side of zero."""
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, tuple(CLAIMS))
@@ -108,6 +147,7 @@ class Decision(NamedTuple):
     verdict: str
     interval: Interval
     name: str
+    side: Side | None = None
 
 
 def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
@@ -126,7 +166,7 @@ def judge_all(parts: Mapping[str, tuple[Interval, Side]]) -> Decision:
     elif any(interval.among(len(parts)).high < 0 for interval in positive.values()):
         verdict = "not supported"
     decides = min(positive, key=lambda name: _clearness(positive[name]))
-    return Decision(verdict, parts[decides][0], decides)
+    return Decision(verdict, parts[decides][0], decides, parts[decides][1])
 
 
 def _clearness(interval: Interval) -> float:
@@ -296,6 +336,7 @@ def _verdict(
         verdict,
         *(others.interval.low, others.interval.high),
         generalizes=verdict == others.verdict == "supported",
+        side=decision.side,
     )
 
 
@@ -369,6 +410,24 @@ def cells(verdict: Verdict) -> dict[str, str]:
         "n · seeds": size,
         "verdict": verdict.verdict + (", generalizes" if verdict.generalizes else ""),
     }
+
+
+def answers(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return the results in sentences: how the paper's claims stand, what TMA gains, and what
+    selection does beside order.
+    """
+    by = {verdict.claim: verdict for verdict in verdicts}
+    counts = Counter(by[claim].verdict for claim in REPORTED)
+    stand = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    told = [f"Of the paper's {len(REPORTED)} claims, {stand}."]
+    for claim, what in (("C6", "Claim C6"), ("order against selection", "Selection over order")):
+        one = by[claim]
+        number = ""
+        if one.estimate is not None:
+            found = format_estimate(one.estimate, one.low, one.high)
+            number = f": {found}, a 95 % interval over {one.n} test instances"
+        told.append(f"{what}, {one.measure}{number}: {one.verdict}.")
+    return told
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
