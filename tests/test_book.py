@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+import tma
 from tma.runs import config
 from tma.study import claims, interactive
 
@@ -85,7 +86,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "book", copy / "book")
     nbformat.write(charts(), copy / "book" / "notebooks" / "charts.ipynb")
     with (copy / "book" / "_toc.yml").open("a") as contents:
-        contents.write("  - file: notebooks/charts\n")
+        contents.write("      - file: notebooks/charts\n")
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", "book/", "--all", "-W", "-n", "--keep-going"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
@@ -110,6 +111,36 @@ def test_every_page_of_the_contents_is_built_and_the_first_one_opens(site: Path)
         assert (site / f"{page}.html").is_file()
     text = (site / "index.html").read_text(encoding="utf-8")
     assert f'http-equiv="Refresh" content="0; url={contents[0]}.html"' in text
+
+
+def test_the_api_page_has_every_public_name() -> None:
+    text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\.\. auto(?:function|class):: tma\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(named) == sorted(tma.__all__)
+
+
+def test_the_picture_of_tma_is_drawn_from_its_rounds() -> None:
+    path = str(ROOT / "book" / "_extensions" / "book_picture.py")
+    picture = runpy.run_path(path)
+    assert picture["rounds"]() == [[0, 3, 4], [1, 2], [5], [6], [7]]
+    assert picture["orders"]()["NFT"] == [0, 3, 4, 5, 6, 7]
+    assert picture["orders"]()["FFT"] == [7, 6, 5, 0, 3, 4]
+    for number, left in enumerate((range(8), [1, 2, 5, 6, 7])):
+        rows = {row for _, row in picture["taken"](left)}
+        assert sorted(rows) == picture["rounds"]()[number]
+
+
+def test_the_forest_plot_draws_every_claim_on_its_claimed_side() -> None:
+    forest = runpy.run_path(str(ROOT / "book" / "_extensions" / "book_forest.py"))
+    made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
+    gain = (-0.2, -0.3, -0.1, 90, 3, "supported")
+    made[5] = claims.Verdict("C6", "n", "m", *gain, side="negative")
+    assert forest["shown"](made[5]) == (0.2, 0.1, 0.3)
+    assert forest["shown"](made[0]) is None
+    drawn = forest["svg"](made)
+    assert drawn.count('class="interval"') == drawn.count('class="supported"') == 1
+    assert drawn.count("not tested at this scale</text>") == len(made) - 1
+    assert "TMA: supported" in drawn
 
 
 def test_links_inside_the_site_lead_somewhere_and_nothing_is_loaded_from_outside(
@@ -304,9 +335,10 @@ def test_the_result_counts_the_verdicts_and_gives_the_gain(script: dict[str, Any
     gain = (-0.0081, -0.0883, 0.0934, 90, 1, "inconclusive")
     made[5] = claims.Verdict("C6", "n", "final loss, NFT minus RT (nats a token)", *gain)
     assert script["sentence"](made) == (
-        "*Of the paper's 8 claims: 1 supported, 1 inconclusive, 6 not tested at this scale "
+        "*Of the paper's 8 claims, 1 supported, 1 inconclusive, 6 not tested at this scale "
         "([table](book/claims.md)). Claim C6, final loss, NFT minus RT (nats a token): -0.008 "
-        "(-0.088 to +0.093), a 95 % interval over 90 test instances: inconclusive.*"
+        "(-0.088 to +0.093), a 95 % interval over 90 test instances: inconclusive. "
+        "Selection over order, why: not tested at this scale.*"
     )
 
 
