@@ -8,6 +8,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,7 +23,7 @@ from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 import tma
 from tma.runs import config
-from tma.study import claims, interactive
+from tma.study import arms, claims, interactive
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book" / "notebooks").glob("*.ipynb"))
@@ -117,6 +118,16 @@ def test_the_api_page_has_every_public_name() -> None:
     text = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
     named = re.findall(r"^\.\. auto(?:function|class):: tma\.(\w+)$", text, flags=re.MULTILINE)
     assert sorted(named) == sorted(tma.__all__)
+
+
+def test_the_runs_of_each_claim_are_counted_as_the_plan_has_them() -> None:
+    text = (ROOT / "book" / "reproducibility.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| `tma study --arms (\S+)`", text, flags=re.MULTILINE)
+    planned = Counter(arm.name for arm, _, _ in arms.plan())
+    for _, count, names in rows:
+        assert int(count) == sum(planned[name] for name in names.split(","))
+    named = [name for cell, _, _ in rows for name in cell.split(", ")]
+    assert sorted(named) == sorted(claims.CLAIMS)
 
 
 def test_the_picture_of_tma_is_drawn_from_its_rounds() -> None:
