@@ -9,23 +9,31 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.study.claims import CLAIMS, Verdict, cells, read, untested
+from tma.study.claims import CLAIMS, REPORTED, VERDICTS, Verdict, cells, read, untested
 
-HEADER = ("", "claim", *cells(untested("C1", "")))
+HEADER = ("", "claim", "the paper", *list(cells(untested("C1", "")))[:-1])
 
 
 def row(verdict: Verdict) -> list[str]:
     """Return the cells of a claim, whose name leads to its chapter; a dash where nothing is."""
     short = verdict.claim if len(verdict.claim) < 4 else "open"
-    *told, word = cells(verdict).values()
+    *told, _ = cells(verdict).values()
     chapter = f"{{doc}}`{short} </notebooks/{verdict.notebook}>`"
-    return [chapter, CLAIMS[verdict.claim], *told, f"**{word}**"]
+    paper = REPORTED[verdict.claim].found if verdict.claim in REPORTED else "–"
+    return [chapter, CLAIMS[verdict.claim], paper, *told]
 
 
 def markdown(verdicts: list[Verdict]) -> list[str]:
-    """Return the table as lines of Markdown."""
-    rows = [list(HEADER), ["---"] * len(HEADER), *(row(verdict) for verdict in verdicts)]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in rows]
+    """Return a table for each verdict that there is, as lines of Markdown."""
+    groups = dict[str, list[Verdict]]()
+    for verdict in sorted(verdicts, key=lambda v: (VERDICTS.index(v.verdict), not v.generalizes)):
+        groups.setdefault(cells(verdict)["verdict"], []).append(verdict)
+    lines = list[str]()
+    for word, own in groups.items():
+        rows = [list(HEADER), ["---"] * len(HEADER), *(row(verdict) for verdict in own)]
+        lines += ["", f"**{word[0].upper()}{word[1:]}**", ""]
+        lines += ["| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in rows]
+    return lines
 
 
 class ClaimsTable(SphinxDirective):
