@@ -45,7 +45,7 @@ def test_an_order_without_a_style_of_its_own_is_drawn_under_its_name(
 
 def test_rounds_are_steps_of_one_scale() -> None:
     looks = figures.styles(["tma_rounds[10:]", "tma_rounds[0:5]", "tma_rounds[5:10]"])
-    labels = ["rounds from 10", "rounds 0 to 4", "rounds 5 to 9"]
+    labels = ["rounds from 11", "rounds 1 to 5", "rounds 6 to 10"]
     assert [look.label for look in looks.values()] == labels
     assert looks["tma_rounds[0:5]"].colour == "#440154"  # the dark end of viridis
     assert len({look.colour for look in looks.values()}) == 3
@@ -56,13 +56,23 @@ def test_rounds_are_steps_of_one_scale() -> None:
 def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> None:
     gaps = {"tma_nft": course(runs["tma_nft"], runs["tma_fft"])}
     figure = figures.comparison_figure(runs, gaps, "tma_fft")
-    left, right = figure.axes
-    assert left.get_xlabel() == right.get_xlabel() == "training step"
-    assert left.get_ylabel() == "test loss (nats a token)"
-    assert right.get_ylabel() == "loss minus FFT (nats a token)"
-    assert legend(left) == ["NFT, nearest first", "FFT, farthest first"]
-    assert not legend(right)  # one seed has no spread
-    assert list(right.get_lines()[-1].get_ydata()) == [0, -1, -0.5]
+    below, top = figure.axes
+    assert top.get_xlabel() == below.get_xlabel() == "training step"
+    assert top.get_ylabel() == "test loss (nats a token)"
+    assert legend(top) == ["NFT, nearest first", "FFT, farthest first"]
+    assert below.get_title() == "NFT, nearest first, minus FFT"
+    assert len(below.collections) == 1  # the interval; one seed has no spread
+    assert list(below.get_lines()[-1].get_ydata()) == [0, -1, -0.5]
+
+
+def test_a_comparison_has_a_panel_for_each_difference(runs: dict[str, list[Run]]) -> None:
+    gap = course(runs["tma_nft"], runs["tma_fft"])
+    every = {"tma_nft": gap, "random": gap, "tma_min": gap}
+    both = {**runs, "random": runs["tma_nft"], "tma_min": runs["tma_nft"]}
+    *panels, _ = figures.comparison_figure(both, every, "tma_fft").axes
+    names = ["NFT, nearest first", "random", "MIN, nearest only"]
+    assert [panel.get_title() for panel in panels] == [f"{name}, minus FFT" for name in names]
+    assert len({panel.get_ylim() for panel in panels}) == 1
 
 
 def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
@@ -71,14 +81,12 @@ def test_a_baseline_of_several_seeds_shows_how_far_they_lie_apart(
     random = [stored(tmp_path / f"{s}", "tma_rt", (NEAR, FAR)[s], s) for s in (0, 1)]
     gaps = {"tma_nft": course(runs["tma_nft"], random)}
     both = {**runs, "tma_rt": random}
-    right = figures.comparison_figure(both, gaps, "tma_rt").axes[1]
-    assert legend(right) == ["seeds of RT, min to max"]
-    band = right.collections[0].get_paths()[0].vertices
+    below, _ = figures.comparison_figure(both, gaps, "tma_rt").axes
+    band = below.collections[0].get_paths()[0].vertices
     assert band[:, 1].min() == -0.5
     assert band[:, 1].max() == 0.5
-    figure = figures.comparison_figure(both, gaps, "tma_rt", ranges=False)
-    assert not legend(figure.axes[1])
-    assert [len(axes.collections) for axes in figure.axes] == [0, 1]  # the interval alone
+    below, _ = figures.comparison_figure(both, gaps, "tma_rt", ranges=False).axes
+    assert len(below.collections) == 1  # the interval alone
 
 
 def test_metrics_have_a_panel_each_with_its_unit() -> None:
@@ -118,9 +126,10 @@ def test_distances_and_loss_share_one_scale_in_each_task() -> None:
     )
     figure = figures.distances_figure(distances, losses)
     assert len(figure.axes) == 4
-    assert figure.axes[0].get_ylabel().startswith("a\n")
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["a", "b"]
+    assert figure.axes[2].get_ylabel() == "random"
     # Distances 1, 2 of the one order and 2, 3 of the other; the loss comes first.
-    drawn = [list(line.get_ydata()) for line in figure.axes[1].get_lines()]
+    drawn = [list(line.get_ydata()) for line in figure.axes[2].get_lines()]
     assert drawn == [[1, 0.5, 0], *[[0.5, 1]] * 3]
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["test loss", "cosine avg", "euclidean min", "bigram KL"]

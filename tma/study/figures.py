@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -102,6 +103,8 @@ FAMILIES = {
 }
 STATISTICS: dict[str, Lengths] = {"min": (4, 1.5), "max": (1, 1.2), "centroid": (7, 2, 1, 2)}
 """Statistic of a distance over all pairs → dashes; the others are solid."""
+WIDTH = 6.5
+"""Of every figure, in inches: its text is readable on a phone too."""
 _ROUNDS = re.compile(r"tma_rounds\[(\d*):(\d*)\]")
 _ROUNDS_DASHES = ((), (4, 1.5), (1.5, 1.5), (6, 1.5, 1.5, 1.5), (10, 2), (2, 1, 2, 4))
 
@@ -122,7 +125,7 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 
 
 def _block_style(first: int, stop: str, place: int, count: int) -> Style:
-    label = f"rounds {first} to {int(stop) - 1}" if stop else f"rounds from {first}"
+    label = f"rounds {first + 1} to {stop}" if stop else f"rounds from {first + 1}"
     colour = to_hex(plt.get_cmap("viridis")(0.85 * place / max(1, count - 1)))
     return Style(label, colour, _ROUNDS_DASHES[place % len(_ROUNDS_DASHES)])
 
@@ -151,41 +154,50 @@ def _label_steps(panels: Iterable[Axes]) -> None:
 def comparison_figure(
     runs: Runs, gaps: Mapping[str, Sequence[Interval]], baseline: str, *, ranges: bool = True
 ) -> Figure:
-    """Return mean test losses and, beside them, differences from a baseline (`effects.course`).
+    """Return mean test losses and, below them, differences from a baseline (`effects.course`).
 
-    Bands show the seeds' range if `ranges`: not where seeds test different folds.
+    A panel a difference, with its 95 % interval. Grey is how far single seeds of the baseline lie
+    from their mean, if `ranges`: not where seeds test different folds.
     """
     looks, curves = styles(runs), {order: mean_curves(own) for order, own in runs.items()}
-    with drawing(1, 2, 10, 4) as (figure, grid):
-        left, right = grid[0]
-        for order, seeds in curves.items():
-            left.plot(seeds["step"], seeds["mean"], label=looks[order].label, **looks[order].line)
-            if ranges and (seeds["low"] < seeds["high"]).any():
-                band = (seeds["step"], seeds["low"], seeds["high"])
-                left.fill_between(*band, color=looks[order].colour, alpha=0.2, lw=0)
-        left.legend(frameon=False)
-        left.set_ylabel("test loss (nats a token)")
-        seeds = curves[baseline]
-        if ranges and (seeds["low"] < seeds["high"]).any():
-            low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
-            label = f"seeds of {looks[baseline].short}, min to max"
-            right.fill_between(seeds["step"], low, high, color=GREY, alpha=0.25, lw=0, label=label)
-            right.legend(frameon=False)
-        _draw_differences(gaps, right, looks, looks[baseline])
-        _label_steps(grid.flat)
+    rows = 1 + math.ceil(len(gaps) / 2)
+    with drawing(rows, 2, WIDTH, 3.2 + 2.2 * (rows - 1)) as (figure, grid):
+        for axes in grid[0]:
+            axes.remove()
+        top = figure.add_subplot(grid[0, 0].get_gridspec()[0, :])
+        for order, mean in curves.items():
+            top.plot(mean["step"], mean["mean"], label=looks[order].label, **looks[order].line)
+        top.legend(frameon=False)
+        top.set_ylabel("test loss (nats a token)")
+        panels = [*grid[1:].flat]
+        for axes in panels[len(gaps) :]:
+            axes.remove()
+        panels = panels[: len(gaps)]
+        seeds = curves[baseline] if ranges else None
+        for axes, (order, intervals) in zip(panels, gaps.items(), strict=True):
+            _draw_difference(axes, intervals, looks[order], looks[baseline], seeds)
+            axes.sharey(panels[0])
+        _label_steps([top, *panels[-2:]])
     return figure
 
 
-def _draw_differences(
-    gaps: Mapping[str, Sequence[Interval]], axes: Axes, looks: Mapping[str, Style], baseline: Style
+def _draw_difference(
+    axes: Axes,
+    intervals: Sequence[Interval],
+    look: Style,
+    baseline: Style,
+    seeds: pd.DataFrame | None,
 ) -> None:
-    axes.axhline(0, **baseline.line)
-    for order, intervals in gaps.items():
-        rows = [(gap.step, gap.estimate, gap.low, gap.high) for gap in intervals]
-        steps, estimate, low, high = np.array(rows).T
-        axes.plot(steps, estimate, **looks[order].line)
-        axes.fill_between(steps, low, high, color=looks[order].colour, alpha=0.2, lw=0)
-    axes.set_ylabel(f"loss minus {baseline.short} (nats a token)")
+    """Draw one difference from a baseline in a panel of its own, under its name."""
+    if seeds is not None and (seeds["low"] < seeds["high"]).any():
+        low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
+        axes.fill_between(seeds["step"], low, high, color=GREY, alpha=0.2, lw=0)
+    rows = [(gap.step, gap.estimate, gap.low, gap.high) for gap in intervals]
+    steps, estimate, lowest, highest = np.array(rows).T
+    axes.axhline(0, **baseline.line | {"linewidth": 1})
+    axes.plot(steps, estimate, **look.line)
+    axes.fill_between(steps, lowest, highest, color=look.colour, alpha=0.25, lw=0)
+    axes.set_title(f"{look.label}, minus {baseline.short}", fontsize="medium")
 
 
 def intervals_figure(
@@ -197,7 +209,7 @@ def intervals_figure(
 
     The grey band is how far single seeds lie from their mean (`statistics.seed_range`).
     """
-    with drawing(1, 1, 7, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
+    with drawing(1, 1, WIDTH, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
@@ -216,9 +228,8 @@ def intervals_figure(
 def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
     """Return a panel a metric of `statistics.metric_curves`: seeds thin lines, their mean thick."""
     metrics = metric_curves["metric"].unique()
-    columns = math.ceil(math.sqrt(len(metrics)))
-    rows = math.ceil(len(metrics) / columns)
-    with drawing(rows, columns, 3.6 * columns, 3 * rows, sharex=True) as (figure, grid):
+    rows, columns = math.ceil(len(metrics) / 2), min(2, len(metrics))
+    with drawing(rows, columns, WIDTH, 2.7 * rows, sharex=True) as (figure, grid):
         for axes, metric in zip(grid.flat, metrics, strict=False):
             table = metric_curves[metric_curves["metric"] == metric]
             for _, seed in table.groupby("seed"):
@@ -236,24 +247,24 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
 def distances_figure(distances: pd.DataFrame, losses: pd.DataFrame) -> Figure:
     """Return `exposure.distances_of` over steps beside the losses of three test tasks at most (C3).
 
-    A row a task, a column an order. Each curve is scaled to [0, 1] by its range in the whole row.
+    A row an order, a column a task. Each curve is scaled to [0, 1] by its range in its column.
     """
     every, orders = distances["task"].unique(), distances["order"].unique()
     tasks = every[:: max(1, len(every) // 3)][:3]
     curves, looks = _scaled(distances, losses), styles(orders)
-    size = (3.4 * len(orders) + 2, 2.3 * len(tasks) + 1)
-    with drawing(len(tasks), len(orders), *size, sharex=True, sharey=True) as (figure, grid):
-        for row, task in zip(grid, tasks, strict=True):
-            for axes, order in zip(row, orders, strict=True):
+    size = (WIDTH, 1.9 * len(orders) + 1.5)
+    with drawing(len(orders), len(tasks), *size, sharex=True, sharey=True) as (figure, grid):
+        for row, order in zip(grid, orders, strict=True):
+            for axes, task in zip(row, tasks, strict=True):
                 shown = curves[(curves["task"] == task) & (curves["order"] == order)]
                 for measure, curve in shown.groupby("measure", sort=False):
                     axes.plot(curve["step"], curve["value"], **_measure_line(str(measure)))
-            row[0].set_ylabel(f"{task}\nscaled to [0, 1]")
+            row[0].set_ylabel(looks[order].short)
         _label_steps(grid[-1])
-        for axes, order in zip(grid[0], orders, strict=True):
-            axes.annotate(looks[order].label, (0.5, 1.04), xycoords="axes fraction", ha="center")
-        place: Any = "outside right"  # matplotlib's annotations lack it
-        figure.legend(handles=grid[0, 0].get_lines(), loc=place, frameon=False)
+        for axes, task in zip(grid[0], tasks, strict=True):
+            axes.set_title("\n".join(wrap(str(task), 18)), fontsize="medium")
+        place: Any = "outside lower center"  # matplotlib's annotations lack it
+        figure.legend(handles=grid[0, 0].get_lines(), loc=place, frameon=False, ncols=3)
     return figure
 
 
@@ -285,7 +296,7 @@ def association_figure(pairs: pd.DataFrame, association: Association) -> Figure:
     x = np.linspace(means["similarity"].min(), means["similarity"].max(), 50)
     slope = x * float(pairs["drop"].std() / pairs["similarity"].std())
     low, line, high = (slope * r for r in (association.low, association.estimate, association.high))
-    with drawing(1, 1, 6, 4) as (figure, grid):
+    with drawing(1, 1, WIDTH, 4) as (figure, grid):
         axes = grid[0, 0]
         wedge = (slope * association.baseline_low, slope * association.baseline_high)
         axes.fill_between(x, *wedge, color=GREY, alpha=0.25, lw=0, label="permuted instances, 95 %")
@@ -315,7 +326,7 @@ def data_figure(
     sizes = [size for task, size in task_sizes(dataset).most_common() if task is not None]
     tokens, panels = token_counts(dataset, tokenizer), 2 if sizes else 1
     lengths = {"prompt": tokens[:, 0], "response": tokens[:, 1], "both": tokens.sum(axis=1)}
-    with drawing(1, panels, 5 * panels, 4) as (figure, [axes]):
+    with drawing(1, panels, WIDTH, 3.4) as (figure, [axes]):
         for (name, counts), order in zip(
             lengths.items(), ("tma_nft", "tma_fft", "tma_rt"), strict=True
         ):
