@@ -177,6 +177,8 @@ def comparison_figure(
         for axes, (order, intervals) in zip(panels, gaps.items(), strict=True):
             _draw_difference(axes, intervals, looks[order], looks[baseline], seeds)
             axes.sharey(panels[0])
+        for axes in panels[::2]:
+            axes.set_ylabel(f"minus {looks[baseline].short} (nats)")
         _label_steps([top, *panels[-2:]])
     return figure
 
@@ -197,7 +199,7 @@ def _draw_difference(
     axes.axhline(0, **baseline.line | {"linewidth": 1})
     axes.plot(steps, estimate, **look.line)
     axes.fill_between(steps, lowest, highest, color=look.colour, alpha=0.25, lw=0)
-    axes.set_title(f"{look.label}, minus {baseline.short}", fontsize="medium")
+    axes.set_title(look.label, fontsize="medium")
 
 
 def intervals_figure(
