@@ -157,7 +157,7 @@ def test_a_cluster_without_room_says_so_at_first_and_when_its_last_node_dies(
     monkeypatch.setattr(parallel, "WAIT", 1)
     check = partial(check_room, seconds=1)
     monkeypatch.setattr(parallel, "check_room", check)
-    given = {"configs": {"one": [replace(config, epochs=10_000)]}}
+    given: dict[str, Any] = {"configs": {"one": [replace(config, epochs=10_000)]}}
     given |= {"cluster": f"ray:{cluster.address}"}
     with pytest.raises(ParameterError, match="no room for a worker of CPU 1 within 1 s"):
         tma.run_all(**given)
