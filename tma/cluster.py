@@ -9,7 +9,11 @@ from __future__ import annotations
 import logging
 import os
 import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 from tma.errors import ParameterError, first_line, wrong
 
@@ -107,3 +111,74 @@ def check_room(ray: ModuleType, worker: dict[str, float], seconds: float = WAIT)
         f"the cluster had no room for a worker of {asked} within {seconds:g} s; it has {there}. "
         "Free or add a node, or ask for less."
     )
+
+
+class Tasks:
+    """Functions run on a cluster, each on one CPU; `gpu`: on one GPU, where the cluster has any.
+
+    A function that was lost with its node is run again.
+
+    Raises:
+        ParameterError: as `connect` and `check_room`.
+    """
+
+    def __init__(self, cluster: str, *, gpu: bool = True) -> None:
+        self._ray = connect(cluster)
+        there = self._ray.cluster_resources()
+        self.gpus = int(there.get("GPU", 0)) if gpu else 0
+        self.slots = self.gpus or max(1, int(there.get("CPU", 0)))
+        self.worker: dict[str, float] = {"CPU": 1, "GPU": 1} if self.gpus else {"CPU": 1}
+        check_room(self._ray, self.worker)
+
+    def put(self, value: Any, /) -> Any:
+        """Return a reference to a value that many calls take."""
+        return self._ray.put(value)
+
+    def submit(self, function: Callable[..., Any], /, *given: Any, parts: int = 1) -> Any:
+        """Return a reference to a function's result, or one to each of its parts.
+
+        References among `given` stand for their values.
+        """
+        needs = {"num_cpus": 1, "num_gpus": self.worker.get("GPU", 0)}
+        task = self._ray.remote(function).options(max_retries=-1, num_returns=parts, **needs)
+        return task.remote(*given)
+
+    def result(self, submitted: Any, /) -> Any:
+        """Return the value of a reference, or of a list of them; an error as it was raised."""
+        try:
+            return self._ray.get(submitted)
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
+
+    def keep(self, value: Any, /) -> Kept:
+        """Return what stands for a value in `map`, which each process there fetches once."""
+        return Kept([self._ray.put(value)])
+
+    def map(self, function: Callable[..., Any], *given: Any, over: Iterable[Any]) -> Iterator[Any]:
+        """Yield function(…, item) of all items in their sequence; few are on their way at once."""
+        running: deque[Any] = deque()
+        for item in over:
+            running.append(self.submit(function, *given, item))
+            if len(running) > 3 * self.slots:
+                yield self.result(running.popleft())
+        while running:
+            yield self.result(running.popleft())
+
+
+class Kept:
+    """A value that each process of a cluster fetches once, such as a model."""
+
+    def __init__(self, reference: list[Any]) -> None:
+        self._reference = reference  # in a list, or Ray would fetch it for every call
+
+    @property
+    def value(self) -> Any:
+        """The value."""
+        return _fetched(*self._reference)
+
+
+@lru_cache(maxsize=1)
+def _fetched(reference: Any) -> Any:
+    import ray
+
+    return ray.get(reference)
