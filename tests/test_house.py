@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ["errors", "store", "config", "data", "encoders", "embed", "arrange", "train", "runs"]
-ROOMS += ["export", "study", "doctor", "cli_options", "cli_runs", "cli"]
+ROOMS = ["errors", "store", "config", "cluster", "data", "encoders", "embed", "embed_shards"]
+ROOMS += ["arrange", "train", "runs", "export", "study", "doctor", "cli_options", "cli_runs", "cli"]
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(ROOT.glob("tma/**/*.py"))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tma.data.save import save as save
     from tma.doctor import doctor as doctor
     from tma.embed import embed as embed
+    from tma.embed_shards import embed_shards as embed_shards
     from tma.errors import DataError as DataError
     from tma.errors import TmaError as TmaError
     from tma.export.consumed import verify as verify
@@ -47,6 +48,7 @@ _PUBLIC = {
     "tma.data.describe": ["describe"],
     "tma.data.save": ["save"],
     "tma.embed": ["embed"],
+    "tma.embed_shards": ["embed_shards"],
     "tma.arrange.spec": ["Method"],
     "tma.arrange.orders": ["arrange"],
     "tma.arrange.rounds": ["test_centric_rounds"],

@@ -20,6 +20,7 @@ import typer
 
 from tma import cli_runs
 from tma.cli_options import (
+    Cluster,
     Columns,
     Data,
     Encode,
@@ -269,6 +270,7 @@ def embed(
     view: View = "first",
     columns: Columns = None,
     prompts: Prompts = False,
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -281,7 +283,8 @@ def embed(
 
     if out.suffix != ".npy":
         raise wrong("out", str(out), "a file with the suffix .npy")
-    rows = embedded(load(data, columns, view, optional=prompts), encoder, text=text)
+    loaded = load(data, columns, view, optional=prompts)
+    rows = embedded(loaded, encoder, text=text, cluster=cluster)
     with new_file(out) as draft:
         np.save(draft, rows)
     told = f"{counted(len(rows), 'row')} of {rows.shape[1]} columns: {out}"

@@ -43,6 +43,9 @@ Prompts = Annotated[
 Tokenizer = Annotated[str | None, typer.Option(help="The model's: preset, hub id, or folder.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of a row; longer ones are told.")]
 Scale = Annotated[str, typer.Option(help=" | ".join(SCALES))]
+Cluster = Annotated[
+    str | None, typer.Option(metavar="ray[:ADDRESS]", help="Work on a Ray cluster (tma[ray]).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages but errors.")]
 

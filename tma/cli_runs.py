@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tma.cli_options import Json, Quiet, Scale, Test, Train, counted, show, silence
+from tma.cli_options import Cluster, Json, Quiet, Scale, Test, Train, counted, show, silence
 from tma.config import SCALES
 from tma.errors import ParameterError, check_choice, check_count
 
@@ -92,6 +92,7 @@ def compare(
         typer.Option("--set", metavar="NAME=VALUE", help="Any other setting of RunConfig."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for tables and figure.")] = None,
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,7 +101,8 @@ def compare(
     from tma.study.compare import compare as compared
 
     given: dict[str, Any] = {"evaluate": evaluate, "model": model, "seeds": seeds}
-    given |= {"steps": steps, "budget": budget, **dict(_setting(text) for text in settings or ())}
+    given |= {"steps": steps, "budget": budget, "cluster": cluster}
+    given |= dict(_setting(text) for text in settings or ())
     names = [name.strip() for name in orders.split(",")]
     found = compared(train, test, orders=names, **given)
     if out is not None:
@@ -161,6 +163,7 @@ def study(
     scale: Scale = "study",
     arms: Annotated[str | None, typer.Option(help="Arms, such as 1,2; default: all.")] = None,
     jobs: Annotated[int, typer.Option(help="Runs at a time, a core each.")] = 1,
+    cluster: Cluster = None,
     p3: Annotated[str, typer.Option(help="Dataset P3, such as p3:FILE for a copy.")] = "p3",
     export: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Write finished runs there.")
@@ -175,6 +178,11 @@ def study(
 
     check_choice("scale", scale, tuple(SCALES))
     check_count("jobs", jobs, 1)
+    if cluster is not None and jobs > 1:
+        raise ParameterError(
+            f"--jobs {jobs} and --cluster {cluster} both say how many runs are made at a time. "
+            "Leave out --jobs: a cluster makes as many as it has GPUs or CPUs."
+        )
     chosen = plan.chosen(arms)
     if only_list:
         table = plan.listing(scale, chosen, p3)
@@ -184,7 +192,7 @@ def study(
             as_json=as_json,
         )
         return
-    count = plan.make(scale, chosen, p3, jobs, export)
+    count = plan.make(scale, chosen, p3, jobs, export, cluster=cluster)
     names = ", ".join(str(arm.name) for arm in chosen)
     told = f"{counted(count, 'run')} made; all of the arms {names} are finished"
     show({"made": count, "arms": [arm.name for arm in chosen]}, told, as_json=as_json)

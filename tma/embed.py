@@ -13,8 +13,9 @@ import logging
 import shutil
 import sys
 import zlib
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from tma.cluster import Kept, Tasks
 from tma.data.load import texts as instance_texts
 from tma.encoders import AnyEncoder, Encoder, ReadyRows, Uncached, find_encoder
 from tma.errors import ParameterError, check_choice, check_length, first_line, wrong
@@ -47,7 +49,11 @@ KEY_BYTES = 16
 
 
 def embed(
-    data: Dataset | Sequence[str], encoder: AnyEncoder | None = None, *, text: Text = "both"
+    data: Dataset | Sequence[str],
+    encoder: AnyEncoder | None = None,
+    *,
+    text: Text = "both",
+    cluster: str | None = None,
 ) -> Rows:
     """Return the unit embeddings of a dataset's instances, or of texts.
 
@@ -60,12 +66,14 @@ def embed(
             None: the paper's all-MiniLM-L6-v2.
         text: what is embedded of an instance: "both", prompt and response joined by one space, or
             the prompt alone where there is no response; "prompt": the prompt alone always.
+        cluster: "ray" or "ray:ADDRESS": where texts without a cached row are encoded; None: here.
 
     Returns:
         (n, d) float32; `out[i]` is the embedding of text i, divided by its Euclidean length.
 
     Raises:
-        ParameterError: data that is no list of texts, or is empty; an encoder that cannot be used.
+        ParameterError: data that is no list of texts, or is empty; an encoder or a cluster
+            that cannot be used.
         ValueError: the encoder gave a row that is zero or not finite, or another number of rows or
             columns than expected.
         AssetError: a built-in encoder cannot be fetched.
@@ -79,7 +87,7 @@ def embed(
     shards.read()
     if shards.missing:
         with shards.writing():
-            _encode(found, texts, keys, shards)
+            _encode(_encoding(found, cluster), texts, keys, shards)
     return shards.of(keys)
 
 
@@ -170,7 +178,24 @@ def text_key(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES).digest()
 
 
-def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shards) -> None:
+Encoding = Callable[[Iterable[list[str]]], Iterator[Any]]
+"""Slices of texts → what the encoder gives for each, in their sequence."""
+
+
+def _encoding(encoder: Encoder, cluster: str | None) -> Encoding:
+    """Return how slices are encoded: here, or on a cluster."""
+    if cluster is None:
+        return partial(map, encoder.encode)
+    tasks = Tasks(cluster)
+    kept = tasks.keep(encoder)
+    return lambda slices: tasks.map(_encoded, kept, over=slices)
+
+
+def _encoded(encoder: Kept, texts: list[str]) -> Any:
+    return np.asarray(encoder.value.encode(texts))
+
+
+def _encode(encoding: Encoding, texts: list[str], keys: list[bytes], shards: Shards) -> None:
     """Encode the texts whose keys are missing, the longest first: a batch has similar lengths."""
     from tqdm import tqdm  # not sooner: TQDM_DISABLE is read when it is imported
 
@@ -178,16 +203,20 @@ def _encode(encoder: Encoder, texts: list[str], keys: list[bytes], shards: Shard
     left = sorted(first.values(), key=lambda row: (-len(texts[row]), row))
     seconds = 0.1 if sys.stderr.isatty() else 30
     # Given False, tqdm would not ask TQDM_DISABLE.
-    given: dict[str, Any] = {"disable": True} if len(left) <= FEW else {}
-    with tqdm(desc="embeddings", unit="text", total=len(left), mininterval=seconds, **given) as bar:
-        for start in range(0, len(left), SHARD):
-            shard, rows = left[start : start + SHARD], list[Rows]()
-            for at in range(0, len(shard), SLICE):
-                part = shard[at : at + SLICE]
-                encoded = np.asarray(encoder.encode([texts[row] for row in part]))
-                rows.append(_unit_rows(encoded, part))
-                bar.update(len(part))
-            shards.add([keys[row] for row in shard], np.concatenate(rows))
+    hidden: dict[str, Any] = {"disable": True} if len(left) <= FEW else {}
+    with tqdm(
+        desc="embeddings", unit="text", total=len(left), mininterval=seconds, **hidden
+    ) as bar:
+        parts = [left[at : at + SLICE] for at in range(0, len(left), SLICE)]
+        rows, done = list[Rows](), 0
+        encoded = encoding([texts[row] for row in part] for part in parts)
+        for part, given in zip(parts, encoded, strict=True):
+            rows.append(_unit_rows(np.asarray(given), part))
+            bar.update(len(part))
+            if len(rows) * SLICE == SHARD or part is parts[-1]:
+                written = left[done : done + SHARD]
+                shards.add([keys[row] for row in written], np.concatenate(rows))
+                rows, done = [], done + SHARD
 
 
 def _unit_rows(embedded: NDArray[Any], rows: Sequence[int]) -> Rows:

@@ -63,13 +63,18 @@ def weighted_similarity_distance(
     Source: the paper's section on weighted similarity distance.
     """
     train, test = unit_pair(X, Y)
-    mean = test.float32.astype(np.float64).mean(axis=0)
+    MD, AD = wsd_terms(train, test.float32, device)
+    return weighted(MD, AD, weight)
+
+
+def wsd_terms(X: UnitRows, Y: NDArray[np.float32], device: str | None = None) -> Floats:
+    """Return MD and AD of each training row, (2, n)."""
+    mean = Y.astype(np.float64).mean(axis=0)
     parts = [
         (-key / UNIT, -_products(block.numpy(), mean))
-        for block, _, key in nearest_blocks(train, test.float32, device=device)
+        for block, _, key in nearest_blocks(X, Y, device=device)
     ]
-    MD, AD = (np.concatenate(values) for values in zip(*parts, strict=True))
-    return _weighted(MD, AD, weight)
+    return np.concatenate(parts, axis=1)
 
 
 def task_distances(
@@ -82,10 +87,11 @@ def task_distances(
     means = sums / _lengths(sums)[:, None]
     similarity = np.array([_products(rows, mean) for mean in means])
     MD, AD = -np.round(similarity.max(axis=1), DECIMALS), -similarity.mean(axis=1)
-    return _weighted(MD, AD, weight)
+    return weighted(MD, AD, weight)
 
 
-def _weighted(MD: Floats, AD: Floats, weight: float | None) -> Floats:
+def weighted(MD: Floats, AD: Floats, weight: float | None) -> Floats:
+    """Return MD + w·AD, (n,); weight None: w = mean(MD)/mean(AD)."""
     if weight is not None and not np.isfinite(weight):
         raise wrong("weight", weight, "a finite number, or None for mean(MD)/mean(AD)")
     if weight is None and abs(AD.mean()) < 1e-12:

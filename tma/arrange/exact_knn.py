@@ -161,6 +161,24 @@ class UnitRows:
             for _ in self.blocks(max(1, BLOCK // self.width)):
                 pass
 
+    def keys(self, row: Numbers, Y: torch.Tensor, test: Numbers) -> Numbers:
+        """Return the exact keys of the pairs X[row[p]], Y[test[p]]."""
+        return pair_keys(self, row, Y, test)
+
+    def each(self, function: Callable[..., Result], *given: Any) -> list[Result]:
+        """Return function(rows, …) of every part in which rows are stored: here there is one."""
+        return [function(self, *given)]
+
+    def lists(self, Y: torch.Tensor, device: str | None) -> NearestLists:
+        """Return a search for the rows nearest to test rows, (m, d)."""
+        product = Product.on(device)
+
+        def search(tests: Numbers, left: NDArray[np.bool_], k: int) -> Numbers:
+            numbers = None if left.all() else np.flatnonzero(left)
+            return nearest_lists(self, Y[tests], numbers, k, product)
+
+        return search
+
     def _check(self, numbers: Numbers, block: torch.Tensor) -> None:
         length = torch.linalg.vector_norm(block, dim=1).numpy()
         bad = np.flatnonzero(~(np.abs(length - 1) < 1e-3))
@@ -172,6 +190,8 @@ class UnitRows:
 
 
 Embeddings = NDArray[np.floating] | UnitRows
+NearestLists = Callable[[Numbers, NDArray[np.bool_], int], Numbers]
+"""(test rows, which training rows are left, k) → (tests, k) row numbers, nearest first."""
 
 
 def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
@@ -302,7 +322,7 @@ def _of_pairs(
     return np.concatenate(parts) if parts else np.empty(0)
 
 
-def _ranks(count: Numbers) -> Numbers:
+def ranks(count: Numbers) -> Numbers:
     """Return 0, 1, … within each group of pairs that stand group by group, given the counts."""
     return np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
 
@@ -397,7 +417,7 @@ class _Shortlist:
         # Each test row's pairs stand by ascending row, and the sort is stable.
         sequence = np.argsort(test * 2**35 - key, kind="stable")
         count = np.bincount(test, minlength=len(self._Y))
-        best = sequence[_ranks(count) < self._k]
+        best = sequence[ranks(count) < self._k]
         kept = np.sort(best)
         self._parts, self.kept = [(test[kept], row[kept], value[kept])], len(kept)
         if self._product.tells_keys:
@@ -462,8 +482,8 @@ class Nearest:
         device: str | None = None,
     ) -> None:
         rows = torch.tensor(np.asarray(Y, np.float32))
-        self._X, self._Y = X, -rows if farthest else rows
-        self._product = Product.on(device)
+        self._Y = rows
+        self._lists = X.lists(-rows if farthest else rows, device)
         self._left = np.ones(len(X), dtype=bool)
         self._remaining = len(X)
         self._limit = min(limit, self._remaining)
@@ -528,8 +548,7 @@ class Nearest:
         longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(self._Y)))
         longest = max(longest, int(again.max()))
         k = min(int(np.maximum(need[tests], again).max()), longest, self._remaining)
-        numbers = None if self._remaining == len(self._left) else np.flatnonzero(self._left)
-        ranked = nearest_lists(self._X, self._Y[tests], numbers, k, self._product)
+        ranked = self._lists(tests, self._left, k)
         more = k - self._ranked.shape[1]
         if more > 0:
             self._ranked = np.pad(self._ranked, ((0, 0), (0, more)), constant_values=-1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from os import PathLike
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,13 +45,14 @@ def order(
 
 def arrange(
     name: str,
-    X: NDArray[np.floating],
+    X: NDArray[np.floating] | PathLike[str] | str | Sequence[PathLike[str] | str],
     Y: NDArray[np.floating],
     *,
     tasks: Sequence[str | None] | None = None,
     texts: Texts | None = None,
     exchanges: tuple[Exchanges, Exchanges] | None = None,
     device: str | None = None,
+    cluster: str | None = None,
     **settings: Any,
 ) -> Numbers:
     """Return the training rows in the named order.
@@ -66,12 +68,16 @@ def arrange(
             rows of `tma_nft`, shuffled; `tma_min_rt` and `tma_max_rt`: those of `tma_min` and
             `tma_max`, which separates selection from order.
             `tma_rounds[i:j]`: the nearest rounds i to j - 1.
-        X: (n, d) unit embeddings of the training rows, in memory or memory-mapped.
+        X: (n, d) unit embeddings of the training rows, in memory or memory-mapped. With `cluster`
+            also a folder of .npy files, in the sequence of their names, or a list of such files,
+            local to all nodes or of an object store (s3://…): they are read where they are used.
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row, for the orders that go by tasks.
         texts: training and test texts, for `measure="bigram_kl"`.
         exchanges: those of the training and of the test rows, for `drop_leaks` (see `tma.leaks`).
         device: where products are computed; None: a GPU if there is one. No influence on the order.
+        cluster: "ray" or "ray:ADDRESS": where shards of X are searched; None: in this process. No
+            influence on the order. TMA's orders, `nearest` and `farthest` run there.
         settings: any of `tma.Method`, with its defaults: `limit`, `seed`, `measure`, `weight`,
             `collision`, `within`, `exact_limit`, `exclude_near_duplicates`, `drop_leaks`, `pool`,
             `pool_by`.
@@ -82,13 +88,16 @@ def arrange(
 
     Raises:
         ParameterError: an unknown name or setting, or `tasks` or `texts` that are missing or of
-            another length than X; it is a ValueError.
+            another length than X; a cluster that cannot be used. It is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
 
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
+    method = Method(name, **settings)
+    if cluster is not None:
+        return ordered(_on_cluster(method, X, Y, cluster, device))
     given: dict[str, Any] = {"texts": texts, "exchanges": exchanges, "device": device}
-    inputs = prepared(Method(name, **settings), X, Y, tasks=tasks, **given)
+    inputs = prepared(method, X, Y, tasks=tasks, **given)  # type: ignore[arg-type]
     return inputs.stored[ordered(inputs)]
 
 
@@ -98,6 +107,27 @@ def ordered(inputs: Inputs) -> Numbers:
     rows = function(inputs) if len(inputs.X) else joined([])
     inputs.X.check()  # an order that needs no embeddings has not read them
     return rows
+
+
+def _on_cluster(
+    method: Method, X: Any, Y: NDArray[np.floating], cluster: str, device: str | None
+) -> Inputs:
+    """Return what an order is made from where the training rows lie on a cluster."""
+    from tma.arrange.exact_knn import UnitRows, unit_pair
+    from tma.arrange.sharded import AsStored, ShardedRows, shard_sources
+    from tma.cluster import Tasks
+
+    if not method.name.startswith("tma_") and "measure" not in find_order(method.name).settings:
+        raise wrong("order", method.name, "an order of TMA, nearest or farthest, on a cluster")
+    for setting in ("pool", "drop_leaks", "exclude_near_duplicates"):
+        if value := getattr(method, setting):
+            raise wrong(setting, value, "none on a cluster; take such rows out before")
+    if method.measure == "bigram_kl":
+        raise wrong("measure", method.measure, "a measure of embeddings on a cluster")
+    tests = UnitRows(Y, "Y")  # refuses what has no rows before a cluster is asked
+    tasks = Tasks(cluster, gpu=device != "cpu")
+    train, test = unit_pair(ShardedRows(shard_sources(X, tasks.slots), tasks), tests)
+    return Inputs(method, train, test.float32, cast("Numbers", AsStored()), device=device)
 
 
 def prepared(
@@ -230,15 +260,16 @@ def _distances(inputs: Inputs) -> Floats:
     from tma.arrange.distances import (
         bigram_divergences,
         row_distances,
-        weighted_similarity_distance,
+        weighted,
+        wsd_terms,
     )
 
     measure, texts, device = inputs.method.measure, inputs.texts, inputs.device
     if measure == "wsd":
-        weight = inputs.method.weight
-        return weighted_similarity_distance(inputs.X, inputs.Y, weight, device=device)
+        MD, AD = np.concatenate(inputs.X.each(wsd_terms, inputs.Y, device), axis=1)
+        return weighted(MD, AD, inputs.method.weight)
     if measure != "bigram_kl":
-        return row_distances(inputs.X, inputs.Y, measure, device)
+        return np.concatenate(inputs.X.each(row_distances, inputs.Y, measure, device))
     if texts is None:
         raise wrong("texts", None, "training and test texts with measure='bigram_kl'")
     distances: Floats = bigram_divergences(texts[0], [texts[1]])[0]

@@ -185,11 +185,9 @@ def _by_similarity(
     """Return a round's rows, the nearest to the test row that took it first."""
     import torch
 
-    from tma.arrange.exact_knn import pair_keys
-
     test = np.flatnonzero(picked >= 0)
     row = picked[test]
-    key = pair_keys(X, row, torch.from_numpy(Y).double(), test)
+    key = X.keys(row, torch.from_numpy(Y).double(), test)
     return first_places([row[np.lexsort((row, key if farthest else -key))]])
 
 

@@ -421,15 +421,21 @@ def look_up(
 
 
 def make(
-    scale: str, arms: Sequence[Arm], p3: str, jobs: int, export: Path | str | None = None
+    scale: str,
+    arms: Sequence[Arm],
+    p3: str,
+    jobs: int,
+    export: Path | str | None = None,
+    *,
+    cluster: str | None = None,
 ) -> int:
     """Make the missing runs of arms whose data can be had, `jobs` at a time; return their number.
 
-    Finished runs are written to the folder `export` as they come.
+    Finished runs are written to the folder `export` as they come. `cluster` as of `tma.run_all`.
     """
     from tqdm import tqdm
 
-    from tma.runs.parallel import make_runs
+    from tma.runs.parallel import make_runs, make_runs_on
     from tma.study import exposure
 
     def write(runs: Sequence[Run]) -> None:
@@ -444,7 +450,8 @@ def make(
     missing = [config for config, run in runs if run is None]
     bar_format = "{desc}: {n_fmt}/{total_fmt} runs [{elapsed}<{remaining}{postfix}]"
     with tqdm(total=len(runs), initial=len(done), desc="study", bar_format=bar_format) as bar:
-        for config in make_runs(missing, jobs):
+        made = make_runs(missing, jobs) if cluster is None else make_runs_on(cluster, missing)
+        for config in made:
             run = stored(config)
             assert run is not None
             write([run])

@@ -170,6 +170,7 @@ def compare(
     steps: int | None = None,
     budget: str | None = None,
     processes: int | None = None,
+    cluster: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Train in several orders of one's own data, and say which to use; notes are logged.
@@ -189,6 +190,7 @@ def compare(
         budget: time for all runs, one at a time, such as "90s", "30m" or "2h". A training step and
             an evaluation are timed here once: the same call again finds its runs.
         processes: as of `tma.run_all`.
+        cluster: as of `tma.run_all`; a budget is still timed here.
         settings: others of `tma.RunConfig`, such as `columns`, `batch_size`, `pool` or
             `test_limit`; those of some orders alone are passed to these.
 
@@ -207,7 +209,7 @@ def compare(
     plan, notes = _planned(_Plan(_compared(orders), seeds, given), steps, budget, evaluate)
     for note in notes:
         log.warning("%s", note)
-    return Comparison(run_all(plan.configs(), processes=processes), tuple(notes))
+    return Comparison(run_all(plan.configs(), processes=processes, cluster=cluster), tuple(notes))
 
 
 class _Plan(NamedTuple):
