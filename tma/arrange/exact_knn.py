@@ -539,7 +539,9 @@ class Nearest:
         tests = np.flatnonzero(low & ~self._complete)
         # A list that was used up within the round that filled it needs to be longer.
         again = np.where(self._since == self._rounds, 2 * self._length, 0)[tests]
-        longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(self._Y)))
+        # In float64 an entry costs little beside a pass, and where rows crowd lists end soon.
+        share = self._remaining // (8 if self._product.tells_keys else 256)
+        longest = max(16 * _SHORTEST, min(share, _LISTED // len(self._Y)))
         longest = max(longest, int(again.max()))
         k = min(int(np.maximum(need[tests], again).max()), longest, self._remaining)
         numbers = None if self._remaining == len(self._left) else np.flatnonzero(self._left)
