@@ -337,7 +337,8 @@ class _Shortlist:
         if len(numbers) >= k and np.isinf(entry).any():
             # The k-th highest of maxima over few rows each is hardly lower, and sooner found.
             fold = min(8, max(1, len(numbers) // (4 * k)))
-            highest = scores[:, : len(numbers) // fold * fold].unflatten(1, (fold, -1)).amax(dim=1)
+            some = scores[:, : len(numbers) // fold * fold]
+            highest = some.view(len(scores), fold, -1).amax(dim=1)
             kth = np.partition(self._plain(highest), -k, axis=1)[:, -k]
             entry = np.maximum(entry, self._sure(kth, error))
         where = reaching(scores, self._lowest(entry, error)[:, None])
@@ -540,7 +541,7 @@ class Nearest:
         # A list that was used up within the round that filled it needs to be longer.
         again = np.where(self._since == self._rounds, 2 * self._length, 0)[tests]
         # In float64 an entry costs little beside a pass, and where rows crowd lists end soon.
-        share = self._remaining // (8 if self._product.tells_keys else 256)
+        share = self._remaining // (32 if self._product.tells_keys else 256)
         longest = max(16 * _SHORTEST, min(share, _LISTED // len(self._Y)))
         longest = max(longest, int(again.max()))
         k = min(int(np.maximum(need[tests], again).max()), longest, self._remaining)
