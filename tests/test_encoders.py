@@ -141,7 +141,7 @@ def test_a_model_whose_weights_are_not_pytorchs_is_not_cached_unless_it_is_named
     model = tiny()
     model.backend = "onnx"
     assert isinstance(find_encoder(model), Uncached)
-    model.name = "tiny-onnx/1"
+    model.name = "tiny-onnx/1"  # type: ignore[assignment]
     assert find_encoder(model) is model
     np.testing.assert_allclose(tma.embed(TEXTS, model), EXPECTED, rtol=1e-6)
 
