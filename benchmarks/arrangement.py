@@ -1,8 +1,10 @@
-"""How long TMA's rounds take: ours, the literal algorithm, FAISS, and the matrix product alone.
+"""How long TMA's rounds and the distances take, beside the alternatives and the product alone.
 
 Random unit rows, n × m = 1,000 × d = 384, N wanted. All systems of a case run in turn, in one
-process, five times (three with --quick); the table shows medians, and the memory above the inputs
-at its peak.
+process, five times (three with --quick); the table shows medians, their ratio to the first system
+of the case, and the memory above the inputs at its peak.
+
+Rounds, in the cases named by n:
 
 tma       `tma.test_centric_rounds`: checked inputs, exact lists, all rounds
 literal   every round the argmin over the (n', m) distance matrix of the rows that are left, in
@@ -13,9 +15,19 @@ faiss     `IndexFlatIP` search alone, with the smallest k that the rounds need (
           building, similarities in float32: its order may differ in near-ties)
 product   the blocked matrix product alone, in float32: what no search in float32 can undercut
 
-    python benchmarks/arrangement.py [--quick] [--float32] [--json FILE]
+Case `crowded`, the whole order of 20,000 rows for 200:
 
-`--float32` searches as on a processor that does not multiply in bfloat16.
+ordinary  random rows
+train     training rows within 1e-4 of each other, the test rows elsewhere
+both      training rows within 1e-4 of each other, the test rows within 5e-4 of them
+
+Case `distances`, 400,000 rows: the product, WSD, and eight prefix distances at ten prefixes; then
+`bigram_kl` of 100,000 texts of 60 words.
+
+    python benchmarks/arrangement.py [--quick] [--case NAME] [--float32] [--json FILE]
+
+`--float32` searches as on a processor that does not multiply in bfloat16; with OMP_NUM_THREADS=1
+all systems compute in one thread.
 """
 
 from __future__ import annotations
@@ -38,21 +50,17 @@ from numpy.typing import NDArray
 
 import tma
 from tma.arrange.exact_knn import Nearest, Product, UnitRows
+from tma.arrange.spec import MEASURES
 
 TESTS, WIDTH, RUNS = 1_000, 384, 5
 LITERAL_AT_MOST = 4 * 10**9
 """Bytes of a distance matrix that the literal algorithm still gets."""
-CASES = {
-    "30k": (30_000, 30_000),
-    "100k": (100_000, 30_000),
-    "100k whole": (100_000, 100_000),
-    "400k": (400_000, 30_000),
-    "1M": (1_000_000, 30_000),
-}
-QUICK = ("30k", "100k", "100k whole")
 
 Floats = NDArray[np.float32]
 System = Callable[[Floats, Floats, int], int]
+Works = dict[str, Callable[[], object]]
+Case = Callable[[], tuple[Works, Works]]
+"""Returns what is run several times, the first system first, and what is run once."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,8 @@ class Timing:
     case: str
     system: str
     seconds: float
-    ratio_to_ours: float
+    ratio: float
+    """To the first system of the case."""
     peak_mb: float
     runs: int
 
@@ -165,9 +174,8 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def timings(case: str, runs: int) -> list[Timing]:
-    """Return the lines of one case."""
-    n, wanted = CASES[case]
+def rounds(n: int, wanted: int) -> tuple[Works, Works]:
+    """Return the systems that find rounds."""
     X, Y = unit_rows(n, 0), unit_rows(TESTS, 1)
     often: dict[str, System] = {"tma": ours, "product": product}
     if wanted < n:
@@ -177,24 +185,81 @@ def timings(case: str, runs: int) -> list[Timing]:
         once = {"literal": literal, "literal-t": literal_transposed}
     for function in often.values():
         function(X[:5000], Y, 1000)  # libraries set themselves up at their first call
+
+    def works(systems: dict[str, System]) -> Works:
+        return {name: partial(system, X, Y, wanted) for name, system in systems.items()}
+
+    return works(often), works(once)
+
+
+def crowded(n: int, m: int) -> tuple[Works, Works]:
+    """Return the whole order of ordinary and of crowded rows."""
+    centre = unit_rows(1, 2)
+
+    def around(count: int, seed: int, apart: float) -> Floats:
+        rows = centre + unit_rows(count, seed).astype(np.float64) * (apart / 2**0.5)
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows.astype(np.float32)
+
+    train, test = unit_rows(n, 0), unit_rows(m, 1)
+    near = around(n, 0, 1e-4)
+    pairs = {"ordinary": (train, test), "train": (near, test), "both": (near, around(m, 1, 5e-4))}
+    return {name: partial(ours, *pair, n) for name, pair in pairs.items()}, {}
+
+
+def distances(n: int, texts: int) -> tuple[Works, Works]:
+    """Return WSD and the prefix distances."""
+    X, Y = unit_rows(n, 0), unit_rows(TESTS, 1)
+    works: Works = {
+        "product": partial(product, X, Y, n),
+        "wsd": partial(tma.weighted_similarity_distance, X, Y, device="cpu"),
+    }
+    for measure in MEASURES:
+        train, test = (X, Y) if measure != "bigram_kl" else (words(texts, 0), words(TESTS, 1))
+        steps = np.linspace(len(train) // 10, len(train), 10, dtype=np.int64)
+        works[measure] = partial(tma.prefix_distances, train, test, steps, measure)
+    return works, {}
+
+
+def words(count: int, seed: int) -> list[str]:
+    """Return texts of 60 words, which are as frequent as a language's (Zipf's law)."""
+    random = np.random.default_rng(seed)
+    return [" ".join(map(str, line)) for line in random.zipf(1.3, (count, 60)) % 50_000]
+
+
+CASES: dict[str, Case] = {
+    "30k": partial(rounds, 30_000, 30_000),
+    "100k": partial(rounds, 100_000, 30_000),
+    "100k whole": partial(rounds, 100_000, 100_000),
+    "400k": partial(rounds, 400_000, 30_000),
+    "1M": partial(rounds, 1_000_000, 30_000),
+    "crowded": partial(crowded, 20_000, 200),
+    "distances": partial(distances, 400_000, 100_000),
+}
+QUICK = ("30k", "100k", "100k whole", "crowded")
+
+
+def timings(case: str, runs: int) -> list[Timing]:
+    """Return the lines of one case."""
+    often, once = CASES[case]()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in [*often, *once]}
-    for systems in [often] * runs + [once]:
-        for name, function in systems.items():
-            found[name].append(measured(partial(function, X, Y, wanted)))
-    ours_take = statistics.median(seconds for seconds, _ in found["tma"])
-    return [_line(case, name, taken, ours_take) for name, taken in found.items()]
+    for works in [often] * runs + [once]:
+        for name, work in works.items():
+            found[name].append(measured(work))
+    first = statistics.median(seconds for seconds, _ in next(iter(found.values())))
+    return [_line(case, name, taken, first) for name, taken in found.items()]
 
 
-def _line(case: str, name: str, taken: list[tuple[float, float]], ours_take: float) -> Timing:
+def _line(case: str, name: str, taken: list[tuple[float, float]], first: float) -> Timing:
     median = statistics.median(seconds for seconds, _ in taken)
     peak = max(peak for _, peak in taken)
-    ratio = round(median / ours_take, 2)
-    return Timing(case, name, round(median, 3), ratio, round(peak), len(taken))
+    return Timing(case, name, round(median, 3), round(median / first, 2), round(peak), len(taken))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the small sizes, three runs")
+    parser.add_argument("--case", choices=CASES, action="append", help="these cases alone")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     parser.add_argument("--float32", action="store_true", help="no products in bfloat16")
     arguments = parser.parse_args()
@@ -203,12 +268,12 @@ def main() -> None:
         Product.on = classmethod(lambda *_: slow)  # type: ignore[method-assign, assignment]
     lines: list[Timing] = []
     print(f"{platform.machine()}, {platform.python_version()}; m = {TESTS}, d = {WIDTH}")
-    print(f"{'case':<12}{'system':<11}{'seconds':>9}{'ratio':>9}{'peak MB':>9}{'runs':>6}")
-    for case in QUICK if arguments.quick else CASES:
+    print(f"{'case':<12}{'system':<19}{'seconds':>9}{'ratio':>9}{'peak MB':>9}{'runs':>6}")
+    for case in arguments.case or (QUICK if arguments.quick else CASES):
         for line in timings(case, 3 if arguments.quick else RUNS):
             lines.append(line)
             print(
-                f"{line.case:<12}{line.system:<11}{line.seconds:>9.3f}{line.ratio_to_ours:>9.2f}"
+                f"{line.case:<12}{line.system:<19}{line.seconds:>9.3f}{line.ratio:>9.2f}"
                 f"{line.peak_mb:>9.0f}{line.runs:>6}",
                 flush=True,
             )

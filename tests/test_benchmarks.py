@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import tma
 from benchmarks import arrangement, coverage, embedding, training
 from benchmarks import data as data_benchmark
+from tma.arrange.spec import MEASURES
 
 Table = Callable[..., list[dict[str, Any]]]
 
@@ -54,16 +56,23 @@ def test_faiss_gets_the_smallest_k_that_the_rounds_need() -> None:
 def test_the_table_has_a_line_for_each_case_and_system(
     table: Table, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cases = {"6k": (6000, 2000), "5k whole": (5000, 5000)}
+    cases = {
+        "6k": partial(arrangement.rounds, 6000, 2000),
+        "5k whole": partial(arrangement.rounds, 5000, 5000),
+        "crowded": partial(arrangement.crowded, 500, 10),
+        "distances": partial(arrangement.distances, 500, 200),
+    }
     lines = table(arrangement, CASES=cases, QUICK=tuple(cases), TESTS=50)
     found = {case: [line["system"] for line in lines if line["case"] == case] for case in cases}
     assert found == {
         "6k": ["tma", "product", "faiss", "literal", "literal-t"],
         "5k whole": ["tma", "product", "literal", "literal-t"],
+        "crowded": ["ordinary", "train", "both"],
+        "distances": ["product", "wsd", *MEASURES],
     }
-    assert set(lines[0]) == {"case", "system", "seconds", "ratio_to_ours", "peak_mb", "runs"}
+    assert set(lines[0]) == {"case", "system", "seconds", "ratio", "peak_mb", "runs"}
     assert all(line["seconds"] > 0 for line in lines)
-    assert lines[0]["ratio_to_ours"] == 1
+    assert lines[0]["ratio"] == 1
     assert "literal-t" in capsys.readouterr().out
 
 

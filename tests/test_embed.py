@@ -20,10 +20,22 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import tma
-from tma.embed import Shards, embed_pair
+from tma.embed import Shards, _unit, embed_pair
 from tma.errors import ParameterError
 
 pytestmark = pytest.mark.usefixtures("cache")
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.sampled_from([np.float32, np.float64]))
+def test_ready_rows_are_the_same_bits_in_blocks_as_at_once(
+    block: int, count: int, kind: type[np.floating[Any]]
+) -> None:
+    ready = np.random.default_rng(count).standard_normal((count, 5)).astype(kind)
+    length = np.linalg.norm(ready.astype(np.float64), axis=1, keepdims=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["tma.embed"], "SHARD", block)
+        rows = _unit(ready)
+    assert rows.tobytes() == (ready / length).astype(np.float32).tobytes()
 
 
 class Letters:

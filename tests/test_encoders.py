@@ -137,10 +137,13 @@ def test_a_transformer_has_the_same_name_after_it_encoded(papers: str) -> None:
     assert find_encoder(model).name != name
 
 
-def test_a_model_whose_weights_are_not_pytorchs_is_not_cached() -> None:
+def test_a_model_whose_weights_are_not_pytorchs_is_not_cached_unless_it_is_named() -> None:
     model = tiny()
     model.backend = "onnx"
     assert isinstance(find_encoder(model), Uncached)
+    model.name = "tiny-onnx/1"  # type: ignore[assignment]
+    assert find_encoder(model) is model
+    np.testing.assert_allclose(tma.embed(TEXTS, model), EXPECTED, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("most", "batches"), [(256, [64, 64]), (512, [32, 64])])

@@ -166,7 +166,10 @@ def _unit(ready: NDArray[Any]) -> Rows:
     parts = [range(at, min(at + SHARD, len(ready))) for at in range(0, len(ready), SHARD)]
     if ready.dtype == np.float32 and all(_is_unit(ready[part.start : part.stop]) for part in parts):
         return ready
-    return np.concatenate([_unit_rows(ready[part.start : part.stop], part) for part in parts])
+    rows: Rows = np.empty(ready.shape, np.float32)
+    for part in parts:
+        rows[part.start : part.stop] = _unit_rows(ready[part.start : part.stop], part)
+    return rows
 
 
 def _is_unit(rows: Rows) -> bool:

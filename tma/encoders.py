@@ -151,9 +151,9 @@ class ReadyRows:
 class Uncached:
     """An encoder whose content is not known, so that no embedding of it may be stored."""
 
-    def __init__(self, given: Encodes, reason: str) -> None:
+    def __init__(self, given: Encodes) -> None:
         kind = type(given)
-        self.name = f"{kind.__module__}.{kind.__qualname__} ({reason})"
+        self.name = f"{kind.__module__}.{kind.__qualname__} (it has no name)"
         self.encode = given.encode
         _say_uncached(self.name)
 
@@ -174,8 +174,9 @@ def find_encoder(value: AnyEncoder | None = None) -> Encoder:
         value: None or "minilm": the paper's all-MiniLM-L6-v2. "static": WordLlama, a hundred times
             as fast. A folder or hub id of a sentence-transformers model (or of a static one by
             model2vec), a `SentenceTransformer`, or any object with an `encode` method; without a
-            `name` its embeddings are not cached. Two .npy files with the rows of the training and
-            of the test set, as a pair or as "train.npy,test.npy".
+            `name` its embeddings are not cached (a `SentenceTransformer` with backend="onnx" or
+            "openvino" can be given one). Two .npy files with the rows of the training and of the
+            test set, as a pair or as "train.npy,test.npy".
 
     Returns:
         An encoder with `name` and `encode`. A model's folder is named by the digest of its files,
@@ -192,12 +193,9 @@ def find_encoder(value: AnyEncoder | None = None) -> Encoder:
         return _ready_rows(value)
     if isinstance(value, type) or not callable(getattr(value, "encode", None)):
         raise wrong("encoder", value, "a name, a folder, two .npy files, or an object with encode")
-    if not _is_sentence_transformer(value):
-        return value if _is_named(value) else Uncached(value, "it has no name")
-    content = _content(value)
-    if content is None:
-        return Uncached(value, "its weights cannot be read")
-    return SentenceEncoder("sentence-transformers", content, lambda: value)
+    if _is_sentence_transformer(value) and (content := _content(value)) is not None:
+        return SentenceEncoder("sentence-transformers", content, lambda: value)
+    return value if _is_named(value) else Uncached(value)
 
 
 def check_encoder(value: str) -> None:

@@ -42,8 +42,9 @@ def random_pair(n: int, m: int, d: int, seed: int = 0) -> Pair:
     return train, unit(random.standard_normal((m, d)))
 
 
-def whole_order(train: NDArray[Any], test: NDArray[Any]) -> list[int]:
-    return np.concatenate(tma.test_centric_rounds(train, test, device="cpu")).tolist()
+def whole_order(train: NDArray[Any], test: NDArray[Any], *, farthest: bool = False) -> list[int]:
+    rounds = tma.test_centric_rounds(train, test, farthest=farthest, device="cpu")
+    return np.concatenate(rounds).tolist()
 
 
 @pytest.mark.parametrize(
@@ -197,11 +198,14 @@ def test_many_equal_rows_do_not_fill_the_memory_with_pairs() -> None:
     assert ranked.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
+@pytest.mark.parametrize("farthest", [False, True])
+@pytest.mark.parametrize("pair", [random_pair(2000, 30, 40), crowded(2, spread=1e-4)])
 def test_the_order_is_the_same_for_every_block_thread_count_and_precision(
-    monkeypatch: pytest.MonkeyPatch,
+    pair: Pair, farthest: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, test = random_pair(2000, 30, 40)
-    expected = whole_order(train, test)
+    train, test = pair
+    expected = whole_order(train, test, farthest=farthest)
+    assert sorted(expected) == [*range(len(train))]
     threads = torch.get_num_threads()
     try:
         for count, block, product in (
@@ -213,9 +217,9 @@ def test_the_order_is_the_same_for_every_block_thread_count_and_precision(
             torch.set_num_threads(count)
             monkeypatch.setattr(exact_knn, "BLOCK", block)
             monkeypatch.setattr(Product, "on", classmethod(lambda _, __, p=product: p))
-            assert whole_order(train, test) == expected
+            assert whole_order(train, test, farthest=farthest) == expected
             with small_lists(block):
-                assert whole_order(train, test) == expected
+                assert whole_order(train, test, farthest=farthest) == expected
     finally:
         torch.set_num_threads(threads)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -171,13 +171,7 @@ class UnitRows:
 
     def lists(self, Y: torch.Tensor, device: str | None) -> NearestLists:
         """Return a search for the rows nearest to test rows, (m, d)."""
-        product = Product.on(device)
-
-        def search(tests: Numbers, left: NDArray[np.bool_], k: int) -> Numbers:
-            numbers = None if left.all() else np.flatnonzero(left)
-            return nearest_lists(self, Y[tests], numbers, k, product)
-
-        return search
+        return _Search(self, Y, Product.on(device))
 
     def _check(self, numbers: Numbers, block: torch.Tensor) -> None:
         length = torch.linalg.vector_norm(block, dim=1).numpy()
@@ -190,8 +184,31 @@ class UnitRows:
 
 
 Embeddings = NDArray[np.floating] | UnitRows
-NearestLists = Callable[[Numbers, NDArray[np.bool_], int], Numbers]
-"""(test rows, which training rows are left, k) → (tests, k) row numbers, nearest first."""
+
+
+class NearestLists(Protocol):
+    """A search for the nearest rows left of some test rows."""
+
+    @property
+    def crowded(self) -> bool:
+        """Whether rows were so alike that it computes in float64 from then on."""
+
+    def __call__(self, tests: Numbers, left: NDArray[np.bool_], k: int) -> Numbers:
+        """Return (len(tests), k) row numbers, nearest first."""
+
+
+class _Search:
+    def __init__(self, X: UnitRows, Y: torch.Tensor, product: Product) -> None:
+        self._X, self._Y, self._product = X, Y, product
+
+    @property
+    def crowded(self) -> bool:
+        return self._product.tells_keys
+
+    def __call__(self, tests: Numbers, left: NDArray[np.bool_], k: int) -> Numbers:
+        numbers = None if left.all() else np.flatnonzero(left)
+        ranked, self._product = _lists(self._X, self._Y[tests], numbers, k, self._product)
+        return ranked
 
 
 def unit_pair(X: Embeddings, Y: Embeddings) -> tuple[UnitRows, UnitRows]:
@@ -240,7 +257,8 @@ class Product:
 
     def error(self, width: int) -> float:
         """Return the largest error of a sum of products."""
-        return 1.02 * 2 * width * min(self.rounding, 2.0**-24)
+        steps = 2 * width if self.dtype == torch.bfloat16 else width
+        return 1.02 * steps * min(self.rounding, 2.0**-24)
 
     def factor(self, rows: torch.Tensor) -> Factor:
         """Return unit rows as a factor."""
@@ -255,9 +273,10 @@ class Product:
     ) -> tuple[torch.Tensor, float]:
         """Return x · yᵀ (in `room`, if given) and its largest error before rounding to `dtype`.
 
-        |x̂·ŷ - x·y| ≤ |x̂ - x||ŷ| + |x||ŷ - y|, and a sum in float32 adds at most 2d · 2⁻²⁴ of
-        Σ|x_i y_i| ≤ |x||y|, one in float64 2d · 2⁻⁵³. Lengths are 1 within 0.005, for which 1.02
-        leaves room.
+        |x̂·ŷ - x·y| ≤ |x̂ - x||ŷ| + |x||ŷ - y|, and a sum in float32 adds at most d · 2⁻²⁴ of
+        Σ|x_i y_i| ≤ |x||y|, in any sequence, and one in float64 d · 2⁻⁵³; twice that is granted to
+        units for bfloat16, which need not round to nearest. Lengths are 1 within 0.005, for which
+        1.02 leaves room.
         """
         error = 1.02 * (x[1] + y[1]) + self.error(x[0].shape[1])
         with torch.autocast(self.device, enabled=False):
@@ -291,7 +310,8 @@ def exact_keys(x: NDArray[np.float32], y: NDArray[np.floating]) -> Numbers:
     multiples of 2⁻⁵², whose sums below 2 are exact in any order, with or without fused operations:
     every processor finds the same key.
     """
-    products = np.multiply(x, y, dtype=np.float64)
+    products = x.astype(np.float64)
+    products *= y
     products += 3
     products -= 3
     keys: Numbers = np.rint(products.sum(axis=1) * UNIT).astype(np.int64)
@@ -350,12 +370,17 @@ class _Shortlist:
         if len(room) < size:  # fresh memory for every block would cost a tenth
             room = self._own.room = tests.new_empty(size)
         scores, error = self._product.scores(self._tests, self._product.factor(block), room)
-        entry, rank = self._entry, len(numbers) - self._k
-        if rank >= 0 and np.isinf(entry).any():
-            kth = np.partition(self._plain(scores), rank, axis=1)[:, rank]
+        entry, k = self._entry, self._k
+        if len(numbers) >= k and np.isinf(entry).any():
+            # The k-th highest of maxima over few rows each is hardly lower, and sooner found.
+            fold = min(8, max(1, len(numbers) // (4 * k)))
+            some = scores[:, : len(numbers) // fold * fold]
+            highest = some.view(len(scores), fold, -1).amax(dim=1)
+            kth = np.partition(self._plain(highest), -k, axis=1)[:, -k]
             entry = np.maximum(entry, self._sure(kth, error))
         where = reaching(scores, self._lowest(entry, error)[:, None])
-        test, place = np.divmod(where, len(numbers))
+        test = where // len(numbers)  # many times as fast as np.divmod
+        place = where - test * len(numbers)
         values = scores.flatten()[torch.from_numpy(where).to(scores.device)]
         return (test, numbers[place], self._plain(values)), error
 
@@ -396,9 +421,9 @@ class _Shortlist:
         sure = self._sure(kth / 2.0**36, self._error)
         self._floor[enough] = np.maximum(self._floor[enough], sure)
         self._entry = np.maximum(self._entry, self._floor)
-        keep = value >= self._plain(self._lowest(self._floor, self._error))[test]
+        keep = np.flatnonzero(value >= self._plain(self._lowest(self._floor, self._error))[test])
         self._parts = [(test[keep], row[keep], value[keep])]
-        self.kept = int(keep.sum())
+        self.kept = len(keep)
 
     def decide(self) -> Numbers:
         """Keep each test row's k best by exact key; return them, nearest first, test row by row.
@@ -452,6 +477,13 @@ def nearest_lists(
 
     Returns (m, k) row numbers; k is at most the number of training rows.
     """
+    return _lists(X, Y, numbers, k, product)[0]
+
+
+def _lists(
+    X: UnitRows, Y: torch.Tensor, numbers: Numbers | None, k: int, product: Product
+) -> tuple[Numbers, Product]:
+    """Return the lists, and the product that they took: a finer one if rows crowd."""
     shortlist = _Shortlist(X, Y, k, product)
     count = len(X) if numbers is None else len(numbers)
     # Beyond so many candidates, all pairs in float64 cost less than their exact keys.
@@ -460,10 +492,10 @@ def nearest_lists(
     for pairs, error in X.map_blocks(shortlist.candidates, size, numbers, first=32 * k):
         shortlist.add(pairs, error)
         if shortlist.kept > many and not product.tells_keys:
-            return nearest_lists(X, Y, numbers, k, product.finer())
+            return _lists(X, Y, numbers, k, product.finer())
         if shortlist.kept > many:
             shortlist.decide()
-    return shortlist.decide().reshape(len(Y), k)
+    return shortlist.decide().reshape(len(Y), k), product
 
 
 class Nearest:
@@ -545,7 +577,9 @@ class Nearest:
         tests = np.flatnonzero(low & ~self._complete)
         # A list that was used up within the round that filled it needs to be longer.
         again = np.where(self._since == self._rounds, 2 * self._length, 0)[tests]
-        longest = max(16 * _SHORTEST, min(self._remaining // 256, _LISTED // len(self._Y)))
+        # In float64 an entry costs little beside a pass, and where rows crowd lists end soon.
+        share = self._remaining // (32 if self._lists.crowded else 256)
+        longest = max(16 * _SHORTEST, min(share, _LISTED // len(self._Y)))
         longest = max(longest, int(again.max()))
         k = min(int(np.maximum(need[tests], again).max()), longest, self._remaining)
         ranked = self._lists(tests, self._left, k)

@@ -129,6 +129,8 @@ class AsStored:
 class _Search:
     """The k nearest rows left of some test rows, of all shards."""
 
+    crowded = False
+
     def __init__(self, X: ShardedRows, Y: torch.Tensor, device: str | None) -> None:
         self._X, self._device = X, device
         self._Y = X.tasks.put(Y)
