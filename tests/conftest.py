@@ -38,6 +38,8 @@ drawing.register_profile(
 drawing.load_profile("everywhere")
 
 LONG = (
+    "cluster/test_data.py",
+    "cluster/test_runs.py",
     "test_notebook.py",
     "runs/test_store.py",
     "train/test_checkpoint.py",
