@@ -46,6 +46,8 @@ class Ask(NamedTuple):
 
 FAN = 8
 """Lists that are merged at once."""
+PART = 2**26
+"""Most bytes of an array that are one shard: a node has to hold it."""
 _SPARE = 16
 """Entries that a shard gives beyond its share."""
 _STEP = 2**35
@@ -266,6 +268,7 @@ def shard_sources(X: Any, parts: int) -> list[Source]:
         X = sorted(Path(X).glob("*.npy"))
     if isinstance(X, np.ndarray):
         UnitRows(X, "X")  # refuses what has no rows
+        parts = max(parts, -(-X.nbytes // PART))
         return np.array_split(X, min(parts, len(X)))
     files = [X] if isinstance(X, str | Path) else X
     if not isinstance(files, Sequence) or not files:
