@@ -6,7 +6,8 @@ one        `tma.arrange` in one process, of as many threads as there are workers
 workers    the same with `cluster=`, 1 and 2 workers of one core, rows in .npy files
 shards     the same with 2 workers, rows in 1, 4 and 16 files
 streamed   10⁸ rows that are never stored: workers generate each shard by its number whenever it is
-           read. As many shards as fit in --minutes; `whole` is their time times what is left out.
+           read. As many shards as fit in --minutes; `whole` is extrapolated from the last line, in
+           proportion to the rows.
 
 Orders are compared: a line is printed only if it is the order of one process, byte for byte.
 
@@ -20,9 +21,10 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -83,43 +85,42 @@ def in_files(folder: Path, rows: Floats, shards: int) -> Path:
     return own
 
 
-def stored(rows: int, wanted: int, folder: Path) -> list[Timing]:
-    """Return the lines of rows in files."""
+def stored(rows: int, wanted: int, folder: Path) -> Iterator[Timing]:
+    """Yield the lines of rows in files."""
     X, Y = unit_rows(rows, 0), unit_rows(TESTS, 1)
     files = {shards: in_files(folder, X, shards) for shards in (1, 2, 4, 16)}
     arrange = partial(tma.arrange, "tma_min", limit=wanted, device="cpu")
-    lines, ones = list[Timing](), dict[int, float]()
+    ones = dict[int, float]()
     for workers, shards in [(1, 1), (1, 2), (2, 2), (2, 1), (2, 4), (2, 16)]:
         if workers not in ones:
             torch.set_num_threads(workers)
             arrange(X[:5000], Y)
             expected, ones[workers] = timed(lambda: arrange(X, Y))
-            lines.append(Timing("one", rows, 1, workers, ones[workers], 1.0))
+            yield Timing("one", rows, 1, workers, ones[workers], 1.0)
             local(workers)
             arrange(files[shards], Y, cluster="ray")  # processes start, files are read
         order, seconds = timed(partial(arrange, files[shards], Y, cluster="ray"))
         if not np.array_equal(order, expected):
             raise SystemExit(f"{workers} workers, {shards} shards: another order")
         ratio = seconds / ones[workers]
-        lines.append(Timing("cluster", rows, shards, workers, seconds, ratio))
-    return lines
+        yield Timing("cluster", rows, shards, workers, seconds, ratio)
 
 
-def streamed(wanted: int, minutes: float) -> list[Timing]:
-    """Return the lines of generated rows: twice as many shards as long as the time allows."""
+def streamed(wanted: int, minutes: float) -> Iterator[Timing]:
+    """Yield the lines of generated rows: twice as many shards as long as the time allows."""
     Y = unit_rows(TESTS, 1)
-    lines, shards, ends = list[Timing](), 4, time.perf_counter() + 60 * minutes
+    shards, ends = 4, time.perf_counter() + 60 * minutes
     seconds = 0.0
     while shards * PART <= STREAMED and time.perf_counter() + 2.2 * seconds < ends:
         sources = [partial(unit_rows, PART, 2 + number) for number in range(shards)]
-        arrange = partial(tma.arrange, "tma_min", sources, Y, limit=wanted, device="cpu")  # type: ignore[arg-type]
+        arrange = partial(tma.arrange, "tma_min", sources, Y, limit=wanted, device="cpu")
         _, seconds = timed(partial(arrange, cluster="ray"))
-        lines.append(Timing("streamed", shards * PART, shards, 2, seconds, float("nan")))
+        yield Timing("streamed", shards * PART, shards, 2, seconds, float("nan"))
         shards *= 2
-    whole = seconds * STREAMED / lines[-1].rows
-    if lines[-1].rows < STREAMED:
-        lines.append(Timing("whole", STREAMED, STREAMED // PART, 2, whole, float("nan")))
-    return lines
+    done = shards // 2 * PART
+    if done < STREAMED:
+        whole = seconds * STREAMED / done  # in proportion to the rows: the last line's
+        yield Timing("whole", STREAMED, STREAMED // PART, 2, whole, float("nan"))
 
 
 def main() -> None:
@@ -129,18 +130,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="for the streamed rows")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        lines = stored(arguments.rows, arguments.wanted, Path(folder))
-        lines += streamed(arguments.wanted, arguments.minutes)
+    lines: list[Timing] = []
     print(f"{platform.machine()}, {platform.python_version()}; m = {TESTS}, d = {WIDTH}")
     print(f"{'case':<10}{'rows':>12}{'shards':>8}{'workers':>9}{'seconds':>10}{'ratio':>8}")
-    for line in lines:
-        print(
-            f"{line.case:<10}{line.rows:>12}{line.shards:>8}{line.workers:>9}{line.seconds:>10.2f}"
-            f"{line.ratio:>8.2f}"
-        )
-    if lines[-1].case == "whole":
-        print("whole: extrapolated from the line above, in proportion to the rows")
+    with tempfile.TemporaryDirectory() as folder:
+        found = stored(arguments.rows, arguments.wanted, Path(folder))
+        for line in chain(found, streamed(arguments.wanted, arguments.minutes)):
+            lines.append(line)
+            print(
+                f"{line.case:<10}{line.rows:>12}{line.shards:>8}{line.workers:>9}"
+                f"{line.seconds:>10.2f}{line.ratio:>8.2f}",
+                flush=True,
+            )
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(line) for line in lines], indent=2) + "\n")
 

@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -61,18 +62,21 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         made.shutdown()
 
 
-def losing_a_node(nodes: Any, when: Callable[[], bool]) -> Thread:
-    """Kill one of the nodes as soon as something has happened, and add another in its place."""
+@contextmanager
+def losing_a_node(nodes: Any, when: Callable[[], bool]) -> Iterator[None]:
+    """Kill one of the nodes as soon as something has happened; in the end add another."""
 
     def kill() -> None:
         while not when():
             time.sleep(0.05)
         nodes.remove_node(nodes.workers.pop(), allow_graceful=False)
-        nodes.workers.append(nodes.add_node(num_cpus=1, object_store_memory=80 * MB))
 
     thread = Thread(target=kill)
     thread.start()
-    return thread
+    yield
+    thread.join()
+    assert len(nodes.workers) == 2
+    nodes.workers.append(nodes.add_node(num_cpus=1, object_store_memory=80 * MB))
 
 
 def words(count: int) -> list[str]:
@@ -86,9 +90,8 @@ def test_texts_are_embedded_as_in_one_process_though_a_node_is_lost(
 ) -> None:
     texts = words(5000)
     said = tmp_path / "said.txt"
-    lost = losing_a_node(nodes, said.exists)
-    found = tma.embed(texts, Letters(said, seconds=0.5), cluster="ray")
-    lost.join()
+    with losing_a_node(nodes, said.exists):
+        found = tma.embed(texts, Letters(said, seconds=0.5), cluster="ray")
     monkeypatch.setenv("TMA_CACHE", str(tmp_path / "another"))
     assert found.tobytes() == tma.embed(texts, Letters(tmp_path / "here.txt")).tobytes()
     before = said.stat().st_size
@@ -105,9 +108,8 @@ def test_files_are_embedded_once_though_a_node_is_lost(nodes: Any, tmp_path: Pat
         rows = [{"prompt": f"{at} {text}", "response": "a"} for text in texts]
         files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     out, said = tmp_path / "out", tmp_path / "said.txt"
-    lost = losing_a_node(nodes, lambda: len([*out.glob("*.npy")]) >= 2)
-    results = tma.embed_shards(files, out, Letters(said, seconds=1), cluster="ray")
-    lost.join()
+    with losing_a_node(nodes, lambda: len([*out.glob("*.npy")]) >= 2):
+        results = tma.embed_shards(files, out, Letters(said, seconds=1), cluster="ray")
     for file, result in zip(files, results, strict=True):
         expected = tma.load(file, split="all")
         here = tma.embed(expected, Letters(tmp_path / "here.txt"))
@@ -134,17 +136,16 @@ def test_shards_are_arranged_as_in_one_process_though_a_node_is_lost(
         np.save(tmp_path / f"{at:02}.npy", part)
     expected = tma.arrange("tma_nft", X, Y, limit=3000)
     started: list[int] = []
-    killed = losing_a_node(nodes, lambda: bool(started))
     asked = sharded._Search._asked
 
     def tell(*given: Any) -> Any:
         started.append(1)
         return asked(*given)
 
-    with pytest.MonkeyPatch.context() as patched:
+    losing = losing_a_node(nodes, lambda: bool(started))
+    with losing, pytest.MonkeyPatch.context() as patched:
         patched.setattr(sharded._Search, "_asked", tell)
         found = tma.arrange("tma_nft", tmp_path, Y, limit=3000, cluster="ray")
-    killed.join()
     assert found.tobytes() == expected.tobytes()
     nearest = tma.arrange("nearest", tmp_path, Y, cluster="ray")
     assert nearest.tobytes() == tma.arrange("nearest", X, Y).tobytes()
@@ -158,18 +159,20 @@ def test_an_array_that_no_node_can_hold_is_arranged(nodes: Any) -> None:
     assert found.tobytes() == tma.arrange("tma_min", X, Y, limit=200).tobytes()
 
 
+@pytest.mark.slow
 def test_an_error_in_a_worker_is_the_error_of_one_process(nodes: Any, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match=r"none\.npy' cannot be read: .*No such file"):
         tma.arrange("tma_min", [tmp_path / "none.npy"], np.eye(2), cluster="ray")
 
 
+@pytest.mark.slow
 def test_no_room_is_said_and_not_waited_for(nodes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     message = r"no room for a worker of GPU 2 within 1 s; it has CPU \d of \d free, GPU 0 of 0 free"
     with pytest.raises(ParameterError, match=message):
         check_room(ray, {"GPU": 2}, seconds=1)
     monkeypatch.setattr(cluster_module, "WAIT", 1.0)
 
-    @ray.remote(num_cpus=1)
+    @ray.remote(num_cpus=1)  # type: ignore[untyped-decorator]
     def busy() -> None:
         time.sleep(60)
 
@@ -184,6 +187,7 @@ def test_no_room_is_said_and_not_waited_for(nodes: Any, monkeypatch: pytest.Monk
             ray.cancel(one, force=True)
 
 
+@pytest.mark.slow
 def test_a_second_cluster_is_refused(nodes: Any) -> None:
     with pytest.raises(ParameterError, match=r"this process is connected to .* already"):
         connect("ray:10.0.0.1:6379")
