@@ -85,14 +85,16 @@ def _check_answers(cluster: str, address: str) -> None:
         ) from error
 
 
-def check_room(ray: ModuleType, worker: dict[str, float], seconds: float = WAIT) -> None:
+def check_room(ray: ModuleType, worker: dict[str, float], seconds: float | None = None) -> None:
     """Wait until the cluster has room for one more worker, such as {"CPU": 1, "GPU": 1}.
 
     Raises:
-        ParameterError: it has none within `seconds`; the message says what it has.
+        ParameterError: it has none within `seconds`, by default `WAIT`; the message says what
+            it has.
     """
     from ray.util.placement_group import placement_group, remove_placement_group
 
+    seconds = WAIT if seconds is None else seconds
     group = placement_group([worker])  # reserves; where the cluster can grow, it grows
     try:
         if group.wait(seconds):

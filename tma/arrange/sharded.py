@@ -42,10 +42,14 @@ class Ask(NamedTuple):
     gone: Numbers
     """The shard's rows that are taken."""
     k: int
+    checked: bool
+    """Whether all rows have been read before and were of length 1."""
 
 
 FAN = 8
 """Lists that are merged at once."""
+PART = 2**26
+"""Most bytes of an array that are one shard: a node has to hold it."""
 _SPARE = 16
 """Entries that a shard gives beyond its share."""
 _STEP = 2**35
@@ -153,9 +157,13 @@ class _Search:
         lists: Any = (np.empty(0, np.int64), np.empty(0, np.int64))
         while ask.any():
             size = np.clip(size, 1, np.minimum(k, count)).astype(np.int64)
+            seen = (self._best < _OPEN).any(axis=1)
             given = np.flatnonzero(ask.any(axis=1)).tolist()
             own = {s: np.flatnonzero(ask[s]) for s in given}
-            asks = {s: Ask(tests[o], o, had[s, o], gone[s], int(size[s])) for s, o in own.items()}
+            asks = {
+                s: Ask(tests[o], o, had[s, o], gone[s], int(size[s]), bool(seen[s]))
+                for s, o in own.items()
+            }
             lists, ends = self._asked(lists, asks, k)
             for (s, at), (best, last) in zip(own.items(), ends, strict=True):
                 self._best[s, tests[at]] = best
@@ -212,6 +220,7 @@ def listed(
 ) -> tuple[Lists, Lists]:
     """Return the best and the last key of a shard's k nearest rows, and the pairs not yet had."""
     rows, k = opened(source, start), ask.k
+    rows._checked = ask.checked
     numbers = np.delete(np.arange(len(rows)), ask.gone) if len(ask.gone) else None
     row = nearest_lists(rows, Y[ask.tests], numbers, k, Product.on(device)).ravel()
     key = pair_keys(rows, row, Y, np.repeat(ask.tests, k))
@@ -268,6 +277,7 @@ def shard_sources(X: Any, parts: int) -> list[Source]:
         X = sorted(Path(X).glob("*.npy"))
     if isinstance(X, np.ndarray):
         UnitRows(X, "X")  # refuses what has no rows
+        parts = max(parts, -(-X.nbytes // PART))
         return np.array_split(X, min(parts, len(X)))
     files = [X] if isinstance(X, str | Path) else X
     if not isinstance(files, Sequence) or not files:
