@@ -137,6 +137,7 @@ def arrange(
     tokenizer: Tokenizer = None,
     max_tokens: MaxTokens = None,
     no_audit: Annotated[bool, typer.Option("--no-audit", help="Write no audit.")] = False,
+    cluster: Cluster = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,7 +159,8 @@ def arrange(
     with result_folder(out) as draft:
         rows, tests = load(train, columns, view), load(test, test_columns, view, optional=True)
         method = Method(order, limit=limit_of(limit, len(rows)), **rules)
-        made = arrange_dataset(rows, tests, method, encoder=encoder, text=text)
+        given: dict[str, Any] = {"encoder": encoder, "text": text, "cluster": cluster}
+        made = arrange_dataset(rows, tests, method, **given)
         lengths, settings = lengths_of(tokenizer, max_tokens), list[str]()
         if trainer == "as-is":
             save(rows, made.rows, draft / "train.jsonl")

@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,7 @@ def connect(cluster: str) -> ModuleType:
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.AuthenticationError) as error:
         message = f"cluster={cluster!r} cannot be used: {first_line(error)}"
         raise ParameterError(message) from error
     return ray
@@ -115,6 +115,22 @@ def check_room(ray: ModuleType, worker: dict[str, float], seconds: float | None 
     )
 
 
+def check_left(ray: ModuleType, worker: Mapping[str, float]) -> None:
+    """Refuse to wait for a cluster that has lost all that a worker takes.
+
+    Raises:
+        ParameterError: no node is left that could run one.
+    """
+    there = ray.cluster_resources()
+    lost = [kind for kind, amount in worker.items() if there.get(kind, 0) < amount]
+    if lost:
+        raise ParameterError(
+            f"the cluster has no room left: no {' and no '.join(lost)}, of which a worker takes 1, "
+            "since nodes died. Add a node (ray start --address=HOST:PORT) and call again: what is "
+            "finished is read, the rest goes on."
+        )
+
+
 class Tasks:
     """Functions run on a cluster, each on one CPU; `gpu`: on one GPU, where the cluster has any.
 
@@ -147,10 +163,13 @@ class Tasks:
 
     def result(self, submitted: Any, /) -> Any:
         """Return the value of a reference, or of a list of them; an error as it was raised."""
-        try:
-            return self._ray.get(submitted)
-        except self._ray.exceptions.RayTaskError as error:
-            raise error.cause from None
+        while True:
+            try:
+                return self._ray.get(submitted, timeout=WAIT)
+            except self._ray.exceptions.GetTimeoutError:
+                check_left(self._ray, self.worker)
+            except self._ray.exceptions.RayTaskError as error:
+                raise error.cause from None
 
     def keep(self, value: Any, /) -> Kept:
         """Return what stands for a value in `map`, which each process there fetches once."""

@@ -98,6 +98,7 @@ def embed_pair(
     *,
     rows: Sequence[int] | NDArray[np.integer[Any]] | None = None,
     text: Text = "both",
+    cluster: str | None = None,
 ) -> tuple[Rows, Rows]:
     """Return the unit embeddings of training and test instances, (n, d) and (m, d).
 
@@ -110,6 +111,7 @@ def embed_pair(
         encoder: see `tma.encoders.find_encoder`.
         rows: numbers of the training rows that are wanted, (n,); None: all.
         text: as in `embed`.
+        cluster: as in `embed`.
 
     Raises:
         ParameterError: a file has another number of rows than its set, or does not hold rows.
@@ -120,7 +122,8 @@ def embed_pair(
         X, Y = (_ready(*own) for own in zip(found.files, (train, test), strict=True))
         return _unit(X if rows is None else X[np.asarray(rows)]), _unit(Y)
     source = train if rows is None else train.select(rows)
-    return embed(source, found, text=text), embed(test, found, text=text)
+    X, Y = (embed(part, found, text=text, cluster=cluster) for part in (source, test))
+    return X, Y
 
 
 def _texts(data: Dataset | Sequence[str], text: Text) -> list[str]:

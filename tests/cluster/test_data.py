@@ -152,6 +152,20 @@ def test_shards_are_arranged_as_in_one_process_though_a_node_is_lost(
 
 
 @pytest.mark.slow
+def test_a_dataset_is_arranged_as_in_one_process(nodes: Any, tmp_path: Path) -> None:
+    train, test = (tma.load("pocket", split=split) for split in ("train", "test"))
+    for method in (
+        tma.Method("tma_nft", limit=64, drop_leaks=True),
+        tma.Method("nearest", limit=64, pool=200),
+    ):
+        here, there = (tma.arrange_dataset(train, test, method, cluster=c) for c in (None, "ray"))
+        assert here.ids == there.ids
+        assert here.receipt.sha256 == there.receipt.sha256
+    with pytest.raises(ParameterError, match="order='cluster' .* on a cluster"):
+        tma.arrange_dataset(train, test, "cluster", cluster="ray")
+
+
+@pytest.mark.slow
 def test_an_array_that_no_node_can_hold_is_arranged(nodes: Any) -> None:
     random = np.random.default_rng(1)
     X, Y = (unit(random.standard_normal((n, 256))) for n in (100_000, 20))  # 102 MB

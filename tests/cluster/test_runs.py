@@ -164,7 +164,9 @@ def test_a_cluster_without_room_says_so_at_first_and_when_its_last_node_dies(
     monkeypatch.setattr(parallel, "check_room", check_room)
     node = cluster.add_node(num_cpus=1, object_store_memory=_MEMORY)
     watch = Watch(tmp_path / "shared", cluster, [node])
-    with pytest.raises(ParameterError, match="has no room left: no CPU, of which a run takes 1,"):
+    with pytest.raises(
+        ParameterError, match="has no room left: no CPU, of which a worker takes 1,"
+    ):
         tma.run_all(**given)
     assert watch.killed is node
     assert watch.times("manifest") == []

@@ -94,40 +94,57 @@ def arrange(
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
     method = Method(name, **settings)
-    if cluster is not None:
-        return ordered(_on_cluster(method, X, Y, cluster, device))
+    if cluster is not None and not isinstance(X, np.ndarray):
+        return ordered(_of_files(method, X, Y, cluster, device))
     given: dict[str, Any] = {"texts": texts, "exchanges": exchanges, "device": device}
     inputs = prepared(method, X, Y, tasks=tasks, **given)  # type: ignore[arg-type]
-    return inputs.stored[ordered(inputs)]
+    return inputs.stored[ordered(inputs, cluster)]
 
 
-def ordered(inputs: Inputs) -> Numbers:
-    """Return an order as numbers of the rows of `inputs.X`."""
+def ordered(inputs: Inputs, cluster: str | None = None) -> Numbers:
+    """Return an order as numbers of the rows of `inputs.X`, which a cluster may search."""
     function = find_order(inputs.method.name).function
+    if cluster is not None:
+        inputs = _on_cluster(inputs, cluster)
     rows = function(inputs) if len(inputs.X) else joined([])
     inputs.X.check()  # an order that needs no embeddings has not read them
     return rows
 
 
-def _on_cluster(
+def _on_cluster(inputs: Inputs, cluster: str) -> Inputs:
+    """Return the same with the training rows dealt out to a cluster."""
+    from tma.arrange.sharded import ShardedRows, shard_sources
+    from tma.cluster import Tasks
+
+    _check_for_cluster(inputs.method)
+    tasks = Tasks(cluster, gpu=inputs.device != "cpu")
+    rows: Any = ShardedRows(shard_sources(inputs.X.float32, tasks.slots), tasks)
+    return replace(inputs, X=rows)
+
+
+def _of_files(
     method: Method, X: Any, Y: NDArray[np.floating], cluster: str, device: str | None
 ) -> Inputs:
-    """Return what an order is made from where the training rows lie on a cluster."""
+    """Return what an order is made from where the training rows are files that a cluster reads."""
     from tma.arrange.exact_knn import UnitRows, unit_pair
     from tma.arrange.sharded import AsStored, ShardedRows, shard_sources
     from tma.cluster import Tasks
 
-    if not method.name.startswith("tma_") and "measure" not in find_order(method.name).settings:
-        raise wrong("order", method.name, "an order of TMA, nearest or farthest, on a cluster")
+    _check_for_cluster(method)
     for setting in ("pool", "drop_leaks", "exclude_near_duplicates"):
         if value := getattr(method, setting):
-            raise wrong(setting, value, "none on a cluster; take such rows out before")
-    if method.measure == "bigram_kl":
-        raise wrong("measure", method.measure, "a measure of embeddings on a cluster")
+            raise wrong(setting, value, "none where X is files; take such rows out before")
     tests = UnitRows(Y, "Y")  # refuses what has no rows before a cluster is asked
     tasks = Tasks(cluster, gpu=device != "cpu")
     train, test = unit_pair(ShardedRows(shard_sources(X, tasks.slots), tasks), tests)
     return Inputs(method, train, test.float32, cast("Numbers", AsStored()), device=device)
+
+
+def _check_for_cluster(method: Method) -> None:
+    if not method.name.startswith("tma_") and "measure" not in find_order(method.name).settings:
+        raise wrong("order", method.name, "an order of TMA, nearest or farthest, on a cluster")
+    if method.measure == "bigram_kl":
+        raise wrong("measure", method.measure, "a measure of embeddings on a cluster")
 
 
 def prepared(

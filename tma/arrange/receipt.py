@@ -222,6 +222,7 @@ def arrange_dataset(
     *,
     encoder: AnyEncoder | None = None,
     text: Text = "both",
+    cluster: str | None = None,
 ) -> Arranged:
     """Return the order of a training set for a test set, with its receipt.
 
@@ -231,9 +232,12 @@ def arrange_dataset(
         method: name of the order, or name and settings, e.g. `Method("tma_min", limit=30_000)`.
         encoder: see `tma.encoders.find_encoder`; None: all-MiniLM-L6-v2.
         text: what is embedded of an instance, as in `tma.embed`.
+        cluster: "ray" or "ray:ADDRESS": where texts are encoded and rows are searched; no influence
+            on the order.
 
     Raises:
-        ParameterError: the order is unknown, or needs tasks that the training set does not have.
+        ParameterError: the order is unknown, needs tasks that the training set does not have, or
+            does not run on a cluster.
         AssetError: a built-in encoder cannot be fetched.
     """
     method = method if isinstance(method, Method) else Method(method)
@@ -242,7 +246,7 @@ def arrange_dataset(
     source = train if pool is None else train.select(pool)
     # An order that goes by no similarity gets rows of one number: embedding takes minutes.
     if method.embeds:
-        X, Y = embed_pair(train, test, found, rows=pool, text=text)
+        X, Y = embed_pair(train, test, found, rows=pool, text=text, cluster=cluster)
     else:
         X, Y = (np.ones((len(part), 1), np.float32) for part in (source, test))
     tasks: list[str | None] = source["task"][:]
@@ -259,7 +263,7 @@ def arrange_dataset(
     known = train["id"][:]  # a lazy column reads each anew
     if not method.drop_leaks and (shared := len({*known} & {*test["id"][:]})):
         log.warning("%d training rows are test rows, too; drop_leaks leaves them out", shared)
-    rows = inputs.stored[ordered(inputs)]
+    rows = inputs.stored[ordered(inputs, cluster)]
     receipt = Receipt(
         method,
         data.fingerprint(train),

@@ -157,7 +157,7 @@ class _Search:
         lists: Any = (np.empty(0, np.int64), np.empty(0, np.int64))
         while ask.any():
             size = np.clip(size, 1, np.minimum(k, count)).astype(np.int64)
-            seen = (self._best < _OPEN).any(axis=1)
+            seen: NDArray[np.bool_] = np.any(self._best < _OPEN, axis=1)
             given = np.flatnonzero(ask.any(axis=1)).tolist()
             own = {s: np.flatnonzero(ask[s]) for s in given}
             asks = {

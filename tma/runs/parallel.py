@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tma.arrange.orders import pool_rows
 from tma.arrange.spec import Numbers
-from tma.cluster import WAIT, check_room, connect
+from tma.cluster import WAIT, check_left, check_room, connect
 from tma.data.load import fingerprint
 from tma.embed import embed_pair
 from tma.errors import (
@@ -226,7 +226,7 @@ def make_runs_on(cluster: str, configs: Sequence[RunConfig]) -> Iterator[RunConf
             while under_way:
                 done, _ = ray.wait([*under_way], timeout=WAIT)
                 if not done:
-                    _check_left(ray, cluster, worker)
+                    check_left(ray, worker)
                 for task in done:
                     config = under_way.pop(task)
                     _check_task(ray, task, config)
@@ -234,18 +234,6 @@ def make_runs_on(cluster: str, configs: Sequence[RunConfig]) -> Iterator[RunConf
         finally:
             for task in under_way:
                 ray.cancel(task, force=True)
-
-
-def _check_left(ray: ModuleType, cluster: str, worker: Mapping[str, float]) -> None:
-    """Refuse to wait for a cluster that has lost all that a run takes."""
-    there = ray.cluster_resources()
-    lost = [kind for kind, amount in worker.items() if there.get(kind, 0) < amount]
-    if lost:
-        raise ParameterError(
-            f"cluster={cluster!r} has no room left: no {' and no '.join(lost)}, of which a run "
-            "takes 1, since nodes died. Add a node (ray start --address=HOST:PORT) and call again: "
-            "finished runs are read, the others go on."
-        )
 
 
 def _shared_environment() -> dict[str, str]:
