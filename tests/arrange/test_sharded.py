@@ -141,8 +141,6 @@ def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     [
         ("random", {}, "expected an order of TMA, nearest or farthest, on a cluster"),
         ("coarse_nearest", {}, "expected an order of TMA, nearest or farthest, on a cluster"),
-        ("tma_nft", {"pool": 3}, "pool=3 cannot be used; expected none on a cluster"),
-        ("tma_nft", {"drop_leaks": True}, "drop_leaks=True cannot be used; expected none on a"),
         ("nearest", {"measure": "bigram_kl"}, "expected a measure of embeddings on a cluster"),
     ],
 )
@@ -151,3 +149,9 @@ def test_what_does_not_run_on_a_cluster_is_refused(
 ) -> None:
     with pytest.raises(ParameterError, match=message):
         tma.arrange(name, circle([0, 10]), circle([0]), cluster="ray", **given)
+
+
+@pytest.mark.parametrize("given", [{"pool": 3}, {"drop_leaks": True}])
+def test_what_needs_the_rows_here_is_refused_of_files(given: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match="expected none where X is files"):
+        tma.arrange("tma_nft", ["a.npy"], circle([0]), cluster="ray", **given)

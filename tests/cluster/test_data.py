@@ -161,7 +161,7 @@ def test_a_dataset_is_arranged_as_in_one_process(nodes: Any, tmp_path: Path) -> 
         here, there = (tma.arrange_dataset(train, test, method, cluster=c) for c in (None, "ray"))
         assert here.ids == there.ids
         assert here.receipt.sha256 == there.receipt.sha256
-    with pytest.raises(ParameterError, match="order='cluster' .* on a cluster"):
+    with pytest.raises(ParameterError, match=r"order='cluster' .* on a cluster"):
         tma.arrange_dataset(train, test, "cluster", cluster="ray")
 
 
