@@ -172,6 +172,17 @@ def test_embeddings_of_another_number_of_rows_are_refused() -> None:
         tma.leaks([[QUESTION]], [[QUESTION]], circle([0]))
 
 
+@pytest.mark.parametrize("order", ["nearest", "tma_nft", "random"])
+def test_an_order_without_leaks_leaves_nothing_out(order: str) -> None:
+    X, Y = circle([0, 10, 20]), circle([0])
+    exchanges = ([[one] for one in OTHER[:3]], [[QUESTION]])
+    found = tma.leaks(*exchanges, X, Y)
+    assert found.empty
+    assert [found[name].dtype.kind for name in ("row", "turn", "test_row", "cosine")] == [*"iiif"]
+    made = tma.arrange(order, X, Y, exchanges=exchanges, drop_leaks=True)
+    assert sorted(made.tolist()) == [0, 1, 2]
+
+
 def test_an_order_leaves_leaks_out(caplog: pytest.LogCaptureFixture) -> None:
     train = [[OTHER[0]], [OTHER[1], QUESTION], [OTHER[2]], [QUESTION]]
     exchanges = (train, [[QUESTION]])

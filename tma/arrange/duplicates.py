@@ -133,8 +133,9 @@ def leaks(
     if (X is None) != (Y is None):
         raise wrong("Y" if Y is None else "X", None, "embeddings of both sets, or of neither")
     search = _Search(train, test)
-    columns = ["row", "turn", "test_row", "of", "overlap", "share"]
-    found = pd.DataFrame(search.pairs(), columns=columns)
+    whole, real = ("row", "turn", "test_row", "of"), ("overlap", "share")
+    types = dict.fromkeys(whole, np.int64) | dict.fromkeys(real, np.float64)
+    found = pd.DataFrame(search.pairs(), columns=[*types]).astype(types)  # where there is none, too
     cosine = np.full(len(found), np.nan)
     if X is not None and Y is not None:
         check_length("train", train, "X", len(X))
