@@ -191,14 +191,21 @@ class Tasks:
         return Kept([self._ray.put(value)])
 
     def map(self, function: Callable[..., Any], *given: Any, over: Iterable[Any]) -> Iterator[Any]:
-        """Yield function(…, item) of all items in their sequence; few are on their way at once."""
+        """Yield function(…, item) of all items in their sequence; few are on their way at once.
+
+        After an error or Ctrl-C, those on their way are stopped.
+        """
         running: deque[Any] = deque()
-        for item in over:
-            running.append(self.submit(function, *given, item))
-            if len(running) > 3 * self.slots:
+        try:
+            for item in over:
+                running.append(self.submit(function, *given, item))
+                if len(running) > 3 * self.slots:
+                    yield self.result(running.popleft())
+            while running:
                 yield self.result(running.popleft())
-        while running:
-            yield self.result(running.popleft())
+        finally:
+            for left in running:
+                self._ray.cancel(left)
 
 
 class Kept:

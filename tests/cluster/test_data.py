@@ -143,6 +143,28 @@ def test_rows_that_a_worker_leaves_out_are_told_here(
 
 
 @pytest.mark.slow
+def test_after_an_error_no_more_texts_are_encoded(
+    nodes: Any, tmp_path: Path, own_cache: Path
+) -> None:
+    said = tmp_path / "said.txt"
+    encode = Letters(said, seconds=1).encode
+
+    class Fails:
+        name = "fails/1"
+
+        def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+            if "fail" * 100 in texts:
+                raise ValueError("a text is odd")
+            return encode(texts)
+
+    with pytest.raises(ValueError, match="a text is odd"):
+        tma.embed(["fail" * 100, *words(5000)], Fails(), cluster="ray")
+    time.sleep(5)  # three nodes could encode all nine slices that are left
+    encoded = said.read_text("utf-8").splitlines() if said.exists() else []
+    assert len(encoded) <= 6 * 512  # what had begun
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_again_and_again_is_an_error(nodes: Any) -> None:
     def dies() -> NDArray[np.float32]:
         os._exit(1)
