@@ -373,3 +373,8 @@ def test_real_sentences_lie_near_their_paraphrase(cache: Path) -> None:
     assert near > 0.7
     assert far < 0.3
     assert list(cache.glob("embeddings/*/*.safetensors"))
+
+
+def test_a_cluster_that_is_none_is_refused_even_where_all_rows_are_cached() -> None:
+    with pytest.raises(ParameterError, match="cluster='spark' cannot be used"):
+        tma.embed(["a text"], cluster="spark")

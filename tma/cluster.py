@@ -15,10 +15,12 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-from tma.errors import ParameterError, first_line, wrong
+from tma.errors import ParameterError, TmaError, first_line, wrong
 
 WAIT = 60.0
 """Seconds that a cluster has to answer, and to find room for a worker."""
+RETRIES = 3
+"""How often a function is run again after the death of its node or of its process."""
 INSTALL = 'pip install "tma[ray]"'
 
 
@@ -44,6 +46,8 @@ def connect(cluster: str) -> ModuleType:
         if address not in (None, there):
             raise wrong("cluster", cluster, f'"ray": this process is connected to {there} already')
         return ray
+    # Ray would print the errors of all workers beside the one that is raised.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     # Without an address Ray would join whatever cluster was last started on this machine.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     _check_answers(cluster, address)
@@ -134,7 +138,7 @@ def check_left(ray: ModuleType, worker: Mapping[str, float]) -> None:
 class Tasks:
     """Functions run on a cluster, each on one CPU; `gpu`: on one GPU, where the cluster has any.
 
-    A function that was lost with its node is run again.
+    A function that was lost with its node or its process is run again, `RETRIES` times.
 
     Raises:
         ParameterError: as `connect` and `check_room`.
@@ -158,11 +162,16 @@ class Tasks:
         References among `given` stand for their values.
         """
         needs = {"num_cpus": 1, "num_gpus": self.worker.get("GPU", 0)}
-        task = self._ray.remote(function).options(max_retries=-1, num_returns=parts, **needs)
+        task = self._ray.remote(function).options(max_retries=RETRIES, num_returns=parts, **needs)
         return task.remote(*given)
 
     def result(self, submitted: Any, /) -> Any:
-        """Return the value of a reference, or of a list of them; an error as it was raised."""
+        """Return the value of a reference, or of a list of them; an error as it was raised.
+
+        Raises:
+            ParameterError: as `check_left`.
+            TmaError: a function was lost more than `RETRIES` times.
+        """
         while True:
             try:
                 return self._ray.get(submitted, timeout=WAIT)
@@ -170,20 +179,33 @@ class Tasks:
                 check_left(self._ray, self.worker)
             except self._ray.exceptions.RayTaskError as error:
                 raise error.cause from None
+            except self._ray.exceptions.RayError as error:
+                raise TmaError(
+                    f"a worker was killed {RETRIES + 1} times, with its node or for lack of "
+                    f"memory: {first_line(error)} Give smaller files, or start nodes with fewer "
+                    "CPUs (ray start --num-cpus)."
+                ) from error
 
     def keep(self, value: Any, /) -> Kept:
         """Return what stands for a value in `map`, which each process there fetches once."""
         return Kept([self._ray.put(value)])
 
     def map(self, function: Callable[..., Any], *given: Any, over: Iterable[Any]) -> Iterator[Any]:
-        """Yield function(…, item) of all items in their sequence; few are on their way at once."""
+        """Yield function(…, item) of all items in their sequence; few are on their way at once.
+
+        After an error or Ctrl-C, those on their way are stopped.
+        """
         running: deque[Any] = deque()
-        for item in over:
-            running.append(self.submit(function, *given, item))
-            if len(running) > 3 * self.slots:
+        try:
+            for item in over:
+                running.append(self.submit(function, *given, item))
+                if len(running) > 3 * self.slots:
+                    yield self.result(running.popleft())
+            while running:
                 yield self.result(running.popleft())
-        while running:
-            yield self.result(running.popleft())
+        finally:
+            for left in running:
+                self._ray.cancel(left)
 
 
 class Kept:

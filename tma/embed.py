@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from tma.cluster import Kept, Tasks
+from tma.cluster import Kept, Tasks, check_cluster
 from tma.data.load import texts as instance_texts
 from tma.encoders import AnyEncoder, Encoder, ReadyRows, Uncached, find_encoder
 from tma.errors import ParameterError, check_choice, check_length, first_line, wrong
@@ -80,6 +80,8 @@ def embed(
         StateError: the cache cannot be written.
     """
     texts = _texts(data, text)
+    if cluster is not None:
+        check_cluster(cluster)
     found = find_encoder(encoder)
     keys = [text_key(one) for one in texts]
     cached = not isinstance(found, Uncached)

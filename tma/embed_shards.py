@@ -2,15 +2,19 @@
 
 A file is embedded as `tma.embed(tma.load(file, split="all"))` does, by one worker. Beside its rows,
 NAME.npy, stand the instances' ids and places, NAME.parquet. The rows are written last and under
-another name first: where they are, their file is done, and another call skips it.
+another name first: where they are, their file is done, and another call skips it. What made the
+rows stands in settings.json, and other settings need another folder.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
+from logging.handlers import BufferingHandler
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, get_args
@@ -22,6 +26,8 @@ from tma.data.load import load
 from tma.embed import Text, embed
 from tma.encoders import AnyEncoder, find_encoder
 from tma.errors import ParameterError, check_choice, first_line, wrong
+
+log = logging.getLogger(__name__)
 
 Place = str | PathLike[str]
 COLUMNS = ("id", "task", "place")
@@ -53,35 +59,72 @@ def embed_shards(
         The files of rows, in the sequence of `files`: (n, d) float32, of unit rows.
 
     Raises:
-        ParameterError: names that are equal, a place or a cluster that cannot be used.
+        ParameterError: names that are equal, a place or a cluster that cannot be used, or a folder
+            with rows of another encoder or other settings.
         DataError, ValueError: as `tma.load` and `tma.embed`, for the first file that fails.
+        TmaError: a worker was killed again and again.
     """
     check_choice("text", text, get_args(Text))
     if isinstance(files, str) or not files:
         raise wrong("files", files, "a list of files, at least one")
+    if "split" in settings:
+        raise wrong("split", settings["split"], 'none: every row of a file is embedded, "all"')
     names = [_stem(fspath(file)) for file in files]
     for name in names:
         if names.count(name) > 1:
             raise wrong("files", name, "files of different names: results are named by them")
     target = _absolute(fspath(out)).rstrip("/")
     results = [f"{target}/{name}.npy" for name in names]
-    tasks = Tasks(cluster)
+    found, tasks = find_encoder(encoder), Tasks(cluster)
+    _check_settings(target, {"encoder": found.name, "text": text, "settings": settings})
     left = [
         (_absolute(fspath(file)), result)
         for file, result in zip(files, results, strict=True)
         if not _exists(result)
     ]
-    given = tasks.keep(find_encoder(encoder)), text, settings
-    for _ in tasks.map(_embed_file, *given, over=left):
-        pass
+    given = tasks.keep(found), text, settings
+    told = tasks.map(_embed_file, *given, over=left)
+    for (source, _), warnings in zip(left, told, strict=True):
+        for warning in warnings:
+            log.warning("%s: %s", source, warning)
     return results
 
 
-def _embed_file(encoder: Kept, text: Text, settings: dict[str, Any], own: tuple[str, str]) -> None:
-    """Embed one file, unless another worker, since lost, has written it."""
+def _check_settings(folder: str, made_by: dict[str, Any]) -> None:
+    """Write what makes the rows of a folder; refuse a folder whose rows something else made."""
+    from pyarrow import fs
+
+    place, text = f"{folder}/settings.json", json.dumps(made_by, sort_keys=True, default=str)
+    system, path = _found(folder)
+    there = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    if _exists(place) and any(file.base_name.endswith(".npy") for file in there):
+        with system.open_input_stream(_found(place)[1]) as stream:
+            made = stream.read().decode()
+        if made != text:
+            raise wrong("out", folder, f"a new folder: its rows are of {made}, and not of {text}")
+    _write(place, text.encode())
+
+
+def _embed_file(
+    encoder: Kept, text: Text, settings: dict[str, Any], own: tuple[str, str]
+) -> list[str]:
+    """Embed one file, unless another worker, since lost, has written it; return the warnings."""
     source, result = own
     if _exists(result):
-        return
+        return []
+    told = BufferingHandler(10**6)
+    told.setLevel(logging.WARNING)
+    logging.getLogger("tma").addHandler(told)
+    try:
+        _write_rows(encoder, text, settings, source, result)
+    finally:
+        logging.getLogger("tma").removeHandler(told)
+    return [record.getMessage() for record in told.buffer]
+
+
+def _write_rows(
+    encoder: Kept, text: Text, settings: dict[str, Any], source: str, result: str
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = load(_local(source, Path(folder)), split="all", **settings)
     ids = io.BytesIO()

@@ -121,6 +121,18 @@ def test_shards_are_files_of_a_folder_by_name(tmp_path: Path) -> None:
     assert in_shards(sources, circle([89]), "tma_min") == [3, 2, 1, 0]
     uri = [f"file://{source}" for source in sources]  # as of an object store, by pyarrow
     assert in_shards(shard_sources(uri, 1), circle([89]), "tma_min") == [3, 2, 1, 0]
+    assert shard_sources(uri[0], 1) == uri[:1]
+
+
+def test_a_folder_of_an_object_store_is_listed_by_name(tmp_path: Path) -> None:
+    for name, degrees in (("b 1%#", 20), ("a", 0)):
+        np.save(tmp_path / f"{name}.npy", circle([degrees]))
+    (tmp_path / "settings.json").write_text("{}", "utf-8")
+    sources = shard_sources(f"file://{tmp_path}/", 1)
+    assert sources == [f"file://{tmp_path}/a.npy", f"file://{tmp_path}/b%201%25%23.npy"]
+    assert in_shards(sources, circle([19]), "tma_min") == [1, 0]
+    with pytest.raises(ParameterError, match=r"X='file:.*/none' cannot be read: .*No such file"):
+        shard_sources(f"file://{tmp_path}/none", 1)
 
 
 def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
@@ -132,8 +144,28 @@ def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
         in_shards(shard_sources([file], 1), circle([0]), "tma_min")
     with pytest.raises(ValueError, match=r"has 3 columns and .*rows\.npy 2; embed all with one"):
         ShardedRows([str(file), np.eye(3, dtype=np.float32)], Here())
-    with pytest.raises(ParameterError, match="expected an array, a folder of"):
-        shard_sources([], 1)
+    (tmp_path / "empty").mkdir()
+    for nothing in ([], tmp_path / "empty", ["a.npy", circle([0])]):
+        with pytest.raises(ParameterError, match="expected an array, a folder of"):
+            shard_sources(nothing, 1)
+
+
+def test_files_without_a_cluster_are_refused(tmp_path: Path) -> None:
+    for files in (tmp_path, str(tmp_path), ["rows.npy"]):
+        with pytest.raises(ParameterError, match=r'an array .* or cluster="ray", which reads'):
+            tma.arrange("tma_min", files, circle([0]))
+
+
+def test_what_a_cluster_cannot_make_is_refused_before_anything_is_read() -> None:
+    class Unread:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name} was asked for")
+
+    unread: Any = Unread()
+    with pytest.raises(ParameterError, match=r"order='coarse_nearest' .* on a cluster"):
+        tma.arrange_dataset(unread, unread, "coarse_nearest", cluster="ray")
+    with pytest.raises(ParameterError, match="cluster='spark' cannot be used"):
+        tma.arrange_dataset(unread, unread, "tma_nft", cluster="spark")
 
 
 @pytest.mark.parametrize(
@@ -141,6 +173,8 @@ def test_a_shard_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     [
         ("random", {}, "expected an order of TMA, nearest or farthest, on a cluster"),
         ("coarse_nearest", {}, "expected an order of TMA, nearest or farthest, on a cluster"),
+        ("tma_nft", {"pool": 3}, "pool=3 cannot be used; expected none where X is files"),
+        ("tma_nft", {"drop_leaks": True}, "drop_leaks=True cannot be used; expected none where X"),
         ("nearest", {"measure": "bigram_kl"}, "expected a measure of embeddings on a cluster"),
     ],
 )
@@ -148,10 +182,4 @@ def test_what_does_not_run_on_a_cluster_is_refused(
     name: str, given: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ParameterError, match=message):
-        tma.arrange(name, circle([0, 10]), circle([0]), cluster="ray", **given)
-
-
-@pytest.mark.parametrize("given", [{"pool": 3}, {"drop_leaks": True}])
-def test_what_needs_the_rows_here_is_refused_of_files(given: dict[str, Any]) -> None:
-    with pytest.raises(ParameterError, match="expected none where X is files"):
-        tma.arrange("tma_nft", ["a.npy"], circle([0]), cluster="ray", **given)
+        tma.arrange(name, ["rows.npy"], circle([0]), cluster="ray", **given)

@@ -21,7 +21,7 @@ from tests.conftest import unit
 from tma import cluster as cluster_module
 from tma.arrange import sharded
 from tma.cluster import check_room, connect
-from tma.errors import ParameterError
+from tma.errors import ParameterError, TmaError
 
 ray = pytest.importorskip("ray")
 ROOT = Path(__file__).parents[2]
@@ -116,7 +116,8 @@ def test_files_are_embedded_once_though_a_node_is_lost(nodes: Any, tmp_path: Pat
         assert np.load(result).tobytes() == here.tobytes()
         ids = pq.read_table(result.removesuffix(".npy") + ".parquet")
         assert ids["id"].to_pylist() == expected["id"][:]
-    assert sorted(path.suffix for path in out.iterdir()) == [".npy"] * 8 + [".parquet"] * 8
+    suffixes = sorted(path.suffix for path in out.iterdir())
+    assert suffixes == [".json"] + [".npy"] * 8 + [".parquet"] * 8
     # The lost node was at work on one file; no other was encoded twice.
     assert 8 * 40 <= len(said.read_text("utf-8").splitlines()) <= 9 * 40
     (out / "part-3.npy").unlink()
@@ -124,6 +125,52 @@ def test_files_are_embedded_once_though_a_node_is_lost(nodes: Any, tmp_path: Pat
     again = tma.embed_shards(files, out, Letters(said), cluster="ray")
     assert again == results and (out / "part-3.npy").is_file()
     assert said.stat().st_size in (before, before + before // 8)
+    with pytest.raises(ParameterError, match=r'expected a new folder: its rows are of .*"both"'):
+        tma.embed_shards(files, out, Letters(said), cluster="ray", text="prompt")
+
+
+@pytest.mark.slow
+def test_rows_that_a_worker_leaves_out_are_told_here(
+    nodes: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "part.jsonl"
+    rows = [{"prompt": "ab", "response": "c"}, {"prompt": "d", "response": ""}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    encoder = Letters(tmp_path / "said.txt")
+    (result,) = tma.embed_shards([file], tmp_path / "out", encoder, cluster="ray")
+    assert len(np.load(result)) == 1
+    assert f"{file}: " in caplog.text and "1 left out without prompt or response" in caplog.text
+
+
+@pytest.mark.slow
+def test_after_an_error_no_more_texts_are_encoded(
+    nodes: Any, tmp_path: Path, own_cache: Path
+) -> None:
+    said = tmp_path / "said.txt"
+    encode = Letters(said, seconds=1).encode
+
+    class Fails:
+        name = "fails/1"
+
+        def encode(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+            if "fail" * 100 in texts:
+                raise ValueError("a text is odd")
+            return encode(texts)
+
+    with pytest.raises(ValueError, match="a text is odd"):
+        tma.embed(["fail" * 100, *words(5000)], Fails(), cluster="ray")
+    time.sleep(5)  # three nodes could encode all nine slices that are left
+    encoded = said.read_text("utf-8").splitlines() if said.exists() else []
+    assert len(encoded) <= 6 * 512  # what had begun
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_again_and_again_is_an_error(nodes: Any) -> None:
+    def dies() -> NDArray[np.float32]:
+        os._exit(1)
+
+    with pytest.raises(TmaError, match=r"a worker was killed 4 times, .* Give smaller files"):
+        tma.arrange("tma_min", [dies], np.eye(2), cluster="ray")  # type: ignore[list-item]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from tma.arrange.rounds import Inputs, Texts, first_places, joined
 from tma.arrange.spec import ORDERS, Exchanges, Floats, Method, Numbers, Order, find_order
+from tma.cluster import check_cluster
 from tma.errors import check_length, check_texts, wrong
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ def arrange(
         X: (n, d) unit embeddings of the training rows, in memory or memory-mapped. With `cluster`
             also a folder of .npy files, in the sequence of their names, or a list of such files,
             local to all nodes or of an object store (s3://…): they are read where they are used.
+            `pool`, `drop_leaks` and `exclude_near_duplicates` do not go with files.
         Y: (m, d) unit embeddings of the test rows.
         tasks: the task of each training row, for the orders that go by tasks.
         texts: training and test texts, for `measure="bigram_kl"`.
@@ -88,13 +90,20 @@ def arrange(
 
     Raises:
         ParameterError: an unknown name or setting, or `tasks` or `texts` that are missing or of
-            another length than X; a cluster that cannot be used. It is a ValueError.
+            another length than X; a cluster or files that cannot be used, or that do not go with
+            the order. It is a ValueError.
         ValueError: embeddings that are empty, not finite, not unit rows, or of unequal width.
+        TmaError: a worker of the cluster was killed again and again.
 
     Source: the paper's sections on data arrangement, similarity, granularity and TMA.
     """
     method = Method(name, **settings)
-    if cluster is not None and not isinstance(X, np.ndarray):
+    if cluster is not None:
+        check_for_cluster(method, cluster)
+    if _names_files(X):
+        if cluster is None:
+            came = fspath(X) if isinstance(X, PathLike) else X
+            raise wrong("X", came, 'an array (np.load), or cluster="ray", which reads files')
         return ordered(_of_files(method, X, Y, cluster, device))
     given: dict[str, Any] = {"texts": texts, "exchanges": exchanges, "device": device}
     inputs = prepared(method, X, Y, tasks=tasks, **given)  # type: ignore[arg-type]
@@ -116,7 +125,6 @@ def _on_cluster(inputs: Inputs, cluster: str) -> Inputs:
     from tma.arrange.sharded import ShardedRows, shard_sources
     from tma.cluster import Tasks
 
-    _check_for_cluster(inputs.method)
     tasks = Tasks(cluster, gpu=inputs.device != "cpu")
     rows: Any = ShardedRows(shard_sources(inputs.X.float32, tasks.slots), tasks)
     return replace(inputs, X=rows)
@@ -130,7 +138,6 @@ def _of_files(
     from tma.arrange.sharded import AsStored, ShardedRows, shard_sources
     from tma.cluster import Tasks
 
-    _check_for_cluster(method)
     for setting in ("pool", "drop_leaks", "exclude_near_duplicates"):
         if value := getattr(method, setting):
             raise wrong(setting, value, "none where X is files; take such rows out before")
@@ -140,7 +147,17 @@ def _of_files(
     return Inputs(method, train, test.float32, cast("Numbers", AsStored()), device=device)
 
 
-def _check_for_cluster(method: Method) -> None:
+def _names_files(X: Any) -> bool:
+    """Return whether X names files, or holds functions that return rows, and is no rows itself."""
+    parts = [X] if isinstance(X, str | PathLike) else X
+    return isinstance(parts, Sequence) and any(
+        isinstance(part, str | PathLike) or callable(part) for part in parts
+    )
+
+
+def check_for_cluster(method: Method, cluster: str) -> None:
+    """Refuse an order that a cluster cannot make, before anything is read."""
+    check_cluster(cluster)
     if not method.name.startswith("tma_") and "measure" not in find_order(method.name).settings:
         raise wrong("order", method.name, "an order of TMA, nearest or farthest, on a cluster")
     if method.measure == "bigram_kl":

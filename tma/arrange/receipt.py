@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tma.arrange.orders import ordered, pool_rows, prepared
+from tma.arrange.orders import check_for_cluster, ordered, pool_rows, prepared
 from tma.arrange.rounds import Inputs
 from tma.arrange.spec import Method, Numbers
 from tma.data import load as data
@@ -241,6 +241,8 @@ def arrange_dataset(
         AssetError: a built-in encoder cannot be fetched.
     """
     method = method if isinstance(method, Method) else Method(method)
+    if cluster is not None:
+        check_for_cluster(method, cluster)
     found = find_encoder(encoder)
     pool = pool_rows(method, len(train))
     source = train if pool is None else train.select(pool)

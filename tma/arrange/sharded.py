@@ -13,8 +13,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -273,15 +275,33 @@ def _array(source: str) -> NDArray[np.floating]:
 
 def shard_sources(X: Any, parts: int) -> list[Source]:
     """Return the shards of an array, which is cut, of a folder of .npy files, or of their list."""
-    if isinstance(X, str | Path) and "://" not in str(X) and Path(X).is_dir():
-        X = sorted(Path(X).glob("*.npy"))
     if isinstance(X, np.ndarray):
         UnitRows(X, "X")  # refuses what has no rows
         parts = max(parts, -(-X.nbytes // PART))
         return np.array_split(X, min(parts, len(X)))
-    files = [X] if isinstance(X, str | Path) else X
-    if not isinstance(files, Sequence) or not files:
+    X = fspath(X) if isinstance(X, PathLike) else X
+    files = _files(X) if isinstance(X, str) else X
+    if not files or not all(isinstance(one, str | PathLike) or callable(one) for one in files):
         raise wrong("X", X, "an array, a folder of .npy files, or a list of them")
-    if all(callable(one) for one in files):
-        return [*files]
-    return [str(one) if "://" in str(one) else str(Path(one).absolute()) for one in files]
+    return [one if callable(one) else _absolute(fspath(one)) for one in files]
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def _files(place: str) -> list[str]:
+    """Return the .npy files of a folder by name, or the one that `place` is."""
+    if "://" not in place:
+        return [*map(str, sorted(Path(place).glob("*.npy")))] if Path(place).is_dir() else [place]
+    if place.endswith(".npy"):
+        return [place]
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(place)
+        names = [found.base_name for found in system.get_file_info(fs.FileSelector(path))]
+    except (OSError, ValueError) as error:
+        raise ParameterError(f"X={place!r} cannot be read: {first_line(error)}") from error
+    names = sorted(name for name in names if name.endswith(".npy"))
+    return [f"{place.rstrip('/')}/{quote(name)}" for name in names]

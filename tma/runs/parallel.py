@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tma.arrange.orders import pool_rows
 from tma.arrange.spec import Numbers
-from tma.cluster import WAIT, check_left, check_room, connect
+from tma.cluster import RETRIES, WAIT, check_cluster, check_left, check_room, connect
 from tma.data.load import fingerprint
 from tma.embed import embed_pair
 from tma.errors import (
@@ -55,8 +55,6 @@ _ENVIRONMENT = {
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-_RETRIES = 3
-"""How often a run goes on elsewhere after the death of a node or of its process."""
 
 
 def run_all(
@@ -99,6 +97,8 @@ def run_all(
             f"processes={processes} and cluster={cluster!r} both say how many runs are made at a "
             "time. Give one of the two; a cluster makes as many as it has GPUs or CPUs."
         )
+    if cluster is not None:
+        check_cluster(cluster)
     # By their text: `columns` makes settings that cannot be hashed.
     distinct = {canonical_json(c.to_json()): c for group in configs.values() for c in group}
     missing = [config for config in distinct.values() if stored(config) is None]
@@ -217,7 +217,7 @@ def make_runs_on(cluster: str, configs: Sequence[RunConfig]) -> Iterator[RunConf
     worker = dict.fromkeys(kinds, 1.0)
     check_room(ray, worker)
     with _stopped_by_sigterm(), _sign() as sign:
-        given: dict[str, Any] = {"max_calls": 1, "max_retries": _RETRIES}
+        given: dict[str, Any] = {"max_calls": 1, "max_retries": RETRIES}
         given |= {"num_cpus": 1, "num_gpus": worker.get("GPU", 0)}
         given["runtime_env"] = {"env_vars": _shared_environment()}
         make = ray.remote(**given)(_make_shared)
@@ -274,7 +274,7 @@ def _check_task(ray: ModuleType, task: Any, config: RunConfig) -> None:
         raise _failure(config, error.cause or error) from None
     except ray.exceptions.RayError as error:
         raise TrainingError(
-            f"{_named(config)} was killed {_RETRIES + 1} times, with its node or for lack of "
+            f"{_named(config)} was killed {RETRIES + 1} times, with its node or for lack of "
             f"memory: {first_line(error)} Where runs need more memory, start nodes with fewer CPUs "
             "(ray start --num-cpus). Finished ones are kept."
         ) from error
