@@ -118,7 +118,7 @@ def streamed(wanted: int, minutes: float) -> Iterator[Timing]:
         yield Timing("streamed", shards * PART, shards, 2, seconds, float("nan"))
         shards *= 2
     done = shards // 2 * PART
-    if done < STREAMED:
+    if seconds and done < STREAMED:
         whole = seconds * STREAMED / done  # in proportion to the rows: the last line's
         yield Timing("whole", STREAMED, STREAMED // PART, 2, whole, float("nan"))
 
