@@ -71,7 +71,7 @@ def test_the_table_has_a_line_for_each_case_and_system(
         "distances": ["product", "wsd", *MEASURES],
     }
     assert set(lines[0]) == {"case", "system", "seconds", "ratio", "peak_mb", "runs"}
-    assert all(line["seconds"] > 0 for line in lines)
+    assert all(line["seconds"] >= 0 for line in lines)  # the smallest take less than a tick
     assert lines[0]["ratio"] == 1
     assert "literal-t" in capsys.readouterr().out
 

@@ -77,7 +77,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
         "measure": "nearest − coarse nearest: final loss, nats a token",
         **{"estimate": -0.2, "low": -0.3, "high": -0.1, "n": 18, "seeds": 3},
         **{"verdict": "supported", "others_low": None, "others_high": None},
-        **{"generalizes": False, "runs": None},
+        **{"generalizes": False, "runs": None, "side": "negative"},
     }
     assert list(other) == list(told)
     assert [value for value in other.values() if value] == [

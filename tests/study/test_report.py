@@ -77,7 +77,7 @@ def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
     random = [stored(tmp_path / f"s{s}", "tma_rt", losses[s], s) for s in (0, 1)]
     runs = {"tma_rt": random, "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)]}
     assert report.seed_band(study, random) == (-0.25, 0.25)
-    grey = 'style="fill: #444444; fill-opacity: 0.25"'
+    grey = 'style="fill: #444444; fill-opacity: 0.2"'
     assert grey in report.comparison(study, "one", runs, "tma_rt", {}).forms["image/svg+xml"]
     monkeypatch.setattr(StudyConfig, "folds", 5)
     assert report.seed_band(study, random) is None
