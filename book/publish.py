@@ -13,8 +13,10 @@ import ast
 import re
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
@@ -25,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"
 """The notebook whose comparison stands in the README."""
 GLUED = "application/papermill.record/text/plain"
+FILL: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 INJECTED = "injected-parameters"
 """Papermill's tag of the cell with the parameters given."""
 
@@ -63,21 +66,23 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
 def glued(notebook: nbformat.NotebookNode) -> dict[str, str | float]:
     """Return the numbers and words that a notebook's cells gave to the text, by name."""
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
-    named = {one.metadata.scrapbook.name: one for one in outputs if "scrapbook" in one.metadata}
-    return {name: ast.literal_eval(one.data[GLUED]) for name, one in named.items()}
+    marked = [output for output in outputs if "scrapbook" in output.get("metadata", {})]
+    return {one.metadata.scrapbook.name: ast.literal_eval(one.data[GLUED]) for one in marked}
 
 
 def resolved(
     text: str, notebooks: Mapping[str, nbformat.NotebookNode], verdicts: Sequence[Verdict]
 ) -> str:
-    """Return text of the book with the values of its roles in their place, as plain Markdown."""
+    """Return a list of the book with the values of its roles in their place, as plain Markdown."""
     found = {f"notebooks/{name}.ipynb": glued(notebook) for name, notebook in notebooks.items()}
 
     def value(match: re.Match[str]) -> str:
         return format(found[match["notebook"]][match["key"]], match["format"])
 
     text = text.replace("{claims}`counts`", counts(verdicts))
-    return re.sub(r"\{glue:text\}`(?P<notebook>[^:`]+)::(?P<key>\w+):(?P<format>[^`]+)`", value, text)
+    role = r"\{glue:text\}`(?P<notebook>[^:`]+)::(?P<key>\w+):(?P<format>[^`]+)`"
+    items = re.split(r"^- ", re.sub(role, value, text), flags=re.MULTILINE)[1:]
+    return "\n".join(textwrap.fill("- " + " ".join(item.split()), 128, **FILL) for item in items)
 
 
 def with_result(readme: str, result: str) -> str:
