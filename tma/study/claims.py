@@ -2,7 +2,8 @@
 
 Where a difference lacks runs, its claim is not decided yet; one seed decides nothing, since its
 intervals say nothing about other seeds. `python -m tma.study.claims out` gathers
-`out/*/claims.json` into `out/claims.json`.
+`out/*/claims.json` into `out/claims.json`; `… beside LIVE PUBLISHED` sets two such files side by
+side.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from tma.errors import DataError, check_choice
+from tma.runs.store import portable
 from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
@@ -67,6 +70,20 @@ NOTEBOOKS = {
     "rule within a round": "05_order_or_selection",
 }
 """The notebook that tests each of them."""
+ARMS = {
+    "C1": "1,2",
+    "C2": "1,2",
+    "C3": "2",
+    "C4": "1,1b,2",
+    "C5": "1,1b,2",
+    "C6": "1,1b,6b",
+    "C7": "1,1b,6",
+    "C8": "1,2",
+    "order against selection": "1,1b,6",
+    "near-duplicates": "1,1b,7a,7b",
+    "rule within a round": "1,1b",
+}
+"""The arms of the plan whose runs decide each; 1 with 1b tells how far seeds differ."""
 SHORT = {
     "C1": "early",
     "C2": "loss is steady",
@@ -103,6 +120,7 @@ REPORTED = {
     ),
     "C8": Reported("follows from the others; not measured by itself"),
 }
+ONE_SEED = "one seed decides nothing"
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
 VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
@@ -130,6 +148,12 @@ class Verdict:
     """The runs it was made from, by `made_from`."""
     side: Side | None = None
     """Where the claim puts the number; None: on either side of zero."""
+    scale: str | None = None
+    """Of its runs, as the next three; None: there are none, or an older version wrote it."""
+    model: str | None = None
+    steps: int | None = None
+    instances: int | None = None
+    """Training instances of a run, at most."""
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, tuple(CLAIMS))
@@ -327,7 +351,7 @@ def _verdict(
         return _undecided(claim, f"repeated folds (arm 1b), for {decision.name}")
     verdict = decision.verdict
     if study.seeds < 2:
-        verdict, measure = "inconclusive", f"{measure}; one seed decides nothing"
+        verdict, measure = "inconclusive", f"{measure}; {ONE_SEED}"
     return Verdict(
         claim,
         NOTEBOOKS[claim],
@@ -337,6 +361,31 @@ def _verdict(
         *(others.interval.low, others.interval.high),
         generalizes=verdict == others.verdict == "supported",
         side=decision.side,
+    )
+
+
+def commands(claim: str) -> tuple[str, str]:
+    """Return the commands that make a claim's runs of scale `study`, and that read them."""
+    notebook = f"notebooks/{NOTEBOOKS[claim]}.ipynb"
+    return f"tma study --arms {ARMS[claim]}", f"papermill {notebook} out.ipynb -p scale study"
+
+
+def traced(verdict: Verdict, study: StudyConfig, runs: Runs) -> Verdict:
+    """Return a chapter's verdict with the runs that it read, and the settings of the claim's own.
+
+    C7 is about the blocks of rounds, which are shorter than what other claims compare.
+    """
+    every, blocks = [*chain.from_iterable(runs.values())], verdict.claim == "C7"
+    verdict = dataclasses.replace(verdict, runs=made_from(run.key for run in every))
+    own = [run.manifest for run in every if run.config.order.startswith("tma_rounds[") == blocks]
+    if not own:
+        return verdict
+    return dataclasses.replace(
+        verdict,
+        scale=study.scale,
+        model=portable(own[0]["config"])["model"],
+        steps=max(manifest["steps"] for manifest in own),
+        instances=max(manifest["instances"] for manifest in own),
     )
 
 
@@ -412,6 +461,39 @@ def cells(verdict: Verdict) -> dict[str, str]:
     }
 
 
+def beside(live: Path, published: Path) -> str:
+    """Return one's own verdict on C6 above the published one, and what a difference means."""
+    told = list[str]()
+    for name, path in (("this run", live), ("published", published)):
+        one = next((verdict for verdict in read(path) if verdict.claim == "C6"), None)
+        if one is None:
+            raise DataError(f"{path} has no verdict on C6. Run notebooks/04_tma.ipynb for one.")
+        number = "" if one.estimate is None else format_estimate(one.estimate, one.low, one.high)
+        measure = one.measure.removesuffix(f": {ALONG}").removesuffix(f": {ALONG}; {ONE_SEED}")
+        told += [f"{name:<10} {measure}: {number or '–'}, {one.verdict}", f"{'':<10} {_size(one)}"]
+    return "\n".join(
+        [
+            f"{SHORT['C6']} (C6): {ALONG}, with a 95 % interval",
+            *told,
+            "One seed and few test instances decide nothing: where this run differs from the "
+            "published result, chance,\nmodel and scale differ too, so that it speaks neither for "
+            "nor against it.",
+        ]
+    )
+
+
+def _size(verdict: Verdict) -> str:
+    """Return what a verdict was made of, in words."""
+    told = {
+        "scale {}": verdict.scale,
+        "{}": verdict.model,
+        "{:,} training instances a run": verdict.instances,
+        "{:,} test instances": verdict.n,
+        "seeds: {}": verdict.seeds,
+    }
+    return ", ".join(form.format(value) for form, value in told.items() if value is not None)
+
+
 def answers(verdicts: Sequence[Verdict]) -> list[str]:
     """Return the results in sentences: how the paper's claims stand, what TMA gains, and what
     selection does beside order.
@@ -437,11 +519,15 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Gather the verdicts below a folder into its claims.json; return the exit status."""
-    out = Path(arguments[0])
+    """Gather the verdicts below a folder, or set two files side by side; return the exit status."""
     try:
-        folders = sorted(file.parent for file in out.glob("*/claims.json"))
-        write(out / "claims.json", collect(folders))
+        match arguments:
+            case ["beside", live, published]:
+                sys.stdout.write(f"{beside(Path(live), Path(published))}\n")
+            case _:
+                out = Path(arguments[0])
+                folders = sorted(file.parent for file in out.glob("*/claims.json"))
+                write(out / "claims.json", collect(folders))
     except DataError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
