@@ -1,8 +1,8 @@
 """The role `fact`: numbers about the study, from its plan and the published runs.
 
-`` {fact}`runs-made` `` is how many of the planned runs `book/runs` holds, `` {fact}`runs-made-1b` ``
-how many of arm 1b. What only the runs know, such as the test instances, is read from those of RT in
-arm 1, which test every fold once.
+`` {fact}`runs-made` `` is how many of the planned runs `book/runs` holds, and
+`` {fact}`runs-made-1b` `` how many of arm 1b. What only the runs know, such as the test instances,
+is read from those of RT in arm 1, which test every fold once.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.stored_runs import FAR, NEAR, stored
-from tma.runs.store import Run
 from tma.study import claims, report
 from tma.study.effects import Effect
 from tma.study.settings import StudyConfig
