@@ -94,8 +94,8 @@ def read_pages(site: Path) -> dict[str, BeautifulSoup]:
 
 
 def text_of(tag: Tag | None) -> str:
-    """The words of a tag; lines may end anywhere."""
-    return "" if tag is None else " ".join(tag.get_text(" ").split())
+    """The words of a tag; lines may end anywhere, and Sphinx bends apostrophes."""
+    return "" if tag is None else " ".join(tag.get_text().replace("’", "'").split())
 
 
 def labels(tag: Tag) -> list[str]:
