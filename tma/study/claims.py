@@ -121,6 +121,8 @@ REPORTED = {
     "C8": Reported("follows from the others; not measured by itself"),
 }
 ONE_SEED = "one seed decides nothing"
+DIFFERENCE = """One seed and few test instances decide nothing. Where the two differ, model, scale
+and chance differ too: this run speaks neither for nor against the published one."""
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
 VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
@@ -463,23 +465,16 @@ def cells(verdict: Verdict) -> dict[str, str]:
 
 def beside(live: Path, published: Path) -> str:
     """Return one's own verdict on C6 above the published one, and what a difference means."""
-    told = list[str]()
+    told = [f"{SHORT['C6']} (C6), {ALONG}, with a 95 % interval:"]
     for name, path in (("this run", live), ("published", published)):
         one = next((verdict for verdict in read(path) if verdict.claim == "C6"), None)
         if one is None:
             raise DataError(f"{path} has no verdict on C6. Run notebooks/04_tma.ipynb for one.")
-        number = "" if one.estimate is None else format_estimate(one.estimate, one.low, one.high)
-        measure = one.measure.removesuffix(f": {ALONG}").removesuffix(f": {ALONG}; {ONE_SEED}")
-        told += [f"{name:<10} {measure}: {number or '–'}, {one.verdict}", f"{'':<10} {_size(one)}"]
-    return "\n".join(
-        [
-            f"{SHORT['C6']} (C6): {ALONG}, with a 95 % interval",
-            *told,
-            "One seed and few test instances decide nothing: where this run differs from the "
-            "published result, chance,\nmodel and scale differ too, so that it speaks neither for "
-            "nor against it.",
-        ]
-    )
+        measure = one.measure.removesuffix(f"; {ONE_SEED}").removesuffix(f": {ALONG}")
+        if one.estimate is not None:
+            measure += f": {format_estimate(one.estimate, one.low, one.high)}"
+        told += [f"{name:<10} {measure}: {one.verdict}", f"{'':<10} {_size(one)}".rstrip()]
+    return "\n".join([*told, DIFFERENCE])
 
 
 def _size(verdict: Verdict) -> str:
