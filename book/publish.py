@@ -1,7 +1,7 @@
 """Take the executed chapters, their verdicts and a figure from `out/published` into the book.
 
-The README gets the answers of the book's first page, and its figure. A picture's alternative text is
-the one that its cell made, with the result. What depends on the moment or the
+The README gets the answers of the book's first page, and its figure. A picture's alternative text
+is the one that its cell made, with the result. What depends on the moment or the
 machine is left out (progress bars, times, the paths papermill notes, the name it draws for its
 cell), so that the same runs give the same files. What the runs measured stays as it is; a notebook
 with a stored error is refused, and then nothing is written.

@@ -88,7 +88,7 @@ def svg(verdicts: Sequence[Verdict]) -> str:
         limit = reach(own)
         scale = PLOT / 2 / limit
         for verdict in own:
-            parts += row(verdict, y, scale)
+            parts += ["<g>", *row(verdict, y, scale), "</g>"]
             y += ROW
         parts += axis(unit, y - 12, top, limit, scale)
         y += 52

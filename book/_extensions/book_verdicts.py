@@ -1,7 +1,7 @@
 """The roles `verdict` and `claims`: what prose says of a claim is held against the stored verdict.
 
-``{verdict}`C4: inconclusive` `` shows *inconclusive*, and is a warning, which fails the build, where
-`claims.json` says otherwise. ``{claims}`counts` `` shows how the paper's claims stand.
+``{verdict}`C4: inconclusive` `` shows *inconclusive*, and is a warning, which fails the build,
+where `claims.json` says otherwise. ``{claims}`counts` `` shows how the paper's claims stand.
 """
 
 from __future__ import annotations

@@ -297,8 +297,12 @@ def test_what_has_not_been_made_is_named() -> None:
     along = turned(BELOW, ABOVE)
     del along["NFT shuffled in rounds − RT, without labels"]
     found = claims.order_of_rounds(STUDY, along, KINDS)
-    assert (found.verdict, found.estimate) == ("not decided yet", None)
-    assert found.measure == "not made yet: NFT shuffled in rounds − RT, without labels"
+    assert (found.verdict, found.estimate, found.side) == ("not decided yet", -0.2, "negative")
+    so_far, _, waited = found.measure.partition("; ")
+    assert so_far.startswith("so far NFT − RT, with labels: mean loss along the way")
+    assert waited == "not made yet: NFT shuffled in rounds − RT, without labels"
+    none = claims.order_of_rounds(STUDY, {}, KINDS[:1])
+    assert (none.verdict, none.estimate) == ("not decided yet", None)
     # Of data without labels, none is missing.
     assert claims.order_of_rounds(STUDY, along, KINDS[:1]).verdict == "supported"
     larger = claims.selection_over_order(STUDY, {}, {}, {}, 920)
@@ -317,8 +321,10 @@ def test_the_published_study_waits_for_repeated_folds() -> None:
     unbounded = effect(-math.inf, math.inf)
     unknown = replace(unbounded, tasks=replace(unbounded.tasks, estimate=-0.2))
     found = claims.fine_beats_coarse(PUBLISHED, {COARSE: unknown})
-    assert (found.verdict, found.estimate) == ("not decided yet", None)
-    assert found.measure == f"not made yet: repeated folds (arm 1b), for {COARSE}"
+    assert (found.verdict, found.estimate, found.low) == ("not decided yet", -0.2, None)
+    assert (found.others_low, found.others_high) == (unknown.datasets.low, unknown.datasets.high)
+    waiting = f"so far {COARSE}: final loss, nats a token; not made yet: repeated folds (arm 1b)"
+    assert found.measure == waiting
     shown = claims.fine_beats_coarse(STUDY, {COARSE: unknown})
     assert (shown.verdict, shown.estimate, shown.low) == ("inconclusive", -0.2, None)
 

@@ -11,7 +11,16 @@ from tests.stored_runs import FAR, NEAR, Losses, moved, stored
 from tma.errors import DataError, ParameterError
 from tma.runs.store import Run
 from tma.study import effects
-from tma.study.effects import Spread, combined, contrasts, course, effect, outweighs
+from tma.study.effects import (
+    Spread,
+    by_task,
+    combined,
+    contrasts,
+    course,
+    effect,
+    outweighs,
+    variety,
+)
 
 Finals = dict[tuple[str | None, str], float]
 STILL = Spread(0.0, 5)
@@ -96,7 +105,7 @@ def test_runs_are_paired_by_seed(tmp_path: Path) -> None:
     assert (found.estimate, found.tasks.low, found.tasks.high) == (-0.5, -0.5, -0.5)
     assert (found.tasks.seeds, found.own_spread) == (2, (0, 1))
     steps = course(near, far)
-    assert [(one.step, one.estimate) for one in steps] == [(0, 0), (2, -1), (4, -0.5)]
+    assert {step: one.estimate for step, one in steps.items()} == {0: 0, 2: -1, 4: -0.5}
 
 
 def test_a_run_without_chance_stands_beside_every_seed(tmp_path: Path) -> None:
@@ -213,8 +222,32 @@ def test_each_seed_is_read_along_its_own_whole_way(tmp_path: Path) -> None:
     # A longer run beside a shorter one is read up to the end of that one, between its steps.
     longer = [ramp("random", 0, whole, 0), ramp("random", 0, whole, 1)]
     assert effect(nft, longer).estimate == pytest.approx((0.75 + second) / 2)
-    # After a step only what all seeds evaluated is compared.
-    assert [gap.step for gap in course(nft, rt)] == [0, 4]
+    # After a step only what all seeds evaluated is compared; ends stand at the last one.
+    assert {step: gap.estimate for step, gap in course(nft, rt).items()} == {0: 1, 4: 1, 8: 0.125}
+
+
+def test_a_task_is_the_mean_of_its_instances(tmp_path: Path) -> None:
+    near, far = (
+        [stored(tmp_path / f"{name}{s}", name, losses, s) for s in (0, 1)]
+        for name, losses in (("nearest", NEAR), ("farthest", FAR))
+    )
+    rows = by_task(near, [*far], "final")
+    assert rows.to_dict("index") == {t: {"gap": -0.5, "tokens": 2, "n": 2} for t in "ab"}
+    with pytest.raises(ParameterError, match="measure='best'"):
+        by_task(near, far, "best")
+
+
+def test_orders_are_told_by_the_tasks_of_their_first_steps(tmp_path: Path) -> None:
+    runs = {
+        name: [stored(tmp_path / name, name, losses)]
+        for name, losses in (("cluster", FAR), ("random", NEAR))
+    }
+    for name, tasks in (("cluster", 1.5), ("random", 8.0)):
+        rows = {"step": [1, 2, 3, 4], "effective_tasks": [tasks, tasks + 1, 99.0, 99.0]}
+        pd.DataFrame(rows).to_parquet(tmp_path / name / "training.parquet")
+    found = variety(runs, "random", steps=2)
+    assert [*found] == ["random", "cluster"]
+    assert [(tasks, gap.estimate) for tasks, gap in found.values()] == [(8.5, 0), (2, 1)]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

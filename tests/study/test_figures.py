@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tests.stored_runs import FAR, NEAR, stored
 from tma.arrange.spec import ORDERS
 from tma.errors import ParameterError
 from tma.runs.store import Run
-from tma.study import figures
+from tma.study import figures, paper
 from tma.study.effects import Effect, course
 from tma.study.exposure import Association
 from tma.study.statistics import Interval
@@ -62,8 +63,45 @@ def test_a_comparison_names_its_axes_and_orders(runs: dict[str, list[Run]]) -> N
     assert legend(top) == ["NFT, nearest first", "FFT, farthest first"]
     assert below.get_title() == "NFT, nearest first"
     assert below.get_ylabel() == "minus FFT (nats)"
-    assert len(below.collections) == 1  # the interval; one seed has no spread
-    assert list(below.get_lines()[-1].get_ydata()) == [0, -1, -0.5]
+    assert not below.collections  # one seed has no interval and no spread
+    assert list(below.get_lines()[0].get_ydata()) == [0, -1, -0.5]
+    assert [tick.get_text() for tick in top.get_xticklabels()] == ["0", "1", "2", "4"]
+
+
+def test_what_the_paper_shows_stands_at_its_share_of_the_steps(runs: dict[str, list[Run]]) -> None:
+    gaps = {"tma_nft": course(runs["tma_nft"], runs["tma_fft"])}
+    shown = {"tma_nft": {0.5: -0.34}}
+    below, _ = figures.comparison_figure(runs, gaps, "tma_fft", paper=shown).axes
+    [mark] = [line for line in below.get_lines() if line.get_marker() == "D"]
+    assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (2, -0.34)
+    assert paper.gaps(paper.ROUNDS, "tma_fft")["tma_nft"] == {0.5: pytest.approx(-0.34)}
+
+
+def test_both_intervals_are_drawn_where_they_are_known(runs: dict[str, list[Run]]) -> None:
+    gaps = course(runs["tma_nft"], runs["tma_fft"])
+    wide = {step: replace(one, datasets=Interval(-1, -2, 0, 4, 1)) for step, one in gaps.items()}
+    below, _ = figures.comparison_figure(runs, {"tma_nft": wide}, "tma_fft").axes
+    assert len(below.collections) == 1  # of one seed that for these tasks is not known
+    both = {step: replace(one, tasks=Interval(-1, -1.5, -0.5, 4, 1)) for step, one in wide.items()}
+    below, _ = figures.comparison_figure(runs, {"tma_nft": both}, "tma_fft").axes
+    assert len(below.collections) == 2
+    axes = figures.intervals_figure({"a": next(iter(wide.values()))}, paper={"a": 0.5}).axes[0]
+    assert list(axes.get_lines()[1].get_xdata()) == [-2, 0]
+    [mark] = [line for line in axes.get_lines() if line.get_marker() == "D"]
+    assert list(mark.get_xdata()) == [0.5]
+
+
+def test_a_task_is_a_dot_over_its_responses_and_an_order_a_row_of_two() -> None:
+    rows = pd.DataFrame({"gap": [0.5, -1.0], "tokens": [2.0, 8.0], "n": [4, 16]}, index=["a", "b"])
+    [axes] = figures.tasks_figure({"NFT − RT": rows}).axes
+    [dots] = axes.collections
+    assert dots.get_offsets().tolist() == [[2, 0.5], [8, -1]]
+    assert dots.get_sizes().tolist() == [16, 64]
+    one = Effect(Interval(1, 0.5, 1.5, 4, 1), Interval(1, 0, 2, 4, 1), (0, 2), 0, 0, 0, None)
+    left, right = figures.variety_figure({"cluster": (1.5, one)}, "loss").axes
+    assert [bar.get_width() for bar in left.patches] == [1.5]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["cluster"]
+    assert right.get_xlabel() == "loss"
 
 
 def test_a_comparison_has_a_panel_for_each_difference(runs: dict[str, list[Run]]) -> None:

@@ -33,7 +33,9 @@ def test_equal_figures_are_equal_files(study: StudyConfig) -> None:
         assert one == two
     svg = (study.out / "two.svg").read_text("utf-8")
     assert shown[0].forms["image/svg+xml"] == svg
-    assert shown[1]._repr_mimebundle_() == {"image/svg+xml": svg, "text/plain": "two.svg"}
+    forms = {"image/svg+xml": svg, "text/plain": "two.svg"}
+    assert shown[1]._repr_mimebundle_() == forms
+    assert replace(shown[1], alt="A line.")._repr_mimebundle_() == (forms, {"alt": "A line."})
 
 
 def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -> None:
@@ -69,8 +71,11 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig, tmp_path: Path)
 def test_a_reader_sees_what_is_trained(tmp_path: Path) -> None:
     runs = [stored(tmp_path / f"s{s}", "tma_nft", NEAR, s, instances=60 + s) for s in (0, 1)]
     [row] = report.runs_table({"tma_nft, shuffled": runs}).reset_index().to_dict("records")
-    of_runs = {"order": "tma_nft", "runs": 2, "seeds": "0, 1", "published": 0}
-    assert row == {"index": "tma_nft, shuffled", "instances": "60 to 61", "steps": "4", **of_runs}
+    of_runs = {"runs": 2, "seeds": "0 to 1", "training instances": "60 to 61", "steps": "4"}
+    assert row == {"index": "NFT, shuffled in rounds", **of_runs}
+    labels = ("random, sample", "tma_rounds[0:3]", "tma_nft, without labels", "tma_nft_x")
+    names = ["random, sample", "rounds 1 to 3", "NFT, nearest first, without labels", "tma_nft_x"]
+    assert [report.named(label) for label in labels] == names
 
 
 def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
@@ -86,7 +91,39 @@ def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
     assert report.seed_band(study, random) is None
     assert grey not in report.comparison(study, "two", runs, "tma_rt", {}).forms["image/svg+xml"]
     absent = report.comparison(study, "three", {}, "tma_rt", {})
-    assert absent.forms["text/markdown"] == "*Not made yet: the runs of tma_rt.*"
+    assert absent.alt == "Not made yet: the runs of RT, random."
+    assert (study.out / "three.svg").is_file()
+
+
+def test_a_picture_is_told_with_its_result(study: StudyConfig, tmp_path: Path) -> None:
+    runs = {
+        "tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)],
+        "tma_nft": [stored(tmp_path / "nft", "tma_nft", NEAR)],
+    }
+    shown = report.comparison(study, "one", runs, "tma_rt", {})
+    told = "NFT, nearest first: at most -1.000 nats a token, at step 2, and -0.500 at the end."
+    assert shown.alt.endswith(told)
+    effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
+    found = report.saved_intervals(study, "two", {"NFT − RT": effect}, "difference")
+    assert found.alt == "Difference. NFT − RT: -0.200 (-0.300 to -0.100)."
+
+
+def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
+    runs = {"tma_nft": [stored(tmp_path / "nft", "tma_nft", NEAR)]}
+    [row] = report.summary_table(study, runs).reset_index().to_dict("records")
+    assert row == {
+        "index": "NFT, nearest first", "runs": 1, "training instances": "64", "loss before": 4,
+        "along the way": 2.625, "at the end": 1.5, "fall": "62 %",
+    }  # fmt: skip
+    shares = report.saved_shares(study, "early", {"step 1": Interval(0.5, 0.25, 1, 4, 1)}, "share")
+    assert shares.to_dict() == {"share (95 % interval)": {"step 1": "50% (25% to 100%)"}}
+    pairs = {"NFT − RT": ("tma_nft", "tma_rt")}
+    both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}
+    steps = report.courses_table(pairs, both, {})["NFT − RT"]
+    assert steps.index.tolist() == ["2", "4"]
+    assert steps["2"].startswith("-1.000")
+    none = report.saved_effects(study, "none", {})
+    assert none.forms["text/markdown"] == "*None of these runs has been made yet.*"
 
 
 def test_an_interval_is_glued_with_its_ends_and_a_verdict_by_its_word() -> None:

@@ -32,6 +32,13 @@ def test_the_spread_is_over_the_seeds_of_one_order(tmp_path: Path) -> None:
     assert statistics.seed_range(both, "area") == (-0.3125, 0.3125)
 
 
+def test_the_ends_of_seeds_stand_at_the_last_one(tmp_path: Path) -> None:
+    short = stored(tmp_path / "short", "tma_rt", NEAR, 0, steps=(0, 2, 3))
+    both = [short, stored(tmp_path / "long", "tma_rt", FAR, 1)]
+    found = statistics.mean_curves(both)
+    assert found[["step", "mean"]].to_numpy().tolist() == [[0, 4], [2, 3], [4, 1.75]]
+
+
 def test_tasks_are_no_source_datasets(tmp_path: Path) -> None:
     run = stored(tmp_path / "run", "random", NEAR)
     assert statistics.instances([run])["source"].unique().tolist() == ["unknown"]

@@ -43,9 +43,9 @@ class Shown:
     alt: str = ""
     """What a picture shows, result included, for those who do not see it."""
 
-    def _repr_mimebundle_(self, **_: object) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    def _repr_mimebundle_(self, **_: object) -> Any:
         # `book/publish.py` makes it the alternative text of the picture.
-        return self.forms, {"alt": self.alt} if self.alt else {}
+        return (self.forms, {"alt": self.alt}) if self.alt else self.forms
 
 
 Lengths = tuple[float, ...]

@@ -235,8 +235,8 @@ def glue(**values: str | float | Interval | Effect | Verdict) -> None:
     """Give numbers to the book's glue role under their names, so that none is typed into its text.
 
     Of an interval its estimate is given, and its ends as name_low and name_high; of an effect those
-    that are known, and as name_over for what; of a verdict its word. The record format is MyST-NB's,
-    which need not be there.
+    that are known, and as name_over for what; of a verdict its word. The record format is that of
+    MyST-NB, which need not be there.
     """
     from IPython.core import display_functions
 
