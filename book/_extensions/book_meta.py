@@ -24,8 +24,8 @@ FILLS = {"supported": "#1f77b4", "not supported": "#c44e52"}
 
 def described(doctree: nodes.document) -> str | None:
     """Return the description that the page's front matter gives."""
-    found = (str(m["content"]) for m in doctree.findall(nodes.meta) if m.get("name") == "description")
-    return next(found, None)
+    found = [tag for tag in doctree.findall(nodes.meta) if tag.get("name") == "description"]
+    return str(found[0]["content"]) if found else None
 
 
 def opening(doctree: nodes.document) -> str:
@@ -45,9 +45,7 @@ def tags(told: dict[str, str]) -> str:
     )
 
 
-def put_tags(
-    app: Sphinx, page: str, _template: str, context: dict[str, Any], doctree: Any
-) -> None:
+def put_tags(app: Sphinx, page: str, _template: str, context: dict[str, Any], doctree: Any) -> None:
     """Describe a page; the card has to be named by its whole address, so without one it is not."""
     book, own, words = app.config.html_title, None, ""
     title = app.env.titles[page].astext() if page in app.env.titles else page.capitalize()
@@ -74,8 +72,8 @@ def rows(found: Sequence[Verdict]) -> Iterator[str]:
     for number, verdict in enumerate(v for v in found if v.claim in REPORTED):
         column, line = divmod(number, 4)
         x, y = 80 + 560 * column, 300 + 84 * line
-        fill = FILLS.get(verdict.verdict, "none")
-        yield f'<circle cx="{x}" cy="{y - 10}" r="11" fill="{fill}" stroke="#555" stroke-width="3"/>'
+        mark = f'fill="{FILLS.get(verdict.verdict, "none")}" stroke="#555" stroke-width="3"'
+        yield f'<circle cx="{x}" cy="{y - 10}" r="11" {mark}/>'
         name = f"{verdict.claim} {SHORT[verdict.claim]}"
         yield f'<text x="{x + 36}" y="{y}" font-size="32">{escape(name)}</text>'
         yield (
@@ -86,8 +84,9 @@ def rows(found: Sequence[Verdict]) -> Iterator[str]:
 
 def card(title: str, found: Sequence[Verdict]) -> str:
     """Return the card as SVG: the book's title above the paper's claims and their verdicts."""
+    bold = 'font-size="56" font-weight="bold"'
     lines = "".join(
-        f'<text x="68" y="{102 + 66 * number}" font-size="56" font-weight="bold">{escape(line)}</text>'
+        f'<text x="68" y="{102 + 66 * number}" {bold}>{escape(line)}</text>'
         for number, line in enumerate(textwrap.wrap(title, 36)[:2])
     )
     return (
@@ -95,7 +94,7 @@ def card(title: str, found: Sequence[Verdict]) -> str:
         'font-family="Liberation Sans, Arial, sans-serif" fill="#222">'
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>'
         f'<rect width="{WIDTH}" height="14" fill="#1f77b4"/>'
-        f"{lines}<text x=\"68\" y=\"226\" font-size=\"28\">The claims of a study, run again</text>"
+        f'{lines}<text x="68" y="226" font-size="28">The claims of a study, run again</text>'
         f"{''.join(rows(found))}</svg>"
     )
 
