@@ -36,8 +36,10 @@ KINDS = {
 Entity = dict[str, Any]
 
 
-def _to(*names: str) -> list[Entity]:
-    return [{"@id": name} for name in names]
+def _to(*names: str) -> Entity | list[Entity]:
+    """Return references; the specification wants a single one without a list."""
+    found = [{"@id": name} for name in names]
+    return found[0] if len(found) == 1 else found
 
 
 def _file(path: Path, root: Path) -> Entity:
@@ -136,7 +138,7 @@ def crate(runs: Path, citation: Mapping[str, Any]) -> Entity:
         "on test instances of unseen tasks, step by step. No text of a dataset and no weights.",
         "datePublished": max((one["finished"] for one in told), default="1980-01-01")[:10],
         "license": {"@id": LICENCE},
-        "creator": {"@id": "#authors"},
+        **{role: {"@id": "#authors"} for role in ("author", "creator", "publisher")},
         "citation": {"@id": f"https://doi.org/{citation['references'][0]['doi']}"},
         "hasPart": _to("runs/"),
     }
