@@ -1,6 +1,8 @@
 # study: the TMA study with one seed, in minutes on two CPU cores.   test: the tests.
-# notebooks: every study, JOBS at a time, and the verdicts.   publish: their results → book/.
-# book: the book, into _build/html.   pdf: the book as one file, _build/pdf/tma.pdf.   lint: ruff and mypy.
+# notebooks: every study at scale pocket, JOBS at a time, and the verdicts.
+# publish: the chapters at scale study, from the published runs, trained by nobody now → book/.
+# book: the book, into _build/html.   pdf: the book as one file, _build/pdf/tma.pdf.
+# lint: ruff and mypy.
 # Every target first makes .venv with the locked dependencies; PYTHON chooses the interpreter.
 
 PYTHON ?= python3
@@ -11,12 +13,14 @@ READY := $(VENV)/.ready
 # Notebooks at a time; the runs of one use two cores.
 JOBS ?= 1
 EXECUTED := $(patsubst notebooks/%,out/%,$(sort $(wildcard notebooks/*.ipynb)))
+PUBLISHED := $(EXECUTED:out/%=out/published/%)
+RUNS := $(wildcard book/runs/*/manifest.json)
 SOURCES := $(wildcard tma/*.py tma/*/*.py tma/*/*.toml)
 
 # A notebook that was stopped half way is a draft: only a whole one gets its name.
 define execute
 @mkdir -p $(@D)
-$(BIN)/papermill $< $(@:.ipynb=.draft.ipynb) -p model llama $(1) --log-output --no-progress-bar
+$(BIN)/papermill $< $(@:.ipynb=.draft.ipynb) -p scale $(1) -p output_dir $(@:.ipynb=) $(2) --log-output --no-progress-bar
 @mv $(@:.ipynb=.draft.ipynb) $@
 endef
 
@@ -39,7 +43,7 @@ study: out/study/04_tma.ipynb
 	@echo "figure:   out/study/04_tma/curves.svg (and curves.png)"
 
 out/study/04_tma.ipynb: notebooks/04_tma.ipynb $(SOURCES) $(READY)
-	$(call execute,-p seeds 1 -p output_dir out/study/04_tma)
+	$(call execute,pocket,-p seeds 1)
 
 # Stopped and called again, finished notebooks stay and the next one goes on from its stored runs.
 notebooks: $(READY)
@@ -48,7 +52,14 @@ notebooks: $(READY)
 	@echo "verdicts: out/claims.json"
 
 out/%.ipynb: notebooks/%.ipynb $(SOURCES) $(READY)
-	$(call execute,)
+	$(call execute,pocket)
+
+# The chapter on one's own data trains on files of its own, which no run is published of.
+out/published/06_your_own_data.ipynb: notebooks/06_your_own_data.ipynb $(SOURCES) $(READY)
+	$(call execute,pocket)
+
+out/published/%.ipynb: notebooks/%.ipynb $(SOURCES) $(RUNS) $(READY)
+	$(call execute,study)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 \
@@ -67,7 +78,8 @@ pdf: $(READY)
 	$(BIN)/jupyter-book build book/ --builder singlehtml --all -W -n --keep-going
 	$(BIN)/python book/pdf.py _build/singlehtml/intro.html _build/pdf/tma.pdf
 
-publish: notebooks
+publish: $(PUBLISHED)
+	$(BIN)/python -m tma.study.claims out/published
 	$(BIN)/python book/publish.py
 
 $(READY): requirements.lock pyproject.toml

@@ -1,6 +1,7 @@
-"""Take the executed notebooks, their verdicts and a figure from `out/` into the book.
+"""Take the executed chapters, their verdicts and a figure from `out/published` into the book.
 
-The README gets the verdicts in a sentence, and its figure. What depends on the moment or the
+The README gets the answers of the book's first page, and its figure. A picture's alternative text is
+the one that its cell made, with the result. What depends on the moment or the
 machine is left out (progress bars, times, the paths papermill notes, the name it draws for its
 cell), so that the same runs give the same files. What the runs measured stays as it is; a notebook
 with a stored error is refused, and then nothing is written.
@@ -8,20 +9,25 @@ with a stored error is refused, and then nothing is written.
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from tma.errors import DataError
-from tma.study.claims import Verdict, answers, check_same_run, read
+from tma.study.claims import Verdict, check_same_run, counts, read
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = "04_tma"
 """The notebook whose comparison stands in the README."""
+GLUED = "application/papermill.record/text/plain"
+FILL: Any = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
 INJECTED = "injected-parameters"
 """Papermill's tag of the cell with the parameters given."""
 
@@ -32,7 +38,7 @@ def names(root: Path) -> list[str]:
 
 
 def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.NotebookNode:
-    """Return the notebook without progress bars, times and paths.
+    """Return the notebook without progress bars, times and paths, its pictures with their text.
 
     Raises:
         SystemExit: a cell stored an error, or did not run.
@@ -46,6 +52,9 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
             cell.id = INJECTED  # papermill draws one each time
         if cell.cell_type != "code":
             continue
+        for output in cell.outputs:
+            if alt := output.get("metadata", {}).pop("alt", None):
+                cell.metadata.mystnb.image.alt = alt
         if any(output.output_type == "error" for output in cell.outputs):
             sys.exit(f"{name}: a cell stored an error; run the notebook again before publishing")
         if not cell.execution_count:
@@ -54,10 +63,26 @@ def publishable(notebook: nbformat.NotebookNode, name: str) -> nbformat.Notebook
     return notebook
 
 
-def sentence(verdicts: Sequence[Verdict]) -> str:
-    """Return the results for the README, with a link to the table."""
-    first, *others = answers(verdicts)
-    return f"*{first.removesuffix('.')} ([table](book/claims.md)). {' '.join(others)}*"
+def glued(notebook: nbformat.NotebookNode) -> dict[str, str | float]:
+    """Return the numbers and words that a notebook's cells gave to the text, by name."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    marked = [output for output in outputs if "scrapbook" in output.get("metadata", {})]
+    return {one.metadata.scrapbook.name: ast.literal_eval(one.data[GLUED]) for one in marked}
+
+
+def resolved(
+    text: str, notebooks: Mapping[str, nbformat.NotebookNode], verdicts: Sequence[Verdict]
+) -> str:
+    """Return a list of the book with the values of its roles in their place, as plain Markdown."""
+    found = {f"notebooks/{name}.ipynb": glued(notebook) for name, notebook in notebooks.items()}
+
+    def value(match: re.Match[str]) -> str:
+        return format(found[match["notebook"]][match["key"]], match["format"])
+
+    text = text.replace("{claims}`counts`", counts(verdicts))
+    role = r"\{glue:text\}`(?P<notebook>[^:`]+)::(?P<key>\w+):(?P<format>[^`]+)`"
+    items = re.split(r"^- ", re.sub(role, value, text), flags=re.MULTILINE)[1:]
+    return "\n".join(textwrap.fill("- " + " ".join(item.split()), 128, **FILL) for item in items)
 
 
 def with_result(readme: str, result: str) -> str:
@@ -81,21 +106,22 @@ def publish(root: Path) -> None:
     Raises:
         SystemExit: a notebook was not run, stored an error, or its results are of a later run.
     """
-    out, book = root / "out", root / "book"
+    out, book = root / "out" / "published", root / "book"
     ready = {}
     for name in names(root):
         if not (out / f"{name}.ipynb").is_file():
-            sys.exit(f"{name}: out/{name}.ipynb is missing; run `make notebooks` first")
+            sys.exit(f"{name}: {out / name}.ipynb is missing; run `make publish`")
         if _gives_verdicts(root / "notebooks" / f"{name}.ipynb"):
             if not (out / name / "claims.json").is_file():
                 claims = out / name / "claims.json"
-                sys.exit(f"{name}: {claims} is missing; run `make notebooks` first")
+                sys.exit(f"{name}: {claims} is missing; run `make publish`")
             try:
                 check_same_run(out / name)
             except DataError as error:
                 sys.exit(f"{name}: {error}")
         ready[name] = publishable(nbformat.read(out / f"{name}.ipynb", as_version=4), name)
-    result = sentence(read(out / "claims.json"))
+    answers = (book / "_include" / "answers.md").read_text("utf-8")
+    result = resolved(answers, ready, read(out / "claims.json")).strip()
     for folder in ("notebooks", "images"):
         (book / folder).mkdir(exist_ok=True)
     for name, notebook in ready.items():

@@ -1,4 +1,4 @@
-"""The directives `answers` and `forest-plot`: the verdicts of a file, told and drawn."""
+"""The directive `forest-plot`: the verdicts of a file, drawn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from tma.study.claims import REPORTED, SHORT, Verdict, answers, read
+from tma.study.claims import REPORTED, SHORT, Verdict, read
 
 POWER = (1.96 + 0.84) / 1.96
 """Half-widths of a 95 % interval that an effect needs to be detected with 80 % power."""
@@ -108,18 +108,6 @@ class _OfVerdicts(SphinxDirective):
         return read(Path(path))
 
 
-class Answers(_OfVerdicts):
-    """Say the results."""
-
-    def run(self) -> list[nodes.Node]:
-        """Return one list item a sentence."""
-        items = [
-            nodes.list_item("", nodes.paragraph("", sentence))
-            for sentence in answers(self.verdicts())
-        ]
-        return [nodes.bullet_list("", *items, classes=["answers"])]
-
-
 class Forest(_OfVerdicts):
     """Draw the results, with a caption."""
 
@@ -138,7 +126,6 @@ class Forest(_OfVerdicts):
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the directives."""
-    app.add_directive("answers", Answers)
+    """Register the directive."""
     app.add_directive("forest-plot", Forest)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

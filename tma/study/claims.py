@@ -412,22 +412,12 @@ def cells(verdict: Verdict) -> dict[str, str]:
     }
 
 
-def answers(verdicts: Sequence[Verdict]) -> list[str]:
-    """Return the results in sentences: how the paper's claims stand, what TMA gains, and what
-    selection does beside order.
-    """
-    by = {verdict.claim: verdict for verdict in verdicts}
-    counts = Counter(by[claim].verdict for claim in REPORTED)
-    stand = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
-    told = [f"Of the paper's {len(REPORTED)} claims, {stand}."]
-    for claim, what in (("C6", "Claim C6"), ("order against selection", "Selection over order")):
-        one = by[claim]
-        number = ""
-        if one.estimate is not None:
-            found = format_estimate(one.estimate, one.low, one.high)
-            number = f": {found}, a 95 % interval over {one.n} test instances"
-        told.append(f"{what}, {one.measure}{number}: {one.verdict}.")
-    return told
+def counts(verdicts: Sequence[Verdict]) -> str:
+    """Return how many of the paper's claims have which verdict, in words."""
+    by = Counter(verdict.verdict for verdict in verdicts if verdict.claim in REPORTED)
+    first, *others = (f"{by[verdict]}|{verdict}" for verdict in VERDICTS if by[verdict])
+    first = first.replace("|", " is " if first.startswith("1|") else " are ")
+    return ", ".join([first, *(other.replace("|", " ") for other in others)])
 
 
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:

@@ -123,9 +123,9 @@ class Comparison:
         """Return the losses along the way, and their differences from `random` with intervals."""
         from tma.study.figures import comparison_figure
 
-        gaps = {order: course(own, self.runs["random"]) for order, own in self.runs.items()}
-        known = {o: gap for o, gap in gaps.items() if o != "random" and math.isfinite(gap[-1].high)}
-        return comparison_figure(self.runs, known, "random")
+        others = {order: own for order, own in self.runs.items() if order != "random"}
+        gaps = {order: course(own, self.runs["random"]) for order, own in others.items()}
+        return comparison_figure(self.runs, gaps, "random")
 
     def save(self, folder: Path | str) -> None:
         """Write comparison.json (sentence, notes, keys of runs), two tables as CSV, figure.png."""

@@ -11,7 +11,7 @@ import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ from tma.study.statistics import (
     Runs,
     area,
     by_id,
-    format_estimate,
+    format_interval,
     format_range,
     instances,
     t_interval,
@@ -64,6 +64,16 @@ class Effect:
     """Share of the test instances with a difference below zero."""
     own_spread: Spread | None
     """Of its own seeds; None: no fold was repeated."""
+
+    @property
+    def known(self) -> Interval:
+        """The interval for these tasks; without a spread of seeds that for other datasets."""
+        return self.tasks if math.isfinite(self.tasks.low) else self.datasets
+
+    @property
+    def over(self) -> str:
+        """What the known interval is for."""
+        return "for these tasks" if self.known is self.tasks else "for tasks of other datasets"
 
     @property
     def estimate(self) -> float:
@@ -119,15 +129,41 @@ def outweighs(
 
 def course(
     first: Sequence[Run], second: Sequence[Run], spread: Spread | None = None
-) -> list[Interval]:
-    """Return the difference of two orders after each step that both evaluated, for these tasks."""
+) -> dict[int, Effect]:
+    """Return the difference of two orders by step: those that all runs evaluated, and the end.
+
+    Where seeds end at different steps, the end of each stands at the last of them.
+    """
     differences = PairedDifferences.of([(1, first), (-1, second)])
-    seeds = range(len(differences.curves))
-    shared = pd.concat(differences.curves, keys=seeds, names=["run", "id"], join="inner")
-    return [
-        replace(estimated(values, differences.instances, spread).tasks, step=int(str(step)))
-        for step, values in shared.items()
-    ]
+    curves = differences.curves
+    shared = pd.concat(curves, keys=range(len(curves)), names=["run", "id"], join="inner")
+    ends = [int(curve.columns[-1]) for curve in curves]
+    values = {int(str(step)): gaps for step, gaps in shared.items() if int(str(step)) < min(ends)}
+    values[max(ends)] = differences.read("final")
+    return {step: estimated(gap, differences.instances, spread) for step, gap in values.items()}
+
+
+def by_task(first: Sequence[Run], second: Sequence[Run], measure: str = "area") -> pd.DataFrame:
+    """Return the mean difference of two orders by test task: gap, tokens (a response), n."""
+    check_choice("measure", measure, READINGS)
+    differences = PairedDifferences.of([(1, first), (-1, second)])
+    gap = differences.read(measure)
+    rows = differences.instances.assign(gap=gap.groupby(level="id").mean())
+    grouped = rows.groupby("task")
+    return grouped.agg(gap=("gap", "mean"), tokens=("tokens", "mean"), n=("gap", "size"))
+
+
+def variety(runs: Runs, baseline: str, *, steps: int = 4) -> dict[str, tuple[float, Effect]]:
+    """Return order → effective number of tasks in each of its first steps, averaged, and how far
+    its loss then lies from the baseline's.
+
+    The effective number is the exponential of the entropy of the tasks in a step.
+    """
+    found = dict[str, tuple[float, Effect]]()
+    for order, own in runs.items():
+        tasks = [run.training.query(f"step <= {steps}")["effective_tasks"].mean() for run in own]
+        found[order] = (float(np.mean(tasks)), course(own, runs[baseline])[steps])
+    return dict(sorted(found.items(), key=lambda one: -one[1][0]))
 
 
 def contrasts(
@@ -160,11 +196,16 @@ def table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     return pd.DataFrame(rows, index=list(effects), columns=columns)
 
 
+def format_effect(effect: Effect) -> str:
+    """Return the estimate with its interval for these tasks, or else that for other datasets."""
+    return format_interval(effect.known)
+
+
 def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
     """Return effects as rows for display: each interval in one cell."""
     rows = [
         (
-            format_estimate(e.estimate, e.tasks.low, e.tasks.high),
+            format_interval(e.tasks),
             format_range(e.datasets.low, e.datasets.high),
             format_range(*e.without_one),
             f"{e.median:+.3f}; {e.by_tokens:+.3f}",

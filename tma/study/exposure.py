@@ -30,6 +30,8 @@ from tma.study.statistics import (
     by_instance,
     check_steps,
     clusters_of,
+    format_interval,
+    format_range,
     instances,
     jackknife,
 )
@@ -361,3 +363,18 @@ def table(found: Mapping[str, Association]) -> pd.DataFrame:
     columns = ["estimate", "low", "high", "n", "seeds", "baseline_low", "baseline_high", "p"]
     rows = {name: vars(one) for name, one in found.items() if np.isfinite(one.estimate)}
     return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns)
+
+
+def format_table(found: Mapping[str, Association]) -> pd.DataFrame:
+    """Return the same for display: each interval in one cell."""
+    rows = {
+        name: {
+            "correlation (95 % interval)": format_interval(one),
+            "permuted, middle 95 %": format_range(one.baseline_low, one.baseline_high),
+            "p": f"{one.p:.3f}",
+            "n": f"{one.n:,}",
+        }
+        for name, one in found.items()
+        if np.isfinite(one.estimate)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import wrap
@@ -21,14 +21,14 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from tma.arrange.spec import ORDERS
 from tma.data.describe import check_described, task_sizes, token_counts
 from tma.errors import check_choice
 from tma.study.effects import Effect
 from tma.study.exposure import Association
-from tma.study.statistics import Interval, Runs, mean_curves
+from tma.study.statistics import Runs, mean_curves
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,9 +40,12 @@ class Shown:
     """What a cell displays: MIME type → the same thing in that form."""
 
     forms: Mapping[str, Any]
+    alt: str = ""
+    """What a picture shows, result included, for those who do not see it."""
 
-    def _repr_mimebundle_(self, **_: object) -> Mapping[str, Any]:
-        return self.forms
+    def _repr_mimebundle_(self, **_: object) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        # `book/publish.py` makes it the alternative text of the picture.
+        return self.forms, {"alt": self.alt} if self.alt else {}
 
 
 Lengths = tuple[float, ...]
@@ -89,6 +92,8 @@ STYLES = {
 """Order → its style; one that is not here is a solid black line under its own name."""
 BLACK = "#000000"
 BLUE, GREY = STYLES["tma_nft"].colour, STYLES["tma_rt"].colour
+PAPER: dict[str, Any] = {"color": "#C98500", "marker": "D", "markersize": 7, "linestyle": "none"}
+"""The paper's own value, in every figure."""
 METRICS = {
     "loss": "loss (nats a token)",
     "rouge1": "ROUGE-1 (F-measure)",
@@ -96,11 +101,8 @@ METRICS = {
     "exact_match": "exact match (share)",
     "reward": "reward (no unit)",
 }
-FAMILIES = {
-    "cosine": BLUE,
-    "euclidean": STYLES["tma_max"].colour,
-    "bigram": STYLES["round_robin"].colour,
-}
+FAMILIES = {"cosine": BLUE, "euclidean": "#6A3D9A", "bigram": "#7A7A00"}
+"""Family of a distance → colour, of no order in the same chapter."""
 STATISTICS: dict[str, Lengths] = {"min": (4, 1.5), "max": (1, 1.2), "centroid": (7, 2, 1, 2)}
 """Statistic of a distance over all pairs → dashes; the others are solid."""
 WIDTH = 6.5
@@ -145,19 +147,31 @@ def drawing(
             plt.close(figure)
 
 
-def _label_steps(panels: Iterable[Axes]) -> None:
+def _label_steps(panels: Iterable[Axes], *, base: int = 4) -> None:
+    """Give steps a logarithmic axis that has a zero: most of what happens does so early."""
     for axes in panels:
+        last = float(axes.dataLim.x1)
+        powers = [base**power for power in range(1 + int(math.log(max(1, last), base)))]
         axes.set_xlabel("training step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xscale("symlog", base=2, linthresh=1)
+        axes.set_xlim(0, last * 1.03)
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([0, *powers], ["0", *map("{:,}".format, powers)])
 
 
 def comparison_figure(
-    runs: Runs, gaps: Mapping[str, Sequence[Interval]], baseline: str, *, ranges: bool = True
+    runs: Runs,
+    gaps: Mapping[str, Mapping[int, Effect]],
+    baseline: str,
+    *,
+    ranges: bool = True,
+    paper: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Figure:
     """Return mean test losses and, below them, differences from a baseline (`effects.course`).
 
-    A panel a difference, with its 95 % interval. Grey is how far single seeds of the baseline lie
-    from their mean, if `ranges`: not where seeds test different folds.
+    A panel a difference, with both 95 % intervals. Grey is how far single seeds of the baseline lie
+    from their mean, if `ranges`: not where seeds test different folds. Diamonds are the differences
+    that the `paper` shows, by share of the steps.
     """
     looks, curves = styles(runs), {order: mean_curves(own) for order, own in runs.items()}
     rows = 1 + math.ceil(len(gaps) / 2)
@@ -174,18 +188,21 @@ def comparison_figure(
             axes.remove()
         panels = panels[: len(gaps)]
         seeds = curves[baseline] if ranges else None
-        for axes, (order, intervals) in zip(panels, gaps.items(), strict=True):
-            _draw_difference(axes, intervals, looks[order], looks[baseline], seeds)
+        for axes, (order, course) in zip(panels, gaps.items(), strict=True):
+            _draw_difference(axes, course, looks[order], looks[baseline], seeds)
+            for share, gap in (paper or {}).get(order, {}).items():
+                axes.plot([share * max(course)], [gap], clip_on=False, **PAPER)
             axes.sharey(panels[0])
         for axes in panels[::2]:
             axes.set_ylabel(f"minus {looks[baseline].short} (nats)")
-        _label_steps([top, *panels[-2:]])
+        _label_steps([top], base=2)
+        _label_steps(panels)
     return figure
 
 
 def _draw_difference(
     axes: Axes,
-    intervals: Sequence[Interval],
+    course: Mapping[int, Effect],
     look: Style,
     baseline: Style,
     seeds: pd.DataFrame | None,
@@ -194,11 +211,13 @@ def _draw_difference(
     if seeds is not None and (seeds["low"] < seeds["high"]).any():
         low, high = (seeds[end] - seeds["mean"] for end in ("low", "high"))
         axes.fill_between(seeds["step"], low, high, color=GREY, alpha=0.2, lw=0)
-    rows = [(gap.step, gap.estimate, gap.low, gap.high) for gap in intervals]
-    steps, estimate, lowest, highest = np.array(rows).T
+    steps = [*course]
+    axes.plot(steps, [effect.estimate for effect in course.values()], **look.line)
     axes.axhline(0, **baseline.line | {"linewidth": 1})
-    axes.plot(steps, estimate, **look.line)
-    axes.fill_between(steps, lowest, highest, color=look.colour, alpha=0.25, lw=0)
+    for kind, alpha in (("datasets", 0.15), ("tasks", 0.3)):
+        ends = np.array([(i.low, i.high) for i in (getattr(e, kind) for e in course.values())])
+        if np.isfinite(ends).all():
+            axes.fill_between(steps, *ends.T, color=look.colour, alpha=alpha, lw=0)
     axes.set_title(look.label, fontsize="medium")
 
 
@@ -206,24 +225,76 @@ def intervals_figure(
     contrasts: Mapping[str, Effect],
     quantity: str = "loss difference (nats a token)",
     band: tuple[float, float] | None = None,
+    paper: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Return dots with 95 % bars for these tasks, full where the interval excludes zero.
+    """Return dots with 95 % bars, thick for these tasks and thin for tasks of other datasets.
 
-    The grey band is how far single seeds lie from their mean (`statistics.seed_range`).
+    A dot is full where the interval for these tasks excludes zero. Marks on the thin bar are the
+    range when one source dataset is left out. The grey band is how far single seeds lie from their
+    mean (`statistics.seed_range`), a diamond the difference that the `paper` shows.
     """
     with drawing(1, 1, WIDTH, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
         axes.axvline(0, **STYLES["tma_rt"].line)
-        for row, interval in enumerate(effect.tasks for effect in contrasts.values()):
-            axes.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
-            face = BLUE if interval.clear else "white"
-            dot = {"color": BLUE, "markerfacecolor": face, "markersize": 8, "zorder": 3}
-            axes.plot([interval.estimate], [row], "o", **dot)
+        for row, (name, effect) in enumerate(contrasts.items()):
+            _draw_effect(axes, effect, row)
+            if paper and name in paper:
+                axes.plot([paper[name]], [row], **PAPER)
         names = [STYLES[name].label if name in STYLES else name for name in contrasts]
         axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
         axes.set_yticks(range(len(contrasts)), names)
+    return figure
+
+
+def _draw_effect(axes: Axes, effect: Effect, row: int) -> None:
+    """Draw an effect with both intervals and its range without one dataset in a row."""
+    for interval, width in ((effect.datasets, 1.2), (effect.tasks, 4)):
+        if math.isfinite(interval.low):
+            axes.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=width)
+    axes.plot(effect.without_one, [row, row], "|", color=BLUE, markersize=11)
+    face = BLUE if effect.tasks.clear else "white"
+    dot: dict[str, Any] = {"markerfacecolor": face, "markersize": 8, "zorder": 3}
+    axes.plot([effect.estimate], [row], "o", color=BLUE, **dot)
+
+
+def variety_figure(found: Mapping[str, tuple[float, Effect]], quantity: str) -> Figure:
+    """Return a row an order: its tasks a step, and a difference with its interval (`variety`)."""
+    with drawing(1, 2, WIDTH, 1.2 + 0.4 * len(found), sharey=True) as (figure, [axes]):
+        for row, (tasks, effect) in enumerate(found.values()):
+            axes[0].barh([row], [tasks], color=GREY, height=0.5)
+            _draw_effect(axes[1], effect, row)
+        axes[0].set(xlabel="effective tasks a step", ylim=(len(found) - 0.5, -0.5))
+        axes[0].set_yticks(range(len(found)), [look.label for look in styles(found).values()])
+        axes[1].axvline(0, **STYLES["tma_rt"].line)
+        axes[1].set_xlabel(quantity)
+    return figure
+
+
+def tasks_figure(gaps: Mapping[str, pd.DataFrame]) -> Figure:
+    """Return a dot a test task, its difference over the length of its responses (`by_task`).
+
+    A panel a difference; a larger dot has more test instances.
+    """
+    with drawing(1, len(gaps), WIDTH, 3.4, sharey=True) as (figure, grid):
+        for axes, (name, tasks) in zip(grid[0], gaps.items(), strict=True):
+            axes.axhline(0, color=GREY, linewidth=1)
+            axes.scatter(tasks["tokens"], tasks["gap"], 4 * tasks["n"], BLUE, alpha=0.4, lw=0)
+            axes.set(xscale="log", xlabel="tokens a response")
+            axes.set_title(name, fontsize="medium")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_locator(NullLocator())
+        grid[0, 0].set_ylabel("difference (nats a token)")
+    return figure
+
+
+def note_figure(text: str) -> Figure:
+    """Return a figure that says why there is none yet."""
+    with drawing(1, 1, WIDTH, 0.8) as (figure, grid):
+        grid[0, 0].set_axis_off()
+        grid[0, 0].text(0, 0.5, "\n".join(wrap(text, 70)), va="center")
     return figure
 
 

@@ -52,36 +52,44 @@ def _tasks(train: Dataset, test: Dataset) -> str:
 
 
 def runs_table(runs: Runs) -> pd.DataFrame:
-    """Return what is trained, one row a label: order, runs, seeds, instances, steps, published."""
+    """Return what is trained, a row a label: runs, seeds, training instances and steps of a run."""
     rows = {
-        label: {
-            "order": own[0].config.order,
+        named(label): {
             "runs": len(own),
-            "seeds": ", ".join(str(run.config.seed) for run in own),
-            "instances": _range([run.manifest["instances"] for run in own]),
+            "seeds": _range([run.config.seed for run in own]),
+            "training instances": _range([run.manifest["instances"] for run in own]),
             "steps": _range([run.manifest["steps"] for run in own]),
-            "published": sum(run.published for run in own),
         }
         for label, own in runs.items()
     }
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def named(label: str) -> str:
+    """Return the label of runs in words: how their order is drawn, and what else they are."""
+    looks = figures.STYLES | figures.styles([label] if label.startswith("tma_rounds") else [])
+    for order in (label, label.partition(", ")[0]):
+        if order in looks:
+            return looks[order].label + label.removeprefix(order)
+    return label
+
+
 def _range(counts: Sequence[int]) -> str:
-    return " to ".join(str(count) for count in sorted({min(counts), max(counts)}))
+    return " to ".join(f"{count:,}" for count in sorted({min(counts), max(counts)}))
 
 
-def rounds_map(study: StudyConfig) -> Any:
-    """Return the map of the first seed's pool and its rounds; a note where nothing is embedded."""
-    if study.is_published:
-        return _markdown("*Embeddings are not published: the map is drawn at scale `pocket`.*")
-    from tma.arrange.rounds import test_centric_rounds
-    from tma.study.arms import embedded_pool
-    from tma.study.interactive import embedding_map
-
-    X, Y, pool, test = embedded_pool(study.pooled("tma_nft")[0])
-    rounds = test_centric_rounds(X, Y, study.limit)
-    return embedding_map(X, Y, rounds, pool["task"], test["task"])
+def summary_table(study: StudyConfig, runs: Runs) -> pd.DataFrame:
+    """Write `statistics.summary` into the output folder; return it for display."""
+    rows = saved_table(study, "summary", statistics.summary(runs))
+    shown = {
+        "runs": rows["seeds"],
+        "training instances": [f"{count:,.0f}" for count in rows["instances"]],
+        "loss before": rows["first"],
+        "along the way": rows["area"],
+        "at the end": rows["final"],
+        "fall": [f"{share:.0f} %" for share in rows["fall_percent"]],
+    }
+    return pd.DataFrame(shown).set_axis([named(str(label)) for label in rows.index])
 
 
 def provenance(runs: Runs) -> pd.DataFrame:
@@ -99,7 +107,7 @@ def provenance(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame({"value": {name: " · ".join(each) for name, each in values.items()}})
 
 
-def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
+def saved(study: StudyConfig, name: str, figure: Figure, alt: str = "") -> Shown:
     """Write a figure into the output folder, as .svg and .png; return it for display."""
     for suffix, metadata in (("svg", {"Date": None}), ("png", None)):
         with (
@@ -108,23 +116,73 @@ def saved(study: StudyConfig, name: str, figure: Figure) -> Shown:
         ):
             figure.savefig(draft, dpi=150, metadata=metadata)
     svg = (study.out / f"{name}.svg").read_text(encoding="utf-8")
-    return Shown({"image/svg+xml": svg, "text/plain": f"{name}.svg"})
+    return Shown({"image/svg+xml": svg, "text/plain": f"{name}.svg"}, alt)
 
 
 def comparison(
-    study: StudyConfig, name: str, runs: Runs, baseline: str, spreads: effects.Spreads
+    study: StudyConfig,
+    name: str,
+    runs: Runs,
+    baseline: str,
+    spreads: effects.Spreads,
+    *,
+    paper: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Shown:
     """Return the saved figure of orders beside a baseline, or say what it lacks.
 
     Where seeds test different folds, their range would say how folds differ, and is left out.
     """
     if baseline not in runs:
-        return _markdown(f"*Not made yet: the runs of {baseline}.*")
+        note = f"Not made yet: the runs of {named(baseline)}."
+        return saved(study, name, figures.note_figure(note), note)
     spread = spreads.get("area")  # stands for that after a step
     others = {label: own for label, own in runs.items() if label != baseline}
     gaps = {label: effects.course(own, runs[baseline], spread) for label, own in others.items()}
-    figure = figures.comparison_figure(runs, gaps, baseline, ranges=not study.folds)
-    return saved(study, name, figure)
+    drawn = figures.comparison_figure(runs, gaps, baseline, ranges=not study.folds, paper=paper)
+    told = (f"{named(label)}: {_told(course)}" for label, course in gaps.items())
+    alt = f"Mean test loss over training steps, and its difference from {named(baseline)}, for "
+    return saved(study, name, drawn, f"{alt}{'; '.join(told)}.")
+
+
+def courses_table(
+    pairs: Mapping[str, tuple[str, str]], runs: Runs, spreads: effects.Spreads
+) -> pd.DataFrame:
+    """Return differences by step for display, with the interval for other datasets."""
+    spread = spreads.get("area")
+    shown = {
+        name: {
+            f"{step:,}": statistics.format_interval(one.datasets)
+            for step, one in effects.course(runs[first], runs[second], spread).items()
+            if step
+        }
+        for name, (first, second) in pairs.items()
+        if {first, second} <= {*runs}
+    }
+    return pd.DataFrame(shown).rename_axis("after step")
+
+
+def _told(course: Mapping[int, effects.Effect]) -> str:
+    """Return where a difference is largest, and how it ends."""
+    most, end = max(course, key=lambda step: abs(course[step].estimate)), max(course)
+    return (
+        f"at most {course[most].estimate:+.3f} nats a token, at step {most}, and "
+        f"{course[end].estimate:+.3f} at the end"
+    )
+
+
+def saved_intervals(
+    study: StudyConfig,
+    name: str,
+    found: Mapping[str, Effect],
+    quantity: str,
+    *,
+    paper: Mapping[str, float] | None = None,
+    band: tuple[float, float] | None = None,
+) -> Shown:
+    """Return the saved figure of differences, each with its intervals."""
+    told = "; ".join(f"{label}: {effects.format_effect(one)}" for label, one in found.items())
+    drawn = figures.intervals_figure(found, quantity, band, paper)
+    return saved(study, name, drawn, f"{quantity[0].upper()}{quantity[1:]}. {told}.")
 
 
 def seed_band(
@@ -143,8 +201,21 @@ def saved_table(study: StudyConfig, name: str, rows: pd.DataFrame) -> pd.DataFra
     return rows.round(3)
 
 
-def saved_effects(study: StudyConfig, name: str, differences: Mapping[str, Effect]) -> pd.DataFrame:
+def saved_shares(
+    study: StudyConfig, name: str, found: Mapping[str, Interval], heading: str
+) -> pd.DataFrame:
+    """Write intervals of shares into the output folder; return them in per cent for display."""
+    saved_table(study, name, statistics.table(found))
+    cells = [statistics.format_share(share) for share in found.values()]
+    return pd.DataFrame({f"{heading} (95 % interval)": cells}, [*found])
+
+
+def saved_effects(
+    study: StudyConfig, name: str, differences: Mapping[str, Effect]
+) -> pd.DataFrame | Shown:
     """Write differences into the output folder, as `saved_table`; return them for display."""
+    if not differences:
+        return _markdown("*None of these runs has been made yet.*")
     saved_table(study, name, effects.table(differences))
     return effects.format_table(differences)
 
@@ -165,7 +236,8 @@ def glue(**values: str | float | Interval | Effect | Verdict) -> None:
     """Give numbers to the book's glue role under their names, so that none is typed into its text.
 
     Of an interval its estimate is given, and its ends as name_low and name_high; of an effect those
-    for these tasks; of a verdict its word. The record format is MyST-NB's, which need not be there.
+    that are known, and as name_over for what; of a verdict its word. The record format is MyST-NB's,
+    which need not be there.
     """
     from IPython.core import display_functions
 
@@ -179,7 +251,9 @@ def glue(**values: str | float | Interval | Effect | Verdict) -> None:
 def _plain(values: Mapping[str, Any]) -> dict[str, str | float]:
     plain = dict[str, str | float]()
     for name, given in values.items():
-        value = given.tasks if isinstance(given, Effect) else given
+        value = given.known if isinstance(given, Effect) else given
+        if isinstance(given, Effect):
+            plain[f"{name}_over"] = given.over
         if isinstance(value, Interval):
             plain |= {name: value.estimate, f"{name}_low": value.low, f"{name}_high": value.high}
         else:

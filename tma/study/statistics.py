@@ -40,7 +40,6 @@ class Interval:
     high: float
     n: int
     seeds: int
-    step: int | None = None
     freedom: float = math.inf
     """Degrees of freedom of Student's t."""
     over: str | None = None
@@ -97,17 +96,29 @@ def jackknife(
 
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
     """Return an estimate with its interval, if it has one: signed, three decimals under ten."""
+    if not math.isfinite(estimate):
+        return "–"
     near, *ends = (
         f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
         for value in (estimate, low, high)
-        if value is not None
+        if value is not None and math.isfinite(value)
     )
     return f"{near} ({' to '.join(ends)})" if len(ends) == 2 else near
+
+
+def format_interval(interval: Interval) -> str:
+    """Return an interval as `format_estimate` does."""
+    return format_estimate(interval.estimate, interval.low, interval.high)
 
 
 def format_range(low: float, high: float) -> str:
     """Return the ends of an interval as tables show them; a dash where it has none."""
     return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low + high) else "–"
+
+
+def format_share(share: Interval) -> str:
+    """Return a share with its interval in per cent."""
+    return f"{share.estimate:.0%} ({share.low:.0%} to {share.high:.0%})"
 
 
 def table(intervals: Mapping[str, Interval]) -> pd.DataFrame:
@@ -180,9 +191,14 @@ def clusters_of(runs: Sequence[Run]) -> pd.Series:
 
 
 def mean_curves(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return step, and mean, low and high over the seeds of one order's mean test loss."""
-    curves: pd.Series = pd.concat([by_instance(run).mean() for run in runs])
-    return curves.groupby(level="step").agg(mean="mean", low="min", high="max").reset_index()
+    """Return step, and mean, low and high over the seeds of one order's mean test loss.
+
+    Where seeds end at different steps, the end of each stands at the last of them.
+    """
+    curves = [by_instance(run).mean() for run in runs]
+    last = max(curve.index[-1] for curve in curves)
+    ended: pd.Series = pd.concat([curve.rename({curve.index[-1]: last}) for curve in curves])
+    return ended.groupby(level="step").agg(mean="mean", low="min", high="max").reset_index()
 
 
 def task_curves(runs: Runs) -> pd.DataFrame:
