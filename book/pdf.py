@@ -44,8 +44,7 @@ def print_page(page: Path, target: Path) -> None:
     draft = target.with_suffix(".draft")
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=browser(), args=SWITCHES)
-        size = {"width": WIDTH, "height": 1000}
-        view = opened.new_page(color_scheme="light", viewport=size)
+        view = opened.new_page(color_scheme="light", viewport={"width": WIDTH, "height": 1000})
         view.emulate_media(media="print")
         view.set_default_timeout(600_000)
         view.goto(page.resolve().as_uri())
