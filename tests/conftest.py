@@ -54,6 +54,7 @@ LONG = (
     "train/test_generate.py",
     "data/test_suite.py",
     "test_book.py",
+    "test_book_checks.py",
     "study/test_exposure.py",
     "arrange/test_exact_knn.py",
     "test_benchmarks.py",

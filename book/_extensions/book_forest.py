@@ -4,33 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from pathlib import Path
-from typing import ClassVar
 
+from book_directives import Drawing, OfVerdicts
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
-from tma.study.claims import REPORTED, SHORT, Verdict, read
+from tma.study.claims import REPORTED, SHORT, Verdict
 
 POWER = (1.96 + 0.84) / 1.96
 """Half-widths of a 95 % interval that an effect needs to be detected with 80 % power."""
 LABELS, PLOT, ROW = 190, 370, 34
 """Width of the labels and of the axis, and height of a row."""
-IN_NATS = ("C4", "C5", "C6", "C7", "order against selection", "near-duplicates")
+CORRELATED = ("C1", "C2", "C3", "C8")
 GROUPS = {
-    "nats a token": (*IN_NATS, "rule within a round"),
-    "shares and correlations": ("C1", "C2", "C3", "C8"),
+    "nats a token": tuple(claim for claim in SHORT if claim not in CORRELATED),
+    "shares and correlations": CORRELATED,
 }
 
 
 def shown(verdict: Verdict) -> tuple[float, float, float] | None:
     """Return estimate and interval, to the right where the claim holds; None: no number."""
-    if verdict.estimate is None or verdict.low is None or verdict.high is None:
+    low, high = verdict.low, verdict.high
+    if low is None or high is None:  # that for these tasks waits for more seeds
+        low, high = verdict.others_low, verdict.others_high
+    if verdict.estimate is None or low is None or high is None:
         return None
     if verdict.side == "negative":
-        return -verdict.estimate, -verdict.high, -verdict.low
-    return verdict.estimate, verdict.low, verdict.high
+        return -verdict.estimate, -high, -low
+    return verdict.estimate, low, high
 
 
 def paper(verdict: Verdict) -> float | None:
@@ -98,31 +99,12 @@ def svg(verdicts: Sequence[Verdict]) -> str:
     )
 
 
-class _OfVerdicts(SphinxDirective):
-    required_arguments = 1
-
-    def verdicts(self) -> list[Verdict]:
-        """Return the verdicts of the file named; a change of it makes the page anew."""
-        relative, path = self.env.relfn2path(self.arguments[0])
-        self.env.note_dependency(relative)
-        return read(Path(path))
-
-
-class Forest(_OfVerdicts):
-    """Draw the results, with a caption."""
-
-    has_content = True
-    option_spec: ClassVar = {"name": str}
+class Forest(OfVerdicts, Drawing):
+    """Draw the results."""
 
     def run(self) -> list[nodes.Node]:
-        """Return a figure that can be referred to by its name."""
-        figure = nodes.figure("", nodes.raw("", svg(self.verdicts()), format="html"))
-        caption = nodes.caption()
-        children, _ = self.state.inline_text(" ".join(self.content), self.lineno)
-        caption += children
-        figure += caption
-        self.add_name(figure)
-        return [figure]
+        """Return the figure."""
+        return self.figure(svg(self.verdicts()))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -11,7 +11,7 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from tma.study.claims import REPORTED, SHORT, Verdict, answers, read
+from tma.study.claims import REPORTED, SHORT, Verdict, counts, read
 
 LENGTH = 200
 """Characters of a description."""
@@ -56,7 +56,8 @@ def put_tags(app: Sphinx, page: str, _template: str, context: dict[str, Any], do
     told = {} if own else {"description": words}
     told |= {"og:type": "website", "og:site_name": book, "og:title": title, "og:description": words}
     if address := app.config.html_baseurl:
-        told |= {"og:image": address + CARD, "og:image:alt": answers(verdicts(app))[0]}
+        stand = f"Of the paper's {len(REPORTED)} claims, {counts(verdicts(app))}."
+        told |= {"og:image": address + CARD, "og:image:alt": stand}
         told |= {"og:image:width": f"{WIDTH}", "og:image:height": f"{HEIGHT}"}
         told |= {"twitter:card": "summary_large_image"}
     context["metatags"] = context.get("metatags", "") + "\n" + tags(told)

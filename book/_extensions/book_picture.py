@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from html import escape
-from typing import ClassVar
 
 import numpy as np
+from book_directives import Drawing
 from docutils import nodes
 from numpy.typing import NDArray
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
 
 TRAIN = np.array(
     [
@@ -124,21 +123,12 @@ def svg() -> str:
     )
 
 
-class Picture(SphinxDirective):
-    """Draw the picture, with a caption."""
-
-    has_content = True
-    option_spec: ClassVar = {"name": str}
+class Picture(Drawing):
+    """Draw the picture."""
 
     def run(self) -> list[nodes.Node]:
-        """Return a figure that can be referred to by its name."""
-        figure = nodes.figure("", nodes.raw("", svg(), format="html"))
-        caption = nodes.caption()
-        children, _ = self.state.inline_text(" ".join(self.content), self.lineno)
-        caption += children
-        figure += caption
-        self.add_name(figure)
-        return [figure]
+        """Return the figure."""
+        return self.figure(svg())
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -78,6 +78,7 @@ def test_a_record_has_just_the_agreed_keys(tmp_path: Path) -> None:
         **{"estimate": -0.2, "low": -0.3, "high": -0.1, "n": 18, "seeds": 3},
         **{"verdict": "supported", "others_low": None, "others_high": None},
         **{"generalizes": False, "runs": None, "side": "negative"},
+        **{"scale": None, "model": None, "steps": None, "instances": None},
     }
     assert list(other) == list(told)
     assert [value for value in other.values() if value] == [
@@ -150,6 +151,47 @@ def test_a_file_of_something_else_is_an_error(
         collect([folder])
     assert claims.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("DataError")
+
+
+def test_older_records_are_read(tmp_path: Path) -> None:
+    old = {"claim": "C5", "notebook": "03_granularity", "measure": "m", "verdict": "inconclusive"}
+    (tmp_path / "claims.json").write_text(json.dumps([old]))
+    [found] = claims.read(tmp_path / "claims.json")
+    assert (found.verdict, found.model, found.steps) == ("inconclusive", None, None)
+
+
+def test_a_claim_names_the_commands_for_its_numbers() -> None:
+    assert claims.commands("C7") == (
+        "tma study --arms 1,1b,6",
+        "papermill notebooks/04_tma.ipynb out.ipynb -p scale study",
+    )
+    assert list(claims.ARMS) == SEQUENCE
+    for named in claims.ARMS.values():
+        assert ",".join(arm.name for arm in arms.chosen(named)) in (named, "1,2,1b")
+
+
+def test_a_run_of_ones_own_stands_beside_the_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = claims.order_of_rounds(parameters(), turned(BELOW, ABOVE), KINDS)
+    live = replace(one, scale="pocket", model="smollm2-135m-instruct", steps=8, instances=32)
+    write(tmp_path / "live.json", [untested("C7", "why"), live])
+    write(tmp_path / "old.json", [untested("C6", "why")])
+    paths = [str(tmp_path / name) for name in ("live.json", "old.json")]
+    assert claims.main(["beside", *paths]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "TMA (C6), mean loss along the way, nats a token, with a 95 % interval:",
+        "this run   NFT − RT, with labels: -0.200 (-0.300 to -0.100): inconclusive",
+        "           scale pocket, smollm2-135m-instruct, 32 training instances a run, "
+        "18 test instances, seeds: 3",
+        "published  why: not tested at this scale",
+        "",
+        "One seed and few test instances decide nothing. Where the two differ, model, scale",
+        "and chance differ too: this run speaks neither for nor against the published one.",
+    ]
+    write(tmp_path / "old.json", [untested("C7", "why")])
+    assert claims.main(["beside", *paths]) == 1
+    assert "old.json has no verdict on C6" in capsys.readouterr().err
 
 
 def test_the_table_gives_the_other_interval_where_it_is_another() -> None:

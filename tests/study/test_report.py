@@ -8,7 +8,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.stored_runs import FAR, NEAR, stored
-from tma.runs.store import Run
 from tma.study import claims, report
 from tma.study.effects import Effect
 from tma.study.settings import StudyConfig
@@ -49,14 +48,18 @@ def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -
     assert stored_row[["low", "datasets_high", "n"]].tolist() == [-0.3, -0.1, 18]
 
 
-def test_verdicts_are_stored_and_shown_whole(study: StudyConfig) -> None:
+def test_verdicts_are_stored_and_shown_whole(study: StudyConfig, tmp_path: Path) -> None:
     effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
     later = "NFT − RT, " + "long " * 20
     made = [claims.earlier_rounds(study, {later: effect}, [later]), claims.untested("C6", "why")]
-    runs = {"a": [Run(Path("runs/x")), Run(Path("runs/y"))]}
+    orders = {"x": "tma_rounds[0:2]", "y": "tma_rt"}
+    counts = {"x": {"instances": 16}, "y": {"instances": 64}}
+    runs = {name: [stored(tmp_path / name, orders[name], NEAR, **counts[name])] for name in orders}
     shown = report.saved_verdicts(study, made, runs)
     of = claims.made_from(["x", "y"])
-    assert claims.read(study.out / "claims.json") == [replace(one, runs=of) for one in made]
+    told = {"runs": of, "scale": "pocket", "model": "smollm2-135m-instruct", "steps": 4}
+    kept = [replace(one, **told, instances=n) for one, n in zip(made, (16, 64), strict=True)]
+    assert claims.read(study.out / "claims.json") == kept
     assert set(shown.forms) == {"text/html", "text/plain"}
     for form in shown.forms.values():
         assert f"Made from {of}." in form and "long " * 19 in form

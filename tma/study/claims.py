@@ -2,7 +2,8 @@
 
 Where a difference lacks runs, its claim is not decided yet; one seed decides nothing, since its
 intervals say nothing about other seeds. `python -m tma.study.claims out` gathers
-`out/*/claims.json` into `out/claims.json`.
+`out/*/claims.json` into `out/claims.json`; `… beside LIVE PUBLISHED` sets two such files side by
+side.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import pandas as pd
 
 from tma.errors import DataError, check_choice
+from tma.runs.store import portable
 from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
@@ -67,6 +70,20 @@ NOTEBOOKS = {
     "rule within a round": "05_order_or_selection",
 }
 """The notebook that tests each of them."""
+ARMS = {
+    "C1": "1,2",
+    "C2": "1,2",
+    "C3": "2",
+    "C4": "1,1b,2",
+    "C5": "1,1b,2",
+    "C6": "1,1b,6b",
+    "C7": "1,1b,6",
+    "C8": "1,2",
+    "order against selection": "1,1b,6",
+    "near-duplicates": "1,1b,7a,7b",
+    "rule within a round": "1,1b",
+}
+"""The arms of the plan whose runs decide each; 1 with 1b tells how far seeds differ."""
 SHORT = {
     "C1": "early",
     "C2": "loss is steady",
@@ -103,6 +120,9 @@ REPORTED = {
     ),
     "C8": Reported("follows from the others; not measured by itself"),
 }
+ONE_SEED = "one seed decides nothing"
+DIFFERENCE = """One seed and few test instances decide nothing. Where the two differ, model, scale
+and chance differ too: this run speaks neither for nor against the published one."""
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
 VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
@@ -130,6 +150,12 @@ class Verdict:
     """The runs it was made from, by `made_from`."""
     side: Side | None = None
     """Where the claim puts the number; None: on either side of zero."""
+    scale: str | None = None
+    """Of its runs, as the next three; None: there are none, or an older version wrote it."""
+    model: str | None = None
+    steps: int | None = None
+    instances: int | None = None
+    """Training instances of a run, at most."""
 
     def __post_init__(self) -> None:
         check_choice("claim", self.claim, tuple(CLAIMS))
@@ -184,6 +210,22 @@ def untested(claim: str, why: str) -> Verdict:
 
 def _undecided(claim: str, *missing: str) -> Verdict:
     return Verdict(claim, NOTEBOOKS[claim], f"not made yet: {', '.join(missing)}")
+
+
+def _so_far(
+    claim: str, measure: str, decision: Decision, others: Decision, missing: str
+) -> Verdict:
+    """Return an undecided verdict with the number that its runs give so far."""
+    found, apart = decision.interval, others.interval
+    return Verdict(
+        claim,
+        NOTEBOOKS[claim],
+        f"so far {decision.name}: {measure}; not made yet: {missing}",
+        *(found.estimate, found.low, found.high, found.n, found.seeds),
+        others_low=apart.low,
+        others_high=apart.high,
+        side=decision.side,
+    )
 
 
 def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
@@ -293,15 +335,21 @@ def _all(
     claim: str, study: StudyConfig, measure: str, found: Effects, sides: Mapping[str, Side]
 ) -> Verdict:
     """Return the verdict on a claim that puts differences on these sides of zero."""
-    if missing := [name for name in sides if name not in found]:
+    missing = [name for name in sides if name not in found]
+    if len(missing) == len(sides):
         return _undecided(claim, *missing)
-    return _verdict(claim, study, measure, *_judge(found, sides))
+    decision, others = _judge(found, {n: side for n, side in sides.items() if n in found})
+    if missing:
+        return _so_far(claim, measure, decision, others, ", ".join(missing))
+    return _verdict(claim, study, measure, decision, others)
 
 
 def _judge(found: Effects, sides: Mapping[str, Side]) -> tuple[Decision, Decision]:
     """Return the decision for these tasks, and of the same number that for other datasets."""
     decision = judge_all({name: (found[name].tasks, side) for name, side in sides.items()})
     others = judge_all({name: (found[name].datasets, side) for name, side in sides.items()})
+    if not math.isfinite(decision.interval.low):
+        decision = Decision("inconclusive", found[others.name].tasks, others.name, others.side)
     return decision, others._replace(interval=found[decision.name].datasets)
 
 
@@ -320,14 +368,15 @@ def _verdict(
     claim: str, study: StudyConfig, measure: str, decision: Decision, others: Decision
 ) -> Verdict:
     """Return the verdict; an undecided one where nothing says how far seeds differ."""
-    found, measure = decision.interval, f"{decision.name}: {measure}"
+    found = decision.interval
     if not math.isfinite(found.estimate):
-        return untested(claim, f"{measure}: no value")
+        return untested(claim, f"{decision.name}: {measure}: no value")
     if study.is_published and not math.isfinite(found.low):
-        return _undecided(claim, f"repeated folds (arm 1b), for {decision.name}")
+        return _so_far(claim, measure, decision, others, "repeated folds (arm 1b)")
+    measure = f"{decision.name}: {measure}"
     verdict = decision.verdict
     if study.seeds < 2:
-        verdict, measure = "inconclusive", f"{measure}; one seed decides nothing"
+        verdict, measure = "inconclusive", f"{measure}; {ONE_SEED}"
     return Verdict(
         claim,
         NOTEBOOKS[claim],
@@ -337,6 +386,31 @@ def _verdict(
         *(others.interval.low, others.interval.high),
         generalizes=verdict == others.verdict == "supported",
         side=decision.side,
+    )
+
+
+def commands(claim: str) -> tuple[str, str]:
+    """Return the commands that make a claim's runs of scale `study`, and that read them."""
+    notebook = f"notebooks/{NOTEBOOKS[claim]}.ipynb"
+    return f"tma study --arms {ARMS[claim]}", f"papermill {notebook} out.ipynb -p scale study"
+
+
+def traced(verdict: Verdict, study: StudyConfig, runs: Runs) -> Verdict:
+    """Return a chapter's verdict with the runs that it read, and the settings of the claim's own.
+
+    C7 is about the blocks of rounds, which are shorter than what other claims compare.
+    """
+    every, blocks = [*chain.from_iterable(runs.values())], verdict.claim == "C7"
+    verdict = dataclasses.replace(verdict, runs=made_from(run.key for run in every))
+    own = [run.manifest for run in every if run.config.order.startswith("tma_rounds[") == blocks]
+    if not own:
+        return verdict
+    return dataclasses.replace(
+        verdict,
+        scale=study.scale,
+        model=portable(own[0]["config"])["model"],
+        steps=max(manifest["steps"] for manifest in own),
+        instances=max(manifest["instances"] for manifest in own),
     )
 
 
@@ -420,6 +494,32 @@ def counts(verdicts: Sequence[Verdict]) -> str:
     return ", ".join([first, *(other.replace("|", " ") for other in others)])
 
 
+def beside(live: Path, published: Path) -> str:
+    """Return one's own verdict on C6 above the published one, and what a difference means."""
+    told = [f"{SHORT['C6']} (C6), {ALONG}, with a 95 % interval:"]
+    for name, path in (("this run", live), ("published", published)):
+        one = next((verdict for verdict in read(path) if verdict.claim == "C6"), None)
+        if one is None:
+            raise DataError(f"{path} has no verdict on C6. Run notebooks/04_tma.ipynb for one.")
+        measure = one.measure.removesuffix(f"; {ONE_SEED}").removesuffix(f": {ALONG}")
+        if one.estimate is not None:
+            measure += f": {format_estimate(one.estimate, one.low, one.high)}"
+        told += [f"{name:<10} {measure}: {one.verdict}", f"{'':<10} {_size(one)}".rstrip()]
+    return "\n".join([*told, DIFFERENCE])
+
+
+def _size(verdict: Verdict) -> str:
+    """Return what a verdict was made of, in words."""
+    told = {
+        "scale {}": verdict.scale,
+        "{}": verdict.model,
+        "{:,} training instances a run": verdict.instances,
+        "{:,} test instances": verdict.n,
+        "seeds: {}": verdict.seeds,
+    }
+    return ", ".join(form.format(value) for form, value in told.items() if value is not None)
+
+
 def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """Return verdicts as rows for display, by claim."""
     rows = {verdict.claim: cells(verdict) for verdict in verdicts}
@@ -427,11 +527,15 @@ def table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Gather the verdicts below a folder into its claims.json; return the exit status."""
-    out = Path(arguments[0])
+    """Gather the verdicts below a folder, or set two files side by side; return the exit status."""
     try:
-        folders = sorted(file.parent for file in out.glob("*/claims.json"))
-        write(out / "claims.json", collect(folders))
+        match arguments:
+            case ["beside", live, published]:
+                sys.stdout.write(f"{beside(Path(live), Path(published))}\n")
+            case _:
+                out = Path(arguments[0])
+                folders = sorted(file.parent for file in out.glob("*/claims.json"))
+                write(out / "claims.json", collect(folders))
     except DataError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1

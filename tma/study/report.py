@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from tma.runs.config import RunConfig
 from tma.runs.store import Run, hardware
 from tma.store import new_file
 from tma.study import effects, figures, statistics
-from tma.study.claims import Verdict, made_from, table, write
+from tma.study.claims import Verdict, made_from, table, traced, write
 from tma.study.effects import Effect
 from tma.study.figures import Shown
 from tma.study.settings import StudyConfig
@@ -223,7 +222,7 @@ def saved_effects(
 def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) -> Shown:
     """Write verdicts, with the runs they were made from, into claims.json; return them as shown."""
     source = made_from(run.key for each in runs.values() for run in each)
-    write(study.out / "claims.json", [replace(verdict, runs=source) for verdict in verdicts])
+    write(study.out / "claims.json", [traced(verdict, study, runs) for verdict in verdicts])
     rows = table(verdicts)
     with pd.option_context("display.max_colwidth", None):  # else long cells are cut
         # By its class a page sets the cells to the left, as words.
