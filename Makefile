@@ -1,7 +1,8 @@
 # study: the TMA study with one seed, in minutes on two CPU cores.   test: the tests.
 # notebooks: every study at scale pocket, JOBS at a time, and the verdicts.
 # publish: the chapters at scale study, from the published runs, trained by nobody now → book/.
-# book: the book, into _build/html.   lint: ruff and mypy.
+# book: the book, into _build/html.   pdf: the book as one file, _build/pdf/tma.pdf.
+# lint: ruff and mypy.
 # Every target first makes .venv with the locked dependencies; PYTHON chooses the interpreter.
 
 PYTHON ?= python3
@@ -31,7 +32,7 @@ export GLIBC_TUNABLES = glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=335
 export HF_HUB_DISABLE_PROGRESS_BARS = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: study notebooks test book lint publish
+.PHONY: study notebooks test book pdf lint publish
 .DELETE_ON_ERROR:
 
 study: out/study/04_tma.ipynb
@@ -71,6 +72,11 @@ lint: $(READY)
 
 book: $(READY)
 	$(BIN)/jupyter-book build book/ --all -W -n --keep-going
+
+# Printed by Chromium. The next `make book` puts it beside the pages, with a link on the first.
+pdf: $(READY)
+	$(BIN)/jupyter-book build book/ --builder singlehtml --all -W -n --keep-going
+	$(BIN)/python book/pdf.py _build/singlehtml/intro.html _build/pdf/tma.pdf
 
 publish: $(PUBLISHED)
 	$(BIN)/python -m tma.study.claims out/published

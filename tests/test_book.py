@@ -32,7 +32,8 @@ ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book" / "notebooks").glob("*.ipynb"))
 VIEWS = [(1440, "light"), (1440, "dark"), (390, "light")]
 """Width of the window in pixels, and colour scheme."""
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 SWITCHES = ["--disable-gpu", "--disable-quic"]
 """Besides playwright's own."""
 # Formulas are set and charts drawn after the page has loaded.
@@ -106,14 +107,20 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(copy: Path) -> None:
     """Build the book in a folder."""
     copy.mkdir()
-    shutil.copy(ROOT / "_config.yml", copy)
+    for name in ("_config.yml", "CITATION.cff"):
+        shutil.copy(ROOT / name, copy)
     shutil.copytree(ROOT / "book", copy / "book")
     nbformat.write(charts(), copy / "book" / "notebooks" / "charts.ipynb")
     with (copy / "book" / "_toc.yml").open("a") as contents:
         contents.write("      - file: notebooks/charts\n")
     program = str(Path(sys.executable).with_name("jupyter-book"))
     command = [program, "build", "book/", "--all", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
+    # As on GitHub, where pages have more buttons; all else is the same.
+    told = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "owner/name"}
+    told |= {"GITHUB_REF_NAME": "main", "BOOK_URL": "https://owner.example/name"}
+    done = subprocess.run(
+        command, cwd=copy, env=os.environ | told, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "WARNING" not in done.stdout + done.stderr
 
