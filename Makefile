@@ -39,6 +39,8 @@ study: out/study/04_tma.ipynb
 	@echo
 	@cat out/study/04_tma/summary.txt
 	@echo
+	@$(BIN)/python -m tma.study.claims beside out/study/04_tma/claims.json book/claims.json
+	@echo
 	@echo "notebook: out/study/04_tma.ipynb"
 	@echo "figure:   out/study/04_tma/curves.svg (and curves.png)"
 

@@ -1,4 +1,4 @@
-"""How often the two 95 % intervals of a difference hold the truth, on simulated losses.
+"""How often the two 95% intervals of a difference hold the truth, on simulated losses.
 
 The difference of two orders on a test instance and a seed is drawn as source dataset + task +
 instance + seed + noise, each normal with mean 0. The interval for these tasks is right where it

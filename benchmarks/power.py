@@ -9,7 +9,7 @@ datasets, so that
     SE for these tasks     = sqrt(within / n + between seeds / S)
     SE for other datasets  = sqrt(between source datasets / C)
 
-and detects (t(0.975) + t(0.8)) · SE with 80 % power. `python -m benchmarks.power --jobs 2` makes
+and detects (t(0.975) + t(0.8)) · SE with 80% power. `python -m benchmarks.power --jobs 2` makes
 what of the pilot is missing and prints the table.
 """
 

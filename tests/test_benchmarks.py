@@ -126,6 +126,6 @@ def test_the_training_benchmark_takes_what_is_there(dataset_file: Path, tmp_path
 def test_the_coverage_of_intervals_is_measured(table: Table) -> None:
     lines = table(coverage, SIZES=coverage.SIZES[1:2])
     assert [line["design"] for line in lines] == [design.name for design in coverage.DESIGNS]
-    # 95 % are asked for; 100 samples tell it to seven in a hundred.
+    # 95% are asked for; 100 samples tell it to seven in a hundred.
     for name in ("these tasks", "other datasets"):
         assert all(0.86 < line[name] <= 1 for line in lines)

@@ -227,9 +227,11 @@ def test_published_notebooks_ran_whole_and_with_published_parameters(path: Path)
     assert all(cell.execution_count for cell in code)
     assert "error" not in {output.output_type for cell in code for output in cell.outputs}
     [injected] = filter(is_injected, code)
-    assert injected.source.splitlines()[1:] == ['model = "llama"']
+    scale = "study" if path.stem in claims.NOTEBOOKS.values() else "pocket"
+    given = [f'scale = "{scale}"', f'output_dir = "out/published/{path.stem}"']
+    assert injected.source.splitlines()[1:] == given
     text = "".join(str(output) for cell in code for output in cell.outputs)
-    assert config.RunConfig.at("pocket", order="tma_nft").model in text
+    assert config.RunConfig.at(scale, order="tma_nft").model in text
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
     assert not re.search(r" at 0x[0-9a-f]{6,}", text)  # an address of memory
 
@@ -369,41 +371,47 @@ def script() -> dict[str, Any]:
 
 
 def test_the_readme_gives_the_published_result(script: dict[str, Any]) -> None:
-    result = script["sentence"](verdicts())
+    notebooks = {path.stem: nbformat.read(path, as_version=4) for path in CHAPTERS}
+    answers = (ROOT / "book" / "_include" / "answers.md").read_text(encoding="utf-8")
+    result = script["resolved"](answers, notebooks, verdicts())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert result in readme
     assert script["with_result"](readme, result) == readme
 
 
-def test_the_result_counts_the_verdicts_and_gives_the_gain(script: dict[str, Any]) -> None:
+def test_roles_become_the_values_that_a_notebook_glued(script: dict[str, Any]) -> None:
+    mark = {"scrapbook": {"name": "gap", "mime_prefix": "application/papermill.record/"}}
+    data = {"application/papermill.record/text/plain": "-0.0125"}
+    output = nbformat.v4.new_output("display_data", data=data, metadata=mark)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    text = "- It gains {glue:text}`notebooks/a.ipynb::gap:+.2f`;\n  {claims}`counts`.\n- So.\n"
     made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
     made[0] = claims.Verdict("C1", "n", "m", 0.5, 0.4, 0.6, 90, 1, "supported")
-    gain = (-0.0081, -0.0883, 0.0934, 90, 1, "inconclusive")
-    made[5] = claims.Verdict("C6", "n", "final loss, NFT minus RT (nats a token)", *gain)
-    assert script["sentence"](made) == (
-        "*Of the paper's 8 claims, 1 supported, 1 inconclusive, 6 not tested at this scale "
-        "([table](book/claims.md)). Claim C6, final loss, NFT minus RT (nats a token): -0.008 "
-        "(-0.088 to +0.093), a 95 % interval over 90 test instances: inconclusive. "
-        "Selection over order, why: not tested at this scale.*"
-    )
+    made[8] = replace(made[0], claim="order against selection")  # which is none of the paper's
+    told = "- It gains -0.01; 1 is supported, 7 not tested at this scale.\n- So."
+    assert script["resolved"](text, {"a": notebook}, made) == told
+    with pytest.raises(KeyError, match=r"a\.ipynb"):
+        script["resolved"](text, {}, made)
 
 
 def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
     """A checkout with two notebooks, the second with these outputs, and verdicts."""
+    out = folder / "out" / "published"
     for name, found in (("03_a", []), ("04_tma", list(outputs))):
-        (folder / "out" / name).mkdir(parents=True)
-        (folder / "out" / name / "claims.json").write_text("[]")
+        (out / name).mkdir(parents=True)
+        (out / name / "claims.json").write_text("[]")
         cell = nbformat.v4.new_code_cell("1", outputs=found, execution_count=1)
         cell.metadata |= {"papermill": {"start_time": "now"}, "tags": ["injected-parameters"]}
         notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"papermill": {}, "widgets": {}})
-        nbformat.write(notebook, folder / "out" / f"{name}.ipynb")
-    for name in ("notebooks", "book"):
-        (folder / name).mkdir()
+        nbformat.write(notebook, out / f"{name}.ipynb")
+    (folder / "notebooks").mkdir()
+    (folder / "book" / "_include").mkdir(parents=True)
+    (folder / "book" / "_include" / "answers.md").write_text("- Of eight, {claims}`counts`.\n")
     for name in ("03_a", "04_tma"):
         (folder / "notebooks" / f"{name}.ipynb").write_text("report.saved_verdicts(study)")
-    (folder / "out" / "04_tma" / "curves.svg").write_text("<svg/>")
+    (out / "04_tma" / "curves.svg").write_text("<svg/>")
     made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
-    claims.write(folder / "out" / "claims.json", made)
+    claims.write(out / "claims.json", made)
     (folder / "README.md").write_text("a\n<!-- result: by -->\nold\n<!-- /result -->\nb\n")
     return folder
 
@@ -411,7 +419,7 @@ def checkout(folder: Path, *outputs: nbformat.NotebookNode) -> Path:
 def test_publishing_takes_every_notebook_without_its_moment(
     script: dict[str, Any], tmp_path: Path
 ) -> None:
-    bar = nbformat.v4.new_output("stream", name="stderr", text="50 %")
+    bar = nbformat.v4.new_output("stream", name="stderr", text="50%")
     root, again = (checkout(tmp_path / name, bar) for name in ("one", "two"))
     for folder in (root, again):
         script["publish"](folder)
@@ -423,20 +431,20 @@ def test_publishing_takes_every_notebook_without_its_moment(
         assert "papermill" not in notebook.cells[0].metadata
         assert notebook.cells[0].outputs == []
         assert path.read_bytes() == (again / "book" / "notebooks" / path.name).read_bytes()
-    assert (book / "claims.json").read_bytes() == (root / "out" / "claims.json").read_bytes()
+    made = root / "out" / "published" / "claims.json"
+    assert (book / "claims.json").read_bytes() == made.read_bytes()
     assert (book / "images" / "04_tma.svg").read_text() == "<svg/>"
     readme = (root / "README.md").read_text()
-    assert "8 not tested at this scale" in readme
-    assert "old" not in readme
-    assert readme.startswith("a\n<!-- result: by -->\n*Of")
+    told = "- Of eight, 8 are not tested at this scale."
+    assert readme == f"a\n<!-- result: by -->\n{told}\n<!-- /result -->\nb\n"
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ("error", "04_tma: a cell stored an error"),
-        ("03_a.ipynb", r"03_a: .*03_a.ipynb is missing; run `make notebooks`"),
-        ("03_a/claims.json", r"03_a: .*claims.json is missing; run `make notebooks`"),
+        ("03_a.ipynb", r"03_a: .*03_a.ipynb is missing; run `make publish`"),
+        ("03_a/claims.json", r"03_a: .*claims.json is missing; run `make publish`"),
         ("other runs", r"03_a: .*of 2 runs, abc, which .*03_a.ipynb does not"),
     ],
 )
@@ -447,10 +455,10 @@ def test_what_did_not_run_as_it_stands_is_not_published(
     root = checkout(tmp_path, *([failed] if change == "error" else []))
     if change == "other runs":
         other = replace(claims.untested("C5", "why"), runs="2 runs, abc")
-        claims.write(root / "out" / "03_a" / "claims.json", [other])
+        claims.write(root / "out" / "published" / "03_a" / "claims.json", [other])
     elif change != "error":
-        (root / "out" / change).unlink()
+        (root / "out" / "published" / change).unlink()
     with pytest.raises(SystemExit, match=words):
         script["publish"](root)
-    assert not list((root / "book").iterdir())
+    assert [path.name for path in (root / "book").iterdir()] == ["_include"]
     assert "old" in (root / "README.md").read_text()

@@ -35,7 +35,7 @@ NO_PROSE = {
     "where a link leads": r"\]\([^)]*\)",
 }
 ALLOWED = {
-    "the level of every interval": r"95 %",
+    "the level of every interval": r"95%",
     "the version of a program": r"Python 3\.11",
     "a size on disk": r"\d+\.\d+ GB",
     "the name of a licence": r"(?:Apache|Apache License|BY(?:-\w+)*|AFL)[- ]\d\.\d",
@@ -67,9 +67,9 @@ def test_every_exception_for_a_typed_number_is_needed() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("NFT ends 0.023 below RT, in 95 % of cases.", ["0.023"]),
+        ("NFT ends 0.023 below RT, in 95% of cases.", ["0.023"]),
         ("It gains -0.02 (-0.2 to +0.2).", ["-0.02", "-0.2", "+0.2"]),
-        ("It holds in 81 % of tasks, by −3 nats.", ["81 %", "−3"]),
+        ("It holds in 81% of tasks, by −3 nats.", ["81%", "−3"]),
         ("| NFT − RT | 0.5 |", ["0.5"]),
         ("```{admonition} How far\nIt falls by 0.5.\n```", ["0.5"]),
         ("```bash\nx 0.5\n```\n`0.5` $0.5$ {glue:text}`nft:+.3f` [a](b/0.5) C6 2-3 gemma-7", []),
@@ -285,7 +285,7 @@ def disagreements(made: list[claims.Verdict], readme: str, landing: Tag, table: 
         cells = claims.cells(verdict)
         if f"{claims.SHORT[verdict.claim]}: {verdict.verdict}" not in drawn:
             wrong.append(f"drawing: {verdict.claim}")
-        wanted = [cells["measured here"], cells["estimate (95 % interval)"], cells["n · seeds"]]
+        wanted = [cells["measured here"], cells["estimate (95% interval)"], cells["n · seeds"]]
         if not any(all(part in row for part in wanted) for row in rows):
             wrong.append(f"claims: {verdict.claim}")
         if cells["verdict"].capitalize() not in groups:

@@ -12,7 +12,7 @@ from sphinx.application import Sphinx
 from tma.study.claims import REPORTED, SHORT, Verdict
 
 POWER = (1.96 + 0.84) / 1.96
-"""Half-widths of a 95 % interval that an effect needs to be detected with 80 % power."""
+"""Half-widths of a 95% interval that an effect needs to be detected with 80% power."""
 LABELS, PLOT, ROW = 190, 370, 34
 """Width of the labels and of the axis, and height of a row."""
 CORRELATED = ("C1", "C2", "C3", "C8")

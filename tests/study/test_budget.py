@@ -23,7 +23,7 @@ def test_a_budget_sets_the_steps(cache: Path, tiny_model: Path, dataset_file: Pa
     costs = json.loads(file.read_text("utf-8"))
     assert [*costs] == ["setup", "load", "step", "evaluation"]
     assert min(costs.values()) > 0
-    # 90 % of 100 s, less 10 + 2 * (1 + 5 * 2), leave 58 s for two runs.
+    # 90% of 100 s, less 10 + 2 * (1 + 5 * 2), leave 58 s for two runs.
     write_json(file, {"setup": 10.0, "load": 1.0, "step": 2.5, "evaluation": 2.0})
     steps, note = steps_within("100s", configs, 5, most=99)
     assert steps == 11

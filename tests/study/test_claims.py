@@ -180,7 +180,7 @@ def test_a_run_of_ones_own_stands_beside_the_published_one(
     paths = [str(tmp_path / name) for name in ("live.json", "old.json")]
     assert claims.main(["beside", *paths]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "TMA (C6), mean loss along the way, nats a token, with a 95 % interval:",
+        "TMA (C6), mean loss along the way, nats a token, with a 95% interval:",
         "this run   NFT − RT, with labels: -0.200 (-0.300 to -0.100): inconclusive",
         "           scale pocket, smollm2-135m-instruct, 32 training instances a run, "
         "18 test instances, seeds: 3",
@@ -248,7 +248,7 @@ def test_a_twentieth_of_the_steps_has_to_be_a_step() -> None:
     assert found.verdict == "supported"
     late = claims.early_fall(STUDY, share, 19)
     assert (late.verdict, late.estimate) == ("not tested at this scale", None)
-    assert late.measure == "5 % of 19 steps are less than one step"
+    assert late.measure == "5% of 19 steps are less than one step"
 
 
 NEAREST, FARTHEST = "nearest − random", "farthest − random"

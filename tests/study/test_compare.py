@@ -33,7 +33,7 @@ def test_an_order_is_used_if_it_beats_its_best_shuffle(tmp_path: Path) -> None:
     ends = {"tma_nft": (1.0,) * 4, "tma_rt": (1.5,) * 4, "random": (2.0,) * 4}
     found = compared(tmp_path, ends)
     assert found.sentence == (
-        "Use tma_nft: tma_nft - tma_rt is -0.500 nats a token, 95 % interval -0.500 to -0.500, "
+        "Use tma_nft: tma_nft - tma_rt is -0.500 nats a token, 95% interval -0.500 to -0.500, "
         "widened for 2 comparisons, 2 seeds, 4 rows."
     )
     names = ["tma_nft - tma_rt", "tma_nft - random", "tma_rt - random"]
@@ -54,9 +54,9 @@ def test_where_no_difference_is_shown_the_smallest_visible_one_is_told(tmp_path:
     uneven = (1.1, 0.9, 1.1, 0.9)
     found = compared(tmp_path, {"nearest": uneven, "cluster": (2.0,) * 4, "random": (1.0,) * 4})
     assert found.sentence == (
-        "No difference shown: shuffle (nearest - random is +0.000 nats a token, 95 % interval "
+        "No difference shown: shuffle (nearest - random is +0.000 nats a token, 95% interval "
         "-0.439 to +0.439, widened for 2 comparisons, 2 seeds, 4 rows; a difference of 0.514 would "
-        "have been seen with 80 % power)."
+        "have been seen with 80% power)."
     )
     low, high, detectable = found.table.loc["nearest - random", ["low", "high", "detectable"]]
     expected = (-0.30425, 0.30425, (4.3027 + 1.0607) * math.sqrt(0.005))

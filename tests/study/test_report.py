@@ -113,10 +113,10 @@ def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
     [row] = report.summary_table(study, runs).reset_index().to_dict("records")
     assert row == {
         "index": "NFT, nearest first", "runs": 1, "training instances": "64", "loss before": 4,
-        "along the way": 2.625, "at the end": 1.5, "fall": "62 %",
+        "along the way": 2.625, "at the end": 1.5, "fall": "62%",
     }  # fmt: skip
     shares = report.saved_shares(study, "early", {"step 1": Interval(0.5, 0.25, 1, 4, 1)}, "share")
-    assert shares.to_dict() == {"share (95 % interval)": {"step 1": "50% (25% to 100%)"}}
+    assert shares.to_dict() == {"share (95% interval)": {"step 1": "50% (25% to 100%)"}}
     pairs = {"NFT − RT": ("tma_nft", "tma_rt")}
     both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}
     steps = report.courses_table(pairs, both, {})["NFT − RT"]

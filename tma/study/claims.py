@@ -143,7 +143,7 @@ class Verdict:
     seeds: int | None = None
     verdict: str = UNDECIDED
     others_low: float | None = None
-    """Of the same number, the 95 % interval for tasks of other datasets."""
+    """Of the same number, the 95% interval for tasks of other datasets."""
     others_high: float | None = None
     generalizes: bool = False
     runs: str | None = None
@@ -231,8 +231,8 @@ def _so_far(
 def early_fall(study: StudyConfig, share: Interval, steps: int) -> Verdict:
     """Return the verdict on C1: more than half of the fall comes in a twentieth of the steps."""
     if 0.05 * steps < 1:
-        return untested("C1", f"5 % of {steps} steps are less than one step")
-    parts = {"after 5 % of the steps": share.minus(0.5)}
+        return untested("C1", f"5% of {steps} steps are less than one step")
+    parts = {"after 5% of the steps": share.minus(0.5)}
     return _by_datasets("C1", study, "share of the fall of the loss, minus 1/2", parts)
 
 
@@ -480,7 +480,7 @@ def cells(verdict: Verdict) -> dict[str, str]:
         number += f"; other datasets {format_range(low, high)}"
     return {
         "measured here": verdict.measure,
-        "estimate (95 % interval)": number,
+        "estimate (95% interval)": number,
         "n · seeds": size,
         "verdict": verdict.verdict + (", generalizes" if verdict.generalizes else ""),
     }
@@ -496,7 +496,7 @@ def counts(verdicts: Sequence[Verdict]) -> str:
 
 def beside(live: Path, published: Path) -> str:
     """Return one's own verdict on C6 above the published one, and what a difference means."""
-    told = [f"{SHORT['C6']} (C6), {ALONG}, with a 95 % interval:"]
+    told = [f"{SHORT['C6']} (C6), {ALONG}, with a 95% interval:"]
     for name, path in (("this run", live), ("published", published)):
         one = next((verdict for verdict in read(path) if verdict.claim == "C6"), None)
         if one is None:

@@ -11,7 +11,7 @@ rows shuffled, the one with the lower mean loss. Differences are paired by seed 
 the study's interval for these tasks (`tma.study.effects`), widened for the number of orders
 compared (Bonferroni). "Use X": the interval lies wholly below zero; of several such orders X has
 the lowest mean loss. Where there is none, the sentence says to shuffle, and which difference would
-have been seen with 80 % power.
+have been seen with 80% power.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Comparison:
         """One row a difference of final losses, in nats a token, as in `tma.study.effects.table`.
 
         `of` says what differs, order or selection; `detectable` is the smallest difference seen
-        with 80 % power. Intervals here are not widened.
+        with 80% power. Intervals here are not widened.
         """
         rows = table({f"{order} - {shuffle}": e for (order, shuffle), e in self.effects.items()})
         rows.insert(0, "of", [_kind(*pair) for pair in self.effects])
@@ -108,14 +108,14 @@ class Comparison:
         if not math.isfinite(gap.high):
             return "No difference shown: shuffle (an interval needs two seeds and two rows)."
         seen = _detectable(self.effects[order, shuffle].tasks, len(self._best))
-        power = f"a difference of {seen:.3f} would have been seen with 80 % power"
+        power = f"a difference of {seen:.3f} would have been seen with 80% power"
         return f"No difference shown: shuffle ({self._reason(order)}; {power})."
 
     def _reason(self, order: str) -> str:
         shuffle, gap = self._best[order]
         widened = f", widened for {count} comparisons" if (count := len(self._best)) > 1 else ""
         return (
-            f"{order} - {shuffle} is {gap.estimate:+.3f} nats a token, 95 % interval "
+            f"{order} - {shuffle} is {gap.estimate:+.3f} nats a token, 95% interval "
             f"{gap.low:+.3f} to {gap.high:+.3f}{widened}, {gap.seeds} seeds, {gap.n} rows"
         )
 
@@ -153,7 +153,7 @@ def _kind(order: str, shuffle: str) -> str:
 
 
 def _detectable(gap: Interval, count: int = 1) -> float:
-    """Return the smallest difference seen with 80 % power (`book/protocol.md`), one of `count`."""
+    """Return the smallest difference seen with 80% power (`book/protocol.md`), one of `count`."""
     at = [TAILS[1], 1 - TAILS[0] / count, 0.8]
     usual, wide, power = student.ppf(at, max(1, gap.freedom)).tolist()
     return float((gap.high - gap.low) / 2 / usual * (wide + power))

@@ -160,7 +160,7 @@ def _consumed(run: Run, instances: int, steps: Sequence[int] | pd.Index) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class Association(Interval):
-    """A correlation with its 95 % interval, beside the middle 95 % of permuted ones."""
+    """A correlation with its 95% interval, beside the middle 95% of permuted ones."""
 
     baseline_low: float
     baseline_high: float
@@ -369,8 +369,8 @@ def format_table(found: Mapping[str, Association]) -> pd.DataFrame:
     """Return the same for display: each interval in one cell."""
     rows = {
         name: {
-            "correlation (95 % interval)": format_interval(one),
-            "permuted, middle 95 %": format_range(one.baseline_low, one.baseline_high),
+            "correlation (95% interval)": format_interval(one),
+            "permuted, middle 95%": format_range(one.baseline_low, one.baseline_high),
             "p": f"{one.p:.3f}",
             "n": f"{one.n:,}",
         }

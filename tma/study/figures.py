@@ -169,7 +169,7 @@ def comparison_figure(
 ) -> Figure:
     """Return mean test losses and, below them, differences from a baseline (`effects.course`).
 
-    A panel a difference, with both 95 % intervals. Grey is how far single seeds of the baseline lie
+    A panel a difference, with both 95% intervals. Grey is how far single seeds of the baseline lie
     from their mean, if `ranges`: not where seeds test different folds. Diamonds are the differences
     that the `paper` shows, by share of the steps.
     """
@@ -227,7 +227,7 @@ def intervals_figure(
     band: tuple[float, float] | None = None,
     paper: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Return dots with 95 % bars, thick for these tasks and thin for tasks of other datasets.
+    """Return dots with 95% bars, thick for these tasks and thin for tasks of other datasets.
 
     A dot is full where the interval for these tasks excludes zero. Marks on the thin bar are the
     range when one source dataset is left out. The grey band is how far single seeds lie from their
@@ -372,9 +372,9 @@ def association_figure(pairs: pd.DataFrame, association: Association) -> Figure:
     with drawing(1, 1, WIDTH, 4) as (figure, grid):
         axes = grid[0, 0]
         wedge = (slope * association.baseline_low, slope * association.baseline_high)
-        axes.fill_between(x, *wedge, color=GREY, alpha=0.25, lw=0, label="permuted instances, 95 %")
+        axes.fill_between(x, *wedge, color=GREY, alpha=0.25, lw=0, label="permuted instances, 95%")
         axes.fill_between(x, low, high, color=BLUE, alpha=0.2, lw=0)
-        axes.plot(x, line, color=BLUE, label="as measured, with 95 % interval")
+        axes.plot(x, line, color=BLUE, label="as measured, with 95% interval")
         axes.plot(means["similarity"], means["drop"], "o", color="black", label="mean of a bin")
         axes.set_xlabel("similarity of the data just seen, centred")
         axes.set_ylabel("loss drop, centred (nats a token)")

@@ -86,24 +86,31 @@ def summary_table(study: StudyConfig, runs: Runs) -> pd.DataFrame:
         "loss before": rows["first"],
         "along the way": rows["area"],
         "at the end": rows["final"],
-        "fall": [f"{share:.0f} %" for share in rows["fall_percent"]],
+        "fall": [f"{share:.0f}%" for share in rows["fall_percent"]],
     }
     return pd.DataFrame(shown).set_axis([named(str(label)) for label in rows.index])
 
 
-def provenance(runs: Runs) -> pd.DataFrame:
-    """Return settings, fingerprints and versions of runs by name: all values where runs differ."""
+def provenance(runs: Runs) -> Shown:
+    """Return settings, fingerprints and versions of runs by name, whole: all values that differ."""
     rows = []
     for run in chain.from_iterable(runs.values()):
-        manifest = {"published": run.published, **run.manifest}
-        manifest.pop("receipt", None)
+        manifest = {n: v for n, v in run.manifest.items() if n not in {"receipt", "sums"}}
         manifest |= manifest.pop("config")
         for group in ("inputs", "versions"):
             manifest |= {f"{group}: {name}": v for name, v in manifest.pop(group).items()}
         rows.append({name: str(value) for name, value in manifest.items()})
     names = dict.fromkeys(chain.from_iterable(rows))
     values = {name: dict.fromkeys(row[name] for row in rows if name in row) for name in names}
-    return pd.DataFrame({"value": {name: " · ".join(each) for name, each in values.items()}})
+    told = {name: " · ".join(each) for name, each in values.items()}
+    return _whole(pd.DataFrame({"value": told}))
+
+
+def _whole(rows: pd.DataFrame, note: str = "") -> Shown:
+    """Return a table whose rows and cells are not cut; by its class a page sets cells as words."""
+    with pd.option_context("display.max_colwidth", None):
+        html, text = rows.to_html(classes="words"), rows.to_string()
+    return Shown({"text/html": f"{html}\n<p>{note}</p>", "text/plain": f"{text}\n{note}"})
 
 
 def saved(study: StudyConfig, name: str, figure: Figure, alt: str = "") -> Shown:
@@ -206,7 +213,7 @@ def saved_shares(
     """Write intervals of shares into the output folder; return them in per cent for display."""
     saved_table(study, name, statistics.table(found))
     cells = [statistics.format_share(share) for share in found.values()]
-    return pd.DataFrame({f"{heading} (95 % interval)": cells}, [*found])
+    return pd.DataFrame({f"{heading} (95% interval)": cells}, [*found])
 
 
 def saved_effects(
@@ -223,12 +230,7 @@ def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) 
     """Write verdicts, with the runs they were made from, into claims.json; return them as shown."""
     source = made_from(run.key for each in runs.values() for run in each)
     write(study.out / "claims.json", [traced(verdict, study, runs) for verdict in verdicts])
-    rows = table(verdicts)
-    with pd.option_context("display.max_colwidth", None):  # else long cells are cut
-        # By its class a page sets the cells to the left, as words.
-        html, text = rows.to_html(classes="words"), rows.to_string()
-    forms = {"text/html": f"{html}\n<p>Made from {source}.</p>"}
-    return Shown(forms | {"text/plain": f"{text}\nMade from {source}."})
+    return _whole(table(verdicts), f"Made from {source}.")
 
 
 def glue(**values: str | float | Interval | Effect | Verdict) -> None:

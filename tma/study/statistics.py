@@ -1,4 +1,4 @@
-"""Runs → curves and numbers with their 95 % intervals: how early the loss falls, how steadily.
+"""Runs → curves and numbers with their 95% intervals: how early the loss falls, how steadily.
 
 A loss is the mean over response tokens, in nats; a curve is the mean over test instances. Shares
 and roughness are no means of instances: they have one interval, for tasks of other datasets, by the
@@ -33,7 +33,7 @@ TAILS = (0.025, 0.975)
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % interval, over `n` test instances."""
+    """An estimate with its 95% interval, over `n` test instances."""
 
     estimate: float
     low: float
