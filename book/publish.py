@@ -77,7 +77,7 @@ def resolved(
     found = {f"notebooks/{name}.ipynb": glued(notebook) for name, notebook in notebooks.items()}
 
     def value(match: re.Match[str]) -> str:
-        return format(found[match["notebook"]][match["key"]], match["format"])
+        return format(found[match["notebook"]][match["key"]], match["format"]).replace("-", "−")
 
     text = text.replace("{claims}`counts`", counts(verdicts))
     role = r"\{glue:text\}`(?P<notebook>[^:`]+)::(?P<key>\w+):(?P<format>[^`]+)`"

@@ -250,7 +250,7 @@ def test_the_tables_have_a_row_for_every_claim_under_its_verdict(site: Path) -> 
         assert f"notebooks/{verdict.notebook}.html" in row
         assert verdict.measure in words
         if verdict.estimate is not None:
-            assert f"{verdict.estimate:+.3f}"[:4] in words
+            assert f"{verdict.estimate:+.3f}"[:4].replace("-", "−") in words
     assert groups == [*dict.fromkeys(claims.cells(v)["verdict"].capitalize() for v in ranked)]
 
 
@@ -261,7 +261,7 @@ def test_a_cell_of_the_table_is_written_as_numbers_are() -> None:
     )
     assert script["row"](made)[3:] == [
         "a|b",
-        "-0.013 (-0.500 to +12.3); other datasets -0.500 to -0.250",
+        "−0.013 (−0.500 to +12.3); other datasets −0.500 to −0.250",
         "90 · 3",
         "–; `tma study --arms 1,1b,6`, "
         "then `papermill notebooks/04_tma.ipynb out.ipynb -p scale study`",
@@ -388,7 +388,7 @@ def test_roles_become_the_values_that_a_notebook_glued(script: dict[str, Any]) -
     made = [claims.untested(claim, "why") for claim in claims.CLAIMS]
     made[0] = claims.Verdict("C1", "n", "m", 0.5, 0.4, 0.6, 90, 1, "supported")
     made[8] = replace(made[0], claim="order against selection")  # which is none of the paper's
-    told = "- It gains -0.01; 1 is supported, 7 not tested at this scale.\n- So."
+    told = "- It gains −0.01; 1 is supported, 7 not tested at this scale.\n- So."
     assert script["resolved"](text, {"a": notebook}, made) == told
     with pytest.raises(KeyError, match=r"a\.ipynb"):
         script["resolved"](text, {}, made)

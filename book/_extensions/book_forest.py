@@ -75,7 +75,9 @@ def axis(unit: str, y: float, top: float, limit: float, scale: float) -> Iterato
     step = next(s for s in (2, 1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01) if s < limit)
     for value in (-step, 0, step):
         x = middle + scale * value
-        yield f'<text class="tick" x="{x:.1f}" y="{y + 16}">{value:+g}</text>'.replace("+0<", "0<")
+        yield f'<text class="tick" x="{x:.1f}" y="{y + 16}">{value:+g}</text>'.replace(
+            "+0<", "0<"
+        ).replace(">-", ">−")
     yield f'<text class="unit" x="{LABELS + PLOT}" y="{y + 34}">{unit}, as claimed →</text>'
 
 

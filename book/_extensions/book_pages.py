@@ -1,9 +1,10 @@
-"""Keep pages free of scripts that fail offline: thebe (never used here) and doubled entries."""
+"""What all pages need: no scripts that fail offline (thebe, doubled entries), a proper minus."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from docutils import nodes
 from sphinx.application import Sphinx
 
 
@@ -23,7 +24,16 @@ def keep_needed_scripts(
     context["script_files"] = list(kept.values())
 
 
+def set_minus(_app: Sphinx, doctree: nodes.document, _page: str) -> None:
+    """Give numbers that a notebook glued the minus that figures and tables have."""
+    for number in doctree.findall(nodes.inline):
+        if "pasted-text" in number["classes"]:
+            text = number.astext().replace("-", "−")
+            number.children = [nodes.Text(text)]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register the filter, after every extension that adds scripts."""
+    """Register both; the filter comes after every extension that adds scripts."""
+    app.connect("doctree-resolved", set_minus)
     app.connect("html-page-context", keep_needed_scripts, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -181,7 +181,7 @@ def test_a_run_of_ones_own_stands_beside_the_published_one(
     assert claims.main(["beside", *paths]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "TMA (C6), mean loss along the way, nats a token, with a 95% interval:",
-        "this run   NFT − RT, with labels: -0.200 (-0.300 to -0.100): inconclusive",
+        "this run   NFT − RT, with labels: −0.200 (−0.300 to −0.100): inconclusive",
         "           scale pocket, smollm2-135m-instruct, 32 training instances a run, "
         "18 test instances, seeds: 3",
         "published  why: not tested at this scale",
@@ -199,7 +199,7 @@ def test_the_table_gives_the_other_interval_where_it_is_another() -> None:
     fine = claims.fine_beats_coarse(STUDY, {COARSE: BELOW})
     shown = claims.table([fine, claims.early_fall(STUDY, share, 20), untested("C7", "why")])
     assert shown.index.tolist() == ["C5", "C1", "C7"]
-    told = "-0.200 (-0.300 to -0.100); other datasets -0.400 to -0.050"
+    told = "−0.200 (−0.300 to −0.100); other datasets −0.400 to −0.050"
     assert shown.loc["C5"].tolist()[1:] == [told, "18 · 3", "supported, generalizes"]
     told = "+0.200 (+0.100 to +0.300)"
     assert shown.loc["C1"].tolist()[1:] == [told, "18 · 3", "supported, generalizes"]

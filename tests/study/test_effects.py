@@ -159,7 +159,7 @@ def test_pairs_whose_runs_are_there_are_compared(tmp_path: Path) -> None:
     row = effects.table(found["final"]).loc["NFT − RT"]
     assert (row["estimate"], row["n"], row["below_zero"]) == (-0.5, 4, 1)
     # No source dataset is known: nothing is said of others.
-    shown = ["-0.500 (-0.500 to -0.500)", "–", "–", "-0.500; -0.500", "100%"]
+    shown = ["−0.500 (−0.500 to −0.500)", "–", "–", "−0.500; −0.500", "100%"]
     assert effects.format_table(found["final"]).loc["NFT − RT"].tolist() == shown
 
 

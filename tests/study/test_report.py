@@ -45,7 +45,7 @@ def test_a_stored_table_is_whole_and_the_shown_one_rounded(study: StudyConfig) -
     assert (study.out / "rows.txt").read_text() == "   loss\na 1.235\n"
     effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
     shown = report.saved_effects(study, "gaps", {"NFT − RT": effect})
-    assert shown.loc["NFT − RT", "difference (these tasks)"] == "-0.200 (-0.300 to -0.100)"
+    assert shown.loc["NFT − RT", "difference (these tasks)"] == "−0.200 (−0.300 to −0.100)"
     stored_row = pd.read_csv(study.out / "gaps.csv", index_col=0).loc["NFT − RT"]
     assert stored_row[["low", "datasets_high", "n"]].tolist() == [-0.3, -0.1, 18]
 
@@ -65,7 +65,7 @@ def test_verdicts_are_stored_and_shown_whole(study: StudyConfig, tmp_path: Path)
     assert set(shown.forms) == {"text/html", "text/plain"}
     for form in shown.forms.values():
         assert f"Made from {of}." in form and "long " * 19 in form
-        assert "-0.200" in form and "–" in form and "<NA>" not in form and "NaN" not in form
+        assert "−0.200" in form and "–" in form and "<NA>" not in form and "NaN" not in form
 
 
 def test_a_reader_sees_what_is_trained(tmp_path: Path) -> None:
@@ -101,11 +101,11 @@ def test_a_picture_is_told_with_its_result(study: StudyConfig, tmp_path: Path) -
         "tma_nft": [stored(tmp_path / "nft", "tma_nft", NEAR)],
     }
     shown = report.comparison(study, "one", runs, "tma_rt", {})
-    told = "NFT, nearest first: at most -1.000 nats a token, at step 2, and -0.500 at the end."
+    told = "NFT, nearest first: at most −1.000 nats a token, at step 2, and −0.500 at the end."
     assert shown.alt.endswith(told)
     effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
     found = report.saved_intervals(study, "two", {"NFT − RT": effect}, "difference")
-    assert found.alt == "Difference. NFT − RT: -0.200 (-0.300 to -0.100)."
+    assert found.alt == "Difference. NFT − RT: −0.200 (−0.300 to −0.100)."
 
 
 def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
     both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}
     steps = report.courses_table(pairs, both, {})["NFT − RT"]
     assert steps.index.tolist() == ["2", "4"]
-    assert steps["2"].startswith("-1.000")
+    assert steps["2"].startswith("−1.000")
     none = report.saved_effects(study, "none", {})
     assert none.forms["text/markdown"] == "*None of these runs has been made yet.*"
 

@@ -170,7 +170,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_an_interval_is_written_with_signs_and_as_many_decimals_as_it_bears() -> None:
-    assert format_estimate(-0.0125, -0.5, 12.34) == "-0.013 (-0.500 to +12.3)"
+    assert format_estimate(-0.0125, -0.5, 12.34) == "−0.013 (−0.500 to +12.3)"
     assert format_estimate(10, None, None) == "+10.0"
     assert format_estimate(0.25, None, 0.5) == "+0.250"
 

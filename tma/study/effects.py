@@ -28,6 +28,7 @@ from tma.study.statistics import (
     format_interval,
     format_range,
     instances,
+    signed,
     t_interval,
 )
 
@@ -208,7 +209,7 @@ def format_table(effects: Mapping[str, Effect]) -> pd.DataFrame:
             format_interval(e.tasks),
             format_range(e.datasets.low, e.datasets.high),
             format_range(*e.without_one),
-            f"{e.median:+.3f}; {e.by_tokens:+.3f}",
+            f"{signed(e.median)}; {signed(e.by_tokens)}",
             f"{e.improved:.0%}",
         )
         for e in effects.values()

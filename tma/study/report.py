@@ -32,13 +32,17 @@ def _markdown(text: str) -> Shown:
 def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dataset) -> Shown:
     """Return in words what is run, on which data and on what hardware."""
     words = sum(len(text.split()) for text in texts(train)) / max(1, len(train))
-    return _markdown(
+    fold = f", fold {config.fold} of {study.folds}" if study.folds else ""
+    told = (
         f"Scale **{study.scale}** ({study.base.purpose}). Model **{config.model}**, all "
         f"parameters trained, {config.batch_size} instances a step, {study.steps} steps wanted. "
-        f"Data **{config.dataset}**: {len(train):,} training and {len(test):,} test instances, "
-        f"{words:.0f} words a training instance on average; {_tasks(train, test)}. Seeds (of "
-        f"what is drawn and of what is shuffled): {study.seeds}. Hardware: {hardware()}."
+        f"Data **{config.dataset}**{fold}: {len(train):,} training and {len(test):,} test "
+        f"instances, {words:.0f} words a training instance on average; {_tasks(train, test)}."
     )
+    if study.is_published:
+        return _markdown(f"{told} Each seed tests a fold of its own.")
+    seeds = f"Seeds (of what is drawn and of what is shuffled): {study.seeds}."
+    return _markdown(f"{told} {seeds} Hardware: {hardware()}.")
 
 
 def _tasks(train: Dataset, test: Dataset) -> str:
@@ -164,15 +168,15 @@ def courses_table(
         for name, (first, second) in pairs.items()
         if {first, second} <= {*runs}
     }
-    return pd.DataFrame(shown).rename_axis("after step")
+    return pd.DataFrame(shown).rename_axis(columns="after step")
 
 
 def _told(course: Mapping[int, effects.Effect]) -> str:
     """Return where a difference is largest, and how it ends."""
     most, end = max(course, key=lambda step: abs(course[step].estimate)), max(course)
     return (
-        f"at most {course[most].estimate:+.3f} nats a token, at step {most}, and "
-        f"{course[end].estimate:+.3f} at the end"
+        f"at most {statistics.signed(course[most].estimate)} nats a token, at step {most}, and "
+        f"{statistics.signed(course[end].estimate)} at the end"
     )
 
 

@@ -94,12 +94,17 @@ def jackknife(
     return replace(found, over=str(clusters.name))
 
 
+def signed(value: float, decimals: int = 3) -> str:
+    """Return a number with its sign, the typographic minus."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
 def format_estimate(estimate: float, low: float | None, high: float | None) -> str:
     """Return an estimate with its interval, if it has one: signed, three decimals under ten."""
     if not math.isfinite(estimate):
         return "–"
     near, *ends = (
-        f"{value:+.3f}" if abs(value) < 10 else f"{value:+.1f}"
+        signed(value, 3 if abs(value) < 10 else 1)
         for value in (estimate, low, high)
         if value is not None and math.isfinite(value)
     )
@@ -113,7 +118,7 @@ def format_interval(interval: Interval) -> str:
 
 def format_range(low: float, high: float) -> str:
     """Return the ends of an interval as tables show them; a dash where it has none."""
-    return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low + high) else "–"
+    return f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "–"
 
 
 def format_share(share: Interval) -> str:
