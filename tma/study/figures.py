@@ -192,7 +192,10 @@ def comparison_figure(
             _draw_difference(axes, course, looks[order], looks[baseline], seeds)
             for share, gap in (paper or {}).get(order, {}).items():
                 axes.plot([share * max(course)], [gap], clip_on=False, **PAPER)
-            axes.sharey(panels[0])
+        ends = [end for axes in panels for end in (axes.dataLim.y0, axes.dataLim.y1)]
+        room = 0.08 * (max(ends, default=0) - min(ends, default=0))
+        for axes in panels:
+            axes.set_ylim(min(ends) - room, max(ends) + room)
         for axes in panels[::2]:
             axes.set_ylabel(f"minus {looks[baseline].short} (nats)")
         _label_steps([top], base=2)
