@@ -17,8 +17,8 @@ LABELS, PLOT, ROW = 190, 370, 34
 """Width of the labels and of the axis, and height of a row."""
 CORRELATED = ("C1", "C2", "C3", "C8")
 GROUPS = {
-    "nats a token": tuple(claim for claim in SHORT if claim not in CORRELATED),
     "shares and correlations": CORRELATED,
+    "nats a token": tuple(claim for claim in SHORT if claim not in CORRELATED),
 }
 
 

@@ -323,7 +323,7 @@ def test_the_published_study_waits_for_repeated_folds() -> None:
     found = claims.fine_beats_coarse(PUBLISHED, {COARSE: unknown})
     assert (found.verdict, found.estimate, found.low) == ("not decided yet", -0.2, None)
     assert (found.others_low, found.others_high) == (unknown.datasets.low, unknown.datasets.high)
-    waiting = f"so far {COARSE}: final loss, nats a token; not made yet: repeated folds (arm 1b)"
+    waiting = f"so far {COARSE}: final loss, nats a token; not made yet: {claims.REPEATS}"
     assert found.measure == waiting
     shown = claims.fine_beats_coarse(STUDY, {COARSE: unknown})
     assert (shown.verdict, shown.estimate, shown.low) == ("inconclusive", -0.2, None)

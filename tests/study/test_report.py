@@ -115,8 +115,16 @@ def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
         "index": "NFT, nearest first", "runs": 1, "training instances": "64", "loss before": 4,
         "along the way": 2.625, "at the end": 1.5, "fall": "62%",
     }  # fmt: skip
-    shares = report.saved_shares(study, "early", {"step 1": Interval(0.5, 0.25, 1, 4, 1)}, "share")
-    assert shares.to_dict() == {"share (95% interval)": {"step 1": "50% (25% to 100%)"}}
+    share = Interval(0.5, 0.25, 1, 4, 1, without_one=(0.4, 0.75))
+    shares = report.saved_shares(study, "early", {"step 1": share}, "share")
+    assert shares.to_dict("index") == {
+        "step 1": {
+            "share (95% interval)": "50% (25% to 100%)",
+            "without one dataset": "40% to 75%",
+        }
+    }
+    told = "Together they are tested on **4** instances of 2 tasks, over 1 seeds."
+    assert report.tested(runs | {"b": runs["tma_nft"]}).forms["text/markdown"] == told
     pairs = {"NFT − RT": ("tma_nft", "tma_rt")}
     both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}
     steps = report.courses_table(pairs, both, {})["NFT − RT"]

@@ -28,7 +28,7 @@ from tma.study import arms
 from tma.study.effects import Effect
 from tma.study.exposure import Association
 from tma.study.settings import StudyConfig
-from tma.study.statistics import Interval, Runs, format_estimate, format_range
+from tma.study.statistics import Interval, Runs, format_estimate, format_interval, format_range
 
 Side = Literal["negative", "positive"]
 Effects = Mapping[str, Effect]
@@ -124,6 +124,7 @@ ONE_SEED = "one seed decides nothing"
 DIFFERENCE = """One seed and few test instances decide nothing. Where the two differ, model, scale
 and chance differ too: this run speaks neither for nor against the published one."""
 UNDECIDED, UNTESTED = "not decided yet", "not tested at this scale"
+REPEATS = "repeated folds (arm 1b), which say how far seeds differ"
 VERDICTS = ("supported", "not supported", "inconclusive", UNDECIDED, UNTESTED)
 
 
@@ -278,12 +279,19 @@ def earlier_rounds(study: StudyConfig, final: Effects, later: Iterable[str]) -> 
     return _all("C7", study, FINAL, final, dict.fromkeys(later, "positive"))
 
 
-def by_instance(study: StudyConfig, found: Association, runs: Runs) -> Verdict:
-    """Return the verdict on C8: an instance's loss falls most after what is most similar to it."""
+def by_instance(
+    study: StudyConfig, found: Association, runs: Runs, inside: Association | None = None
+) -> Verdict:
+    """Return the verdict on C8: an instance's loss falls most after what is most similar to it.
+
+    `inside` is the correlation within test tasks, told beside it.
+    """
     missing = [label for label in arms.MAIN if label not in runs]
     if missing and study.is_published:
         return _undecided("C8", *missing)
     measure = "correlation of the fall of loss with the similarity just seen, all orders"
+    if inside is not None and math.isfinite(inside.estimate):
+        measure += f"; within test tasks {format_interval(inside)}"
     return _by_datasets("C8", study, measure, found.parts)
 
 
@@ -340,6 +348,8 @@ def _all(
         return _undecided(claim, *missing)
     decision, others = _judge(found, {n: side for n, side in sides.items() if n in found})
     if missing:
+        if study.is_published and not math.isfinite(decision.interval.low):
+            missing.append(REPEATS)
         return _so_far(claim, measure, decision, others, ", ".join(missing))
     return _verdict(claim, study, measure, decision, others)
 
@@ -372,7 +382,7 @@ def _verdict(
     if not math.isfinite(found.estimate):
         return untested(claim, f"{decision.name}: {measure}: no value")
     if study.is_published and not math.isfinite(found.low):
-        return _so_far(claim, measure, decision, others, "repeated folds (arm 1b)")
+        return _so_far(claim, measure, decision, others, REPEATS)
     measure = f"{decision.name}: {measure}"
     verdict = decision.verdict
     if study.seeds < 2:

@@ -370,6 +370,7 @@ def format_table(found: Mapping[str, Association]) -> pd.DataFrame:
     rows = {
         name: {
             "correlation (95% interval)": format_interval(one),
+            "without one dataset": format_range(*one.without_one),
             "permuted, middle 95%": format_range(one.baseline_low, one.baseline_high),
             "p": f"{one.p:.3f}",
             "n": f"{one.n:,}",

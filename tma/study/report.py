@@ -68,6 +68,19 @@ def runs_table(runs: Runs) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def tested(runs: Runs) -> Shown:
+    """Return in words what all runs are tested on together."""
+    every = [run for own in runs.values() for run in own]
+    rows, seeds = statistics.instances(every), {run.config.seed for run in every}
+    sources = (
+        "" if (rows["source"] == "unknown").all() else f" from {rows['source'].nunique()} datasets"
+    )
+    return _markdown(
+        f"Together they are tested on **{len(rows):,}** instances of {rows['task'].nunique()} tasks"
+        f"{sources}, over {len(seeds)} seeds."
+    )
+
+
 def named(label: str) -> str:
     """Return the label of runs in words: how their order is drawn, and what else they are."""
     looks = figures.STYLES | figures.styles([label] if label.startswith("tma_rounds") else [])
@@ -217,7 +230,9 @@ def saved_shares(
     """Write intervals of shares into the output folder; return them in per cent for display."""
     saved_table(study, name, statistics.table(found))
     cells = [statistics.format_share(share) for share in found.values()]
-    return pd.DataFrame({f"{heading} (95% interval)": cells}, [*found])
+    apart = ["{:.0%} to {:.0%}".format(*share.without_one) for share in found.values()]
+    columns = {f"{heading} (95% interval)": cells, "without one dataset": apart}
+    return pd.DataFrame(columns, [*found])
 
 
 def saved_effects(

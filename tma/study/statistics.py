@@ -44,6 +44,8 @@ class Interval:
     """Degrees of freedom of Student's t."""
     over: str | None = None
     """What the jackknife left out: source, task or id; None: it was not used."""
+    without_one: tuple[float, float] = (math.nan, math.nan)
+    """Smallest and largest estimate of the jackknife."""
 
     @property
     def clear(self) -> bool:
@@ -59,7 +61,10 @@ class Interval:
 
     def mirrored(self) -> Interval:
         """Return the interval of minus the estimate."""
-        return replace(self, estimate=-self.estimate, low=-self.high, high=-self.low)
+        low, high, (least, most) = -self.high, -self.low, self.without_one
+        return replace(
+            self, estimate=-self.estimate, low=low, high=high, without_one=(-most, -least)
+        )
 
     def within(self, least: float, most: float) -> Interval:
         """Return the interval cut to the values that its quantity can have."""
@@ -69,8 +74,9 @@ class Interval:
 
     def minus(self, value: float) -> Interval:
         """Return the interval of the estimate minus a constant."""
-        near, low, high = (end - value for end in (self.estimate, self.low, self.high))
-        return replace(self, estimate=near, low=low, high=high)
+        ends = (self.estimate, self.low, self.high, *self.without_one)
+        near, low, high, least, most = (end - value for end in ends)
+        return replace(self, estimate=near, low=low, high=high, without_one=(least, most))
 
 
 def t_interval(estimate: float, variance: float, freedom: float, *, n: int, seeds: int) -> Interval:
@@ -91,7 +97,8 @@ def jackknife(
     squares = float(((left - left.mean()) ** 2).sum())
     variance = (len(names) - 1) / len(names) * squares if len(names) > 1 else np.nan
     found = t_interval(statistic(None), variance, len(names) - 1, n=n, seeds=seeds)
-    return replace(found, over=str(clusters.name))
+    ends = (float(left.min()), float(left.max()))
+    return replace(found, over=str(clusters.name), without_one=ends)
 
 
 def signed(value: float, decimals: int = 3) -> str:
