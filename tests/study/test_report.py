@@ -123,7 +123,7 @@ def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
             "without one dataset": "40% to 75%",
         }
     }
-    told = "Together they are tested on **4** instances of 2 tasks, over 1 seeds."
+    told = "Together they are tested on **4** instances of 2 tasks, over 1 seed."
     assert report.tested(runs | {"b": runs["tma_nft"]}).forms["text/markdown"] == told
     pairs = {"NFT − RT": ("tma_nft", "tma_rt")}
     both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}

@@ -244,7 +244,8 @@ def steady_loss(study: StudyConfig, rougher: Mapping[str, Interval]) -> Verdict:
     if not rougher:
         return untested("C2", "no metric but the loss moves")
     measure = "share of its movement that no single turn makes, minus that of the loss"
-    return _by_datasets("C2", study, measure, rougher)
+    named = {name.replace("_", " "): gap for name, gap in rougher.items()}
+    return _by_datasets("C2", study, measure, named)
 
 
 def falls_with_distance(study: StudyConfig, match: Association) -> Verdict:

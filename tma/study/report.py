@@ -77,7 +77,7 @@ def tested(runs: Runs) -> Shown:
     )
     return _markdown(
         f"Together they are tested on **{len(rows):,}** instances of {rows['task'].nunique()} tasks"
-        f"{sources}, over {len(seeds)} seeds."
+        f"{sources}, over {len(seeds)} seed{'s' * (len(seeds) > 1)}."
     )
 
 
