@@ -24,8 +24,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
 import tma
-from tma import store
-from tma.runs import config
+from tma import config, store
 from tma.study import arms, claims, interactive
 
 ROOT = Path(__file__).parent.parent
@@ -231,7 +230,8 @@ def test_published_notebooks_ran_whole_and_with_published_parameters(path: Path)
     given = [f'scale = "{scale}"', f'output_dir = "out/published/{path.stem}"']
     assert injected.source.splitlines()[1:] == given
     text = "".join(str(output) for cell in code for output in cell.outputs)
-    assert config.RunConfig.at(scale, order="tma_nft").model in text
+    model = config.SCALES[scale].model
+    assert tma.RunConfig.at(scale, order="tma_nft", model=model).model in text
     assert not re.search(r"/(?:home|root|tmp|work|Users)/", text)
     assert not re.search(r" at 0x[0-9a-f]{6,}", text)  # an address of memory
 
