@@ -140,3 +140,10 @@ def test_an_interval_is_glued_with_its_ends_and_a_verdict_by_its_word() -> None:
     word = "not tested at this scale"
     plain = report._plain({"gap": GAP, "c7": verdict, "steps": 8})
     assert plain == {**interval, "c7": word, "steps": 8}
+
+
+def test_the_metric_nearest_to_the_loss_is_named_in_words() -> None:
+    rougher = {"rouge1": Interval(0.3, 0.2, 0.4, 4, 1), "exact_match": Interval(0.1, 0, 0.2, 4, 1)}
+    found = {"closest": "exact match", "closest_gap": rougher["exact_match"]}
+    assert report.closest_to_loss(rougher) == found
+    assert report.closest_to_loss({}) == {}

@@ -144,6 +144,11 @@ def course(
     return {step: estimated(gap, differences.instances, spread) for step, gap in values.items()}
 
 
+def widest(course: Mapping[int, Effect]) -> int:
+    """Return the step after which a difference is largest in size."""
+    return max(course, key=lambda step: abs(course[step].estimate))
+
+
 def by_task(first: Sequence[Run], second: Sequence[Run], measure: str = "area") -> pd.DataFrame:
     """Return the mean difference of two orders by test task: gap, tokens (a response), n."""
     check_choice("measure", measure, READINGS)
@@ -156,14 +161,15 @@ def by_task(first: Sequence[Run], second: Sequence[Run], measure: str = "area") 
 
 def variety(runs: Runs, baseline: str, *, steps: int = 4) -> dict[str, tuple[float, Effect]]:
     """Return order → effective number of tasks in each of its first steps, averaged, and how far
-    its loss then lies from the baseline's.
+    its loss lies from the baseline's at the last evaluation among them.
 
     The effective number is the exponential of the entropy of the tasks in a step.
     """
     found = dict[str, tuple[float, Effect]]()
     for order, own in runs.items():
         tasks = [run.training.query(f"step <= {steps}")["effective_tasks"].mean() for run in own]
-        found[order] = (float(np.mean(tasks)), course(own, runs[baseline])[steps])
+        gaps = course(own, runs[baseline])
+        found[order] = (float(np.mean(tasks)), gaps[max(step for step in gaps if step <= steps)])
     return dict(sorted(found.items(), key=lambda one: -one[1][0]))
 
 

@@ -186,7 +186,7 @@ def courses_table(
 
 def _told(course: Mapping[int, effects.Effect]) -> str:
     """Return where a difference is largest, and how it ends."""
-    most, end = max(course, key=lambda step: abs(course[step].estimate)), max(course)
+    most, end = effects.widest(course), max(course)
     return (
         f"at most {statistics.signed(course[most].estimate)} nats a token, at step {most}, and "
         f"{statistics.signed(course[end].estimate)} at the end"
@@ -250,6 +250,18 @@ def saved_verdicts(study: StudyConfig, verdicts: Sequence[Verdict], runs: Runs) 
     source = made_from(run.key for each in runs.values() for run in each)
     write(study.out / "claims.json", [traced(verdict, study, runs) for verdict in verdicts])
     return _whole(table(verdicts), f"Made from {source}.")
+
+
+def closest_to_loss(rougher: Mapping[str, Interval]) -> dict[str, str | Interval]:
+    """Return what to glue of the metric that is nearest to being as steady as the loss, if any.
+
+    `rougher` is `statistics.roughness` against the loss; glued are closest and closest_gap.
+    """
+    if not rougher:
+        return {}
+    name = min(rougher, key=lambda metric: rougher[metric].low)
+    words = figures.METRICS.get(name, name).partition(" (")[0]
+    return {"closest": words, "closest_gap": rougher[name]}
 
 
 def glue(**values: str | float | Interval | Effect | Verdict) -> None:
