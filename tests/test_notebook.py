@@ -22,11 +22,11 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 EXPECTED = {
     "01_early_generalization": ("metrics", "early, roughness, runs"),
     "02_similarity": ("distances, instances, orders", "orders, orders_area, runs"),
-    "03_granularity": ("orders", "granularity, granularity_area, runs"),
-    "04_tma": ("curves, intervals, intervals_area, rounds", "blocks, order, runs, summary"),
+    "03_granularity": ("orders, variety", "granularity, granularity_area, runs"),
+    "04_tma": ("curves, intervals, rounds, tasks", "blocks, order, runs, summary"),
     "05_order_or_selection": (
         "intervals, intervals_area",
-        "runs, selection_area, selection_final, twins",
+        "larger, runs, selection_area, selection_final",
     ),
 }
 NAMES = [*EXPECTED]
