@@ -1,6 +1,6 @@
 # study: the TMA study with one seed, in minutes on two CPU cores.   test: the tests.
 # notebooks: every study at scale pocket, JOBS at a time, and the verdicts.
-# publish: the chapters at scale study, from the published runs, trained by nobody now → book/.
+# publish: the chapters at scale study, from the published runs, without training → book/.
 # book: the book, into _build/html.   pdf: the book as one file, _build/pdf/tma.pdf.
 # lint: ruff and mypy.
 # Every target first makes .venv with the locked dependencies; PYTHON chooses the interpreter.

@@ -199,12 +199,11 @@ def saved_intervals(
     found: Mapping[str, Effect],
     quantity: str,
     *,
-    paper: Mapping[str, float] | None = None,
     band: tuple[float, float] | None = None,
 ) -> Shown:
     """Return the saved figure of differences, each with its intervals."""
     told = "; ".join(f"{label}: {effects.format_effect(one)}" for label, one in found.items())
-    drawn = figures.intervals_figure(found, quantity, band, paper)
+    drawn = figures.intervals_figure(found, quantity, band)
     return saved(study, name, drawn, f"{quantity[0].upper()}{quantity[1:]}. {told}.")
 
 
