@@ -15,13 +15,13 @@ from tma.runs.published import INDEX
 from tma.study.claims import (
     ARMS,
     CLAIMS,
-    REPORTED,
     VERDICTS,
     Verdict,
     cells,
     commands,
     untested,
 )
+from tma.study.paper import REPORTED
 
 HEADER = ("", "claim", "the paper", *list(cells(untested("C1", "")))[:-1], "made from")
 COMMANDS = ("claim", "runs published", "make them", "read them")

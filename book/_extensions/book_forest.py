@@ -9,7 +9,8 @@ from book_directives import Drawing, OfVerdicts
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from tma.study.claims import REPORTED, SHORT, Verdict
+from tma.study.claims import SHORT, Verdict
+from tma.study.paper import REPORTED
 
 POWER = (1.96 + 0.84) / 1.96
 """Half-widths of a 95% interval that an effect needs to be detected with 80% power."""

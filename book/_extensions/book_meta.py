@@ -11,7 +11,8 @@ from typing import Any
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from tma.study.claims import REPORTED, SHORT, Verdict, counts, read
+from tma.study.claims import SHORT, Verdict, counts, read
+from tma.study.paper import REPORTED
 
 LENGTH = 200
 """Characters of a description."""

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.stored_runs import FAR, NEAR, stored
-from tma.study import claims, report
+from tma.study import claims, effects, report
 from tma.study.effects import Effect
 from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval
@@ -86,11 +86,11 @@ def test_the_range_of_seeds_is_left_out_where_they_test_different_folds(
     runs = {"tma_rt": random, "tma_nft": [stored(tmp_path / "near", "tma_nft", NEAR)]}
     assert report.seed_band(study, random) == (-0.25, 0.25)
     grey = 'style="fill: #444444; fill-opacity: 0.2"'
-    assert grey in report.comparison(study, "one", runs, "tma_rt", {}).forms["image/svg+xml"]
+    assert grey in report.comparison(study, "one", runs, "tma_rt").forms["image/svg+xml"]
     monkeypatch.setattr(StudyConfig, "folds", 5)
     assert report.seed_band(study, random) is None
-    assert grey not in report.comparison(study, "two", runs, "tma_rt", {}).forms["image/svg+xml"]
-    absent = report.comparison(study, "three", {}, "tma_rt", {})
+    assert grey not in report.comparison(study, "two", runs, "tma_rt").forms["image/svg+xml"]
+    absent = report.comparison(study, "three", {}, "tma_rt")
     assert absent.alt == "Not made yet: the runs of RT, random."
     assert (study.out / "three.svg").is_file()
 
@@ -100,7 +100,7 @@ def test_a_picture_is_told_with_its_result(study: StudyConfig, tmp_path: Path) -
         "tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)],
         "tma_nft": [stored(tmp_path / "nft", "tma_nft", NEAR)],
     }
-    shown = report.comparison(study, "one", runs, "tma_rt", {})
+    shown = report.comparison(study, "one", runs, "tma_rt")
     told = "NFT, nearest first: at most −1.000 nats a token, at step 2, and −0.500 at the end."
     assert shown.alt.endswith(told)
     effect = Effect(GAP, GAP, (0, 0), 0, 0, 0, None)
@@ -125,9 +125,8 @@ def test_tables_are_shown_in_words(study: StudyConfig, tmp_path: Path) -> None:
     }
     told = "Together they are tested on **4** instances of 2 tasks, over 1 seed."
     assert report.tested(runs | {"b": runs["tma_nft"]}).forms["text/markdown"] == told
-    pairs = {"NFT − RT": ("tma_nft", "tma_rt")}
-    both = runs | {"tma_rt": [stored(tmp_path / "rt", "tma_rt", FAR)]}
-    steps = report.courses_table(pairs, both, {})["NFT − RT"]
+    course = effects.course(runs["tma_nft"], [stored(tmp_path / "rt", "tma_rt", FAR)])
+    steps = report.courses_table({"NFT − RT": course})["NFT − RT"]
     assert steps.index.tolist() == ["2", "4"]
     assert steps["2"].startswith("−1.000")
     none = report.saved_effects(study, "none", {})

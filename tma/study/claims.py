@@ -27,6 +27,7 @@ from tma.store import digest, write_json
 from tma.study import arms
 from tma.study.effects import Effect
 from tma.study.exposure import Association
+from tma.study.paper import REPORTED
 from tma.study.settings import StudyConfig
 from tma.study.statistics import Interval, Runs, format_estimate, format_interval, format_range
 
@@ -98,28 +99,6 @@ SHORT = {
     "rule within a round": "rule within a round",
 }
 """Each in a few words."""
-
-
-class Reported(NamedTuple):
-    """What the paper shows for a claim, read off its figures."""
-
-    found: str
-    effect: float | None = None
-    """The same difference as our measure, in nats a token; None: it has no such number."""
-
-
-REPORTED = {
-    "C1": Reported("nearly all of the fall within 50 of 1,800 steps"),
-    "C2": Reported("ROUGE and exact match jump by 5 to 10 points between checkpoints"),
-    "C3": Reported("the loss of a task drops at the step at which data like it arrives"),
-    "C4": Reported("final loss: nearest 0.62, random 0.66, farthest 0.70", -0.04),
-    "C5": Reported("final loss: single instances 0.94, whole tasks 1.06", -0.12),
-    "C6": Reported("loss halfway: NFT 0.50, RT 0.63, FFT 0.84", -0.13),
-    "C7": Reported(
-        "loss of six blocks of five rounds, in turn: 0.61, 0.61, 0.65, 0.675, 0.69, 0.68"
-    ),
-    "C8": Reported("follows from the others; not measured by itself"),
-}
 ONE_SEED = "one seed decides nothing"
 DIFFERENCE = """One seed and few test instances decide nothing. Where the two differ, model, scale
 and chance differ too: this run speaks neither for nor against the published one."""

@@ -128,12 +128,12 @@ def outweighs(
     return combined(signed, measure, spread)
 
 
-def course(
-    first: Sequence[Run], second: Sequence[Run], spread: Spread | None = None
-) -> dict[int, Effect]:
+def course(first: Sequence[Run], second: Sequence[Run]) -> dict[int, Effect]:
     """Return the difference of two orders by step: those that all runs evaluated, and the end.
 
-    Where seeds end at different steps, the end of each stands at the last of them.
+    Where seeds end at different steps, the end of each stands at the last of them. The interval for
+    these tasks needs repeated folds: how far seeds differ depends on the step, so that no spread of
+    another comparison stands for it.
     """
     differences = PairedDifferences.of([(1, first), (-1, second)])
     curves = differences.curves
@@ -141,7 +141,7 @@ def course(
     ends = [int(curve.columns[-1]) for curve in curves]
     values = {int(str(step)): gaps for step, gaps in shared.items() if int(str(step)) < min(ends)}
     values[max(ends)] = differences.read("final")
-    return {step: estimated(gap, differences.instances, spread) for step, gap in values.items()}
+    return {step: estimated(gap, differences.instances, None) for step, gap in values.items()}
 
 
 def widest(course: Mapping[int, Effect]) -> int:

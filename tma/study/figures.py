@@ -95,11 +95,18 @@ BLUE, GREY = STYLES["tma_nft"].colour, STYLES["tma_rt"].colour
 PAPER: dict[str, Any] = {"color": "#C98500", "marker": "D", "markersize": 7, "linestyle": "none"}
 """The paper's own value, in every figure."""
 METRICS = {
-    "loss": "loss (nats a token)",
-    "rouge1": "ROUGE-1 (F-measure)",
-    "rougeL": "ROUGE-L (F-measure)",
-    "exact_match": "exact match (share)",
-    "reward": "reward (no unit)",
+    "loss": "loss",
+    "rouge1": "ROUGE-1",
+    "rougeL": "ROUGE-L",
+    "exact_match": "exact match",
+    "reward": "reward",
+}
+UNITS = {
+    "loss": "nats a token",
+    "rouge1": "F-measure",
+    "rougeL": "F-measure",
+    "exact_match": "share",
+    "reward": "no unit",
 }
 FAMILIES = {"cosine": BLUE, "euclidean": "#6A3D9A", "bigram": "#7A7A00"}
 """Family of a distance → colour, of no order in the same chapter."""
@@ -169,9 +176,10 @@ def comparison_figure(
 ) -> Figure:
     """Return mean test losses and, below them, differences from a baseline (`effects.course`).
 
-    A panel a difference, with both 95% intervals. Grey is how far single seeds of the baseline lie
-    from their mean, if `ranges`: not where seeds test different folds. Diamonds are the differences
-    that the `paper` shows, by share of the steps.
+    A panel a difference, with its 95% intervals: the band is for tasks of other datasets, the two
+    thin lines, where folds were repeated, for these tasks. Grey is how far single seeds of the
+    baseline lie from their mean, if `ranges`: not where seeds test different folds. Diamonds are
+    the differences that the `paper` shows, by share of the steps.
     """
     looks, curves = styles(runs), {order: mean_curves(own) for order, own in runs.items()}
     rows = 1 + math.ceil(len(gaps) / 2)
@@ -217,10 +225,14 @@ def _draw_difference(
     steps = [*course]
     axes.plot(steps, [effect.estimate for effect in course.values()], **look.line)
     axes.axhline(0, **baseline.line | {"linewidth": 1})
-    for kind, alpha in (("datasets", 0.15), ("tasks", 0.3)):
-        ends = np.array([(i.low, i.high) for i in (getattr(e, kind) for e in course.values())])
-        if np.isfinite(ends).all():
-            axes.fill_between(steps, *ends.T, color=look.colour, alpha=alpha, lw=0)
+    others, these = (
+        np.array([[each.low, each.high] for each in intervals]).T
+        for intervals in zip(*((one.datasets, one.tasks) for one in course.values()), strict=True)
+    )
+    if np.isfinite(others).all():
+        axes.fill_between(steps, *others, color=look.colour, alpha=0.2, lw=0)
+    if np.isfinite(these).all():
+        axes.plot(steps, these.T, color=look.colour, linewidth=0.7)
     axes.set_title(look.label, fontsize="medium")
 
 
@@ -228,23 +240,20 @@ def intervals_figure(
     contrasts: Mapping[str, Effect],
     quantity: str = "loss difference (nats a token)",
     band: tuple[float, float] | None = None,
-    paper: Mapping[str, float] | None = None,
 ) -> Figure:
     """Return dots with 95% bars, thick for these tasks and thin for tasks of other datasets.
 
     A dot is full where the interval for these tasks excludes zero. Marks on the thin bar are the
     range when one source dataset is left out. The grey band is how far single seeds lie from their
-    mean (`statistics.seed_range`), a diamond the difference that the `paper` shows.
+    mean (`statistics.seed_range`).
     """
     with drawing(1, 1, WIDTH, 1.2 + 0.4 * len(contrasts)) as (figure, grid):
         axes = grid[0, 0]
         if band is not None:
             axes.axvspan(*band, color=GREY, alpha=0.25, lw=0)
         axes.axvline(0, **STYLES["tma_rt"].line)
-        for row, (name, effect) in enumerate(contrasts.items()):
+        for row, effect in enumerate(contrasts.values()):
             _draw_effect(axes, effect, row)
-            if paper and name in paper:
-                axes.plot([paper[name]], [row], **PAPER)
         names = [STYLES[name].label if name in STYLES else name for name in contrasts]
         axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
         axes.set_yticks(range(len(contrasts)), names)
@@ -312,7 +321,7 @@ def metrics_figure(metric_curves: pd.DataFrame) -> Figure:
                 axes.plot(seed["step"], seed["value"], color=GREY, linewidth=0.8, alpha=0.6)
             mean = table.groupby("step")["value"].mean()
             axes.plot(mean.index, mean.to_numpy(), color=BLUE, linewidth=2, marker="o", ms=4)
-            axes.set_ylabel(METRICS.get(metric, metric))
+            axes.set_ylabel(f"{METRICS[metric]} ({UNITS[metric]})")
             axes.xaxis.set_tick_params(labelbottom=True)
         for axes in grid.flat[len(metrics) :]:
             axes.remove()

@@ -147,7 +147,6 @@ def comparison(
     name: str,
     runs: Runs,
     baseline: str,
-    spreads: effects.Spreads,
     *,
     paper: Mapping[str, Mapping[float, float]] | None = None,
 ) -> Shown:
@@ -158,28 +157,23 @@ def comparison(
     if baseline not in runs:
         note = f"Not made yet: the runs of {named(baseline)}."
         return saved(study, name, figures.note_figure(note), note)
-    spread = spreads.get("area")  # stands for that after a step
     others = {label: own for label, own in runs.items() if label != baseline}
-    gaps = {label: effects.course(own, runs[baseline], spread) for label, own in others.items()}
+    gaps = {label: effects.course(own, runs[baseline]) for label, own in others.items()}
     drawn = figures.comparison_figure(runs, gaps, baseline, ranges=not study.folds, paper=paper)
     told = (f"{named(label)}: {_told(course)}" for label, course in gaps.items())
     alt = f"Mean test loss over training steps, and its difference from {named(baseline)}, for "
     return saved(study, name, drawn, f"{alt}{'; '.join(told)}.")
 
 
-def courses_table(
-    pairs: Mapping[str, tuple[str, str]], runs: Runs, spreads: effects.Spreads
-) -> pd.DataFrame:
+def courses_table(courses: Mapping[str, Mapping[int, Effect]]) -> pd.DataFrame:
     """Return differences by step for display, with the interval for other datasets."""
-    spread = spreads.get("area")
     shown = {
         name: {
             f"{step:,}": statistics.format_interval(one.datasets)
-            for step, one in effects.course(runs[first], runs[second], spread).items()
+            for step, one in course.items()
             if step
         }
-        for name, (first, second) in pairs.items()
-        if {first, second} <= {*runs}
+        for name, course in courses.items()
     }
     return pd.DataFrame(shown).rename_axis(columns="after step")
 
@@ -259,8 +253,7 @@ def closest_to_loss(rougher: Mapping[str, Interval]) -> dict[str, str | Interval
     if not rougher:
         return {}
     name = min(rougher, key=lambda metric: rougher[metric].low)
-    words = figures.METRICS.get(name, name).partition(" (")[0]
-    return {"closest": words, "closest_gap": rougher[name]}
+    return {"closest": figures.METRICS[name], "closest_gap": rougher[name]}
 
 
 def glue(**values: str | float | Interval | Effect | Verdict) -> None:
