@@ -21,7 +21,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from tma.arrange.spec import ORDERS
 from tma.data.describe import check_described, task_sizes, token_counts
@@ -257,14 +257,21 @@ def intervals_figure(
         names = [STYLES[name].label if name in STYLES else name for name in contrasts]
         axes.set(xlabel=quantity, ylim=(len(contrasts) - 0.5, -0.5))
         axes.set_yticks(range(len(contrasts)), names)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
     return figure
 
 
 def _draw_effect(axes: Axes, effect: Effect, row: int) -> None:
     """Draw an effect with both intervals and its range without one dataset in a row."""
-    for interval, width in ((effect.datasets, 1.2), (effect.tasks, 4)):
+    for interval, width, alpha in ((effect.tasks, 8, 0.35), (effect.datasets, 1.2, 1)):
         if math.isfinite(interval.low):
-            axes.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=width)
+            bar: dict[str, Any] = {
+                "color": BLUE,
+                "linewidth": width,
+                "alpha": alpha,
+                "solid_capstyle": "butt",
+            }
+            axes.plot([interval.low, interval.high], [row, row], **bar)
     axes.plot(effect.without_one, [row, row], "|", color=BLUE, markersize=11)
     face = BLUE if effect.tasks.clear else "white"
     dot: dict[str, Any] = {"markerfacecolor": face, "markersize": 8, "zorder": 3}
