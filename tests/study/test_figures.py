@@ -77,16 +77,29 @@ def test_what_the_paper_shows_stands_at_its_share_of_the_steps(runs: dict[str, l
     assert paper.gaps(paper.ROUNDS, "tma_fft")["tma_nft"] == {0.5: pytest.approx(-0.34)}
 
 
+def test_what_the_paper_shows_is_told_in_words() -> None:
+    told = {claim: paper.REPORTED[claim] for claim in ("C4", "C5", "C6")}
+    assert told == {
+        "C4": ("final loss: nearest 0.62, random 0.66, farthest 0.70", -0.04),
+        "C5": ("final loss: single instances 0.94, whole tasks 1.06", -0.12),
+        "C6": ("loss halfway: NFT 0.50, RT 0.63, FFT 0.84", -0.13),
+    }
+
+
 def test_both_intervals_are_drawn_where_they_are_known(runs: dict[str, list[Run]]) -> None:
     gaps = course(runs["tma_nft"], runs["tma_fft"])
     wide = {step: replace(one, datasets=Interval(-1, -2, 0, 4, 1)) for step, one in gaps.items()}
     below, _ = figures.comparison_figure(runs, {"tma_nft": wide}, "tma_fft").axes
     assert len(below.collections) == 1  # of one seed that for these tasks is not known
-    both = {step: replace(one, tasks=Interval(-1, -1.5, -0.5, 4, 1)) for step, one in wide.items()}
+    both = {
+        step: replace(one, tasks=Interval(-1, -1.5 * step, -0.5 * step, 4, 1))
+        for step, one in wide.items()
+    }
     below, _ = figures.comparison_figure(runs, {"tma_nft": both}, "tma_fft").axes
     assert len(below.collections) == 1
-    ends = [float(line.get_ydata()[-1]) for line in below.get_lines()]
-    assert ends[2:] == [-1.5, -0.5]  # after the difference and the line at zero
+    steps, lines = [*both], below.get_lines()[2:]  # after the difference and the line at zero
+    drawn = [[float(at) for at in line.get_ydata()] for line in lines]
+    assert drawn == [[factor * step for step in steps] for factor in (-1.5, -0.5)]
     axes = figures.intervals_figure({"a": next(iter(wide.values()))}).axes[0]
     assert list(axes.get_lines()[1].get_xdata()) == [-2, 0]
 

@@ -1,4 +1,4 @@
-"""What the paper shows, read off its figures: for each claim, and the test loss of orders.
+"""What the paper shows for each claim, and the test losses of its orders, read off its figures.
 
 He et al. (2025), LLaMA-2-7B; one run a curve.
 """
@@ -37,10 +37,10 @@ class Reported(NamedTuple):
     """The same difference as our measure, in nats a token; None: it has no such number."""
 
 
-def _reported(told: str, losses: Losses, order: str, baseline: str, share: float) -> Reported:
-    """Return the losses of a figure in words, one `{}` each, and the difference of two of them."""
-    shown = (f"{own[share]:.2f}" for own in losses.values())
-    return Reported(told.format(*shown), round(gaps(losses, baseline)[order][share], 2))
+def _reported(told: str, losses: Losses, order: str, baseline: str) -> Reported:
+    """Return the losses in words, by order, and the difference of two of them."""
+    shown = {name: next(iter(own.values())) for name, own in losses.items()}
+    return Reported(told.format(**shown), round(shown[order] - shown[baseline], 2))
 
 
 REPORTED = {
@@ -48,12 +48,17 @@ REPORTED = {
     "C2": Reported("ROUGE and exact match jump by 5 to 10 points between checkpoints"),
     "C3": Reported("the loss of a task drops at the step at which data like it arrives"),
     "C4": _reported(
-        "final loss: nearest {}, random {}, farthest {}", SORTED, "nearest", "random", 1.0
+        "final loss: nearest {nearest:.2f}, random {random:.2f}, farthest {farthest:.2f}",
+        *(SORTED, "nearest", "random"),
     ),
     "C5": _reported(
-        "final loss: single instances {}, whole tasks {}", GRAIN, "nearest", "coarse_nearest", 1.0
+        "final loss: single instances {nearest:.2f}, whole tasks {coarse_nearest:.2f}",
+        *(GRAIN, "nearest", "coarse_nearest"),
     ),
-    "C6": _reported("loss halfway: NFT {}, RT {}, FFT {}", ROUNDS, "tma_nft", "tma_rt", 0.5),
+    "C6": _reported(
+        "loss halfway: NFT {tma_nft:.2f}, RT {tma_rt:.2f}, FFT {tma_fft:.2f}",
+        *(ROUNDS, "tma_nft", "tma_rt"),
+    ),
     "C7": Reported(
         "loss of six blocks of five rounds, in turn: 0.61, 0.61, 0.65, 0.675, 0.69, 0.68"
     ),

@@ -40,7 +40,10 @@ def description(study: StudyConfig, config: RunConfig, train: Dataset, test: Dat
         f"instances, {words:.0f} words a training instance on average; {_tasks(train, test)}."
     )
     if study.is_published:
-        return _markdown(f"{told} Seed *s* tests fold *s* mod {study.folds}.")
+        shared = (
+            f"seed *s* tests fold *s* mod {study.folds}, or, without labels, the same instances"
+        )
+        return _markdown(f"{told} These counts are of seed {config.seed}; {shared}.")
     seeds = f"Seeds (of what is drawn and of what is shuffled): {study.seeds}."
     return _markdown(f"{told} {seeds} Hardware: {hardware()}.")
 
