@@ -40,7 +40,8 @@ class Reported(NamedTuple):
 def _reported(told: str, losses: Losses, order: str, baseline: str) -> Reported:
     """Return the losses in words, by order, and the difference of two of them."""
     shown = {name: next(iter(own.values())) for name, own in losses.items()}
-    return Reported(told.format(**shown), round(shown[order] - shown[baseline], 2))
+    [effect] = gaps(losses, baseline)[order].values()
+    return Reported(told.format(**shown), round(effect, 2))
 
 
 REPORTED = {
